@@ -1,0 +1,51 @@
+"""Small real data sets that come with the package; their sources and licences are in LICENSES.md."""
+
+from importlib.resources import as_file, files
+
+import anndata as ad
+from anndata import AnnData
+
+
+def glioblastoma() -> AnnData:
+    """Glioblastoma slices of five patients, with and without panobinostat.
+
+    Slices of freshly resected tumours were kept in culture with 0.2 uM panobinostat, a histone deacetylase
+    inhibitor, or with vehicle. The effect is strong and every patient has both arms: hold out the treated
+    cells of one patient and predict them.
+
+    Returns
+    -------
+    AnnData
+        5,000 cells x 300 genes (58 % non-zero). `X`: raw counts, CSR. `obs`: `patient_id` (5 levels),
+        `condition` (`"ctrl"`, `"panobinostat"`; 500 cells of each in each patient), and what is known of
+        patient and sample. `var`: `gene_id` (Ensembl). Every call reads a fresh copy.
+
+    Notes
+    -----
+    Zhao et al., Deconvolution of cell type-specific drug responses in human tumor tissue with single-cell
+    RNA-seq, Genome Medicine 13:82 (2021), https://doi.org/10.1186/s13073-021-00894-y, GSE148842. The subset
+    of cells and genes is `glioblastoma_example_data` of the Bioconductor package lemur (MIT licence).
+    """
+    return _read("lemur_glioblastoma_panobinostat_300g.h5ad")
+
+
+def pbmc3k() -> AnnData:
+    """Blood mononuclear cells of a healthy donor, in eight types.
+
+    Returns
+    -------
+    AnnData
+        2,638 cells x 2,000 most variable genes (9 % non-zero). `X`: raw counts, CSR. `obs`: `cell_type`
+        (8 levels, from 15 megakaryocytes to 1,144 CD4 T cells). Every call reads a fresh copy.
+
+    Notes
+    -----
+    3k PBMCs from a Healthy Donor, 10x Genomics (2016), CC BY 4.0; here restricted to the labelled cells and
+    to the 2,000 most variable genes. The labels are those of the scanpy tutorial.
+    """
+    return _read("pbmc3k_2000hvg.h5ad")
+
+
+def _read(name: str) -> AnnData:
+    with as_file(files(__package__) / name) as path:
+        return ad.read_h5ad(path)
