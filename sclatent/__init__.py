@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from . import datasets
+from . import datasets, model
 
-__all__ = ["datasets"]
+__all__ = ["datasets", "model"]
 
 __version__ = version("sclatent")

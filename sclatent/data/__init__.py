@@ -1,0 +1,33 @@
+"""From AnnData to minibatches: checks, conditions, genes by name, sparse loaders."""
+
+from ._additive import additive_effects
+from ._checks import (
+    check_categorical,
+    check_counts,
+    check_keys,
+    check_size_factors,
+    check_var_names,
+    get_matrix,
+)
+from ._conditions import Conditions
+from ._genes import align_genes
+from ._library import LibrarySizes
+from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
+
+__all__ = [
+    "CellBatch",
+    "CellRows",
+    "Conditions",
+    "EpochSampler",
+    "LibrarySizes",
+    "TokenRows",
+    "additive_effects",
+    "align_genes",
+    "check_categorical",
+    "check_counts",
+    "check_keys",
+    "check_size_factors",
+    "check_var_names",
+    "get_matrix",
+    "make_loader",
+]

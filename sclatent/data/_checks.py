@@ -1,0 +1,113 @@
+"""Checks of what a user hands over, before any work and before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+BLOCK = 8192  # rows of a backed or dense matrix that are looked at together
+
+
+def get_matrix(adata: AnnData, layer: str | None) -> Any:
+    """Return X or a layer, as it is stored."""
+    if layer is None:
+        if adata.X is None:
+            raise ValueError("adata.X is empty: give layer=, the name of the layer that holds the counts.")
+        return adata.X
+    if layer not in adata.layers:
+        raise KeyError(f"layer={layer!r} is not in adata.layers, which has {list(adata.layers)}.")
+    return adata.layers[layer]
+
+
+def row_blocks(matrix: Any) -> Iterator[tuple[slice, Any]]:
+    """Iterate over blocks of rows in memory, whatever the matrix is: sparse, dense or backed."""
+    for start in range(0, matrix.shape[0], BLOCK):
+        rows = slice(start, min(start + BLOCK, matrix.shape[0]))
+        yield rows, matrix[rows]
+
+
+def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, empty_cells: bool = False) -> None:
+    """Raise a ``ValueError`` unless a matrix holds what a model can be trained on.
+
+    Parameters
+    ----------
+    matrix
+        Cells x genes; sparse, dense or backed.
+    where
+        What to call the matrix in a message.
+    is_count_data
+        Whether values must be whole numbers.
+    empty_cells
+        Whether cells without any count are allowed.
+    """
+    if 0 in matrix.shape:
+        raise ValueError(f"{where} has {matrix.shape[0]} cells and {matrix.shape[1]} genes: there must be some of both.")
+    if sparse.issparse(matrix) and matrix.format == "csc":
+        matrix = matrix.tocsr()
+    for rows, block in row_blocks(matrix):
+        values = np.asarray(block.data if sparse.issparse(block) else block)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{where} has values that are NaN or infinite: remove or replace them.")
+        if (values < 0).any():
+            raise ValueError(
+                f"{where} has negative values (smallest: {values.min():g}); raw counts were expected. Scaled data cannot be "
+                "used: give layer=, the layer that holds the raw counts."
+            )
+        if is_count_data and (values != np.floor(values)).any():
+            example = values[values != np.floor(values)].flat[0]
+            raise ValueError(
+                f"{where} has values that are not whole numbers (such as {example:g}); raw counts were expected. Give layer=, "
+                'the layer that holds the counts, or use is_count_data=False with gene_likelihood="normal" for '
+                "log-normalised values."
+            )
+        empty = np.flatnonzero(np.asarray(block.sum(axis=1)).ravel() == 0)
+        if len(empty) and not empty_cells:
+            raise ValueError(
+                f"{where} has cells without any counts (the first is row {rows.start + empty[0]}): "
+                "remove them, for instance by sc.pp.filter_cells(adata, min_counts=1)."
+            )
+
+
+def check_var_names(adata: AnnData) -> None:
+    """Raise a ``ValueError`` if gene names are not unique."""
+    if not adata.var_names.is_unique:
+        twice = adata.var_names[adata.var_names.duplicated()][0]
+        raise ValueError(f"adata.var_names has duplicates (such as {twice!r}): call adata.var_names_make_unique() first.")
+
+
+def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: int = 1) -> None:
+    """Raise unless a column of obs is complete and has enough levels to condition on."""
+    if key not in obs:
+        raise KeyError(f"{argument}: {key!r} is not a column of adata.obs, which has {list(obs.columns)}.")
+    column = obs[key]
+    if column.isna().any():
+        raise ValueError(
+            f"{argument}: adata.obs[{key!r}] is missing for {int(column.isna().sum())} cells: fill it in or remove those cells."
+        )
+    levels = column.unique()
+    if len(levels) < min_levels:
+        raise ValueError(
+            f"{argument}: adata.obs[{key!r}] has only the level {levels[0]!r}; a condition needs at least {min_levels} levels."
+        )
+
+
+def check_size_factors(obs: pd.DataFrame, key: str) -> None:
+    """Raise unless a column of obs holds positive finite numbers."""
+    if key not in obs:
+        raise KeyError(f"size_factor_key: {key!r} is not a column of adata.obs, which has {list(obs.columns)}.")
+    values = pd.to_numeric(obs[key], errors="coerce").to_numpy(float)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"size_factor_key: adata.obs[{key!r}] must be a positive finite number for every cell.")
+
+
+def check_keys(condition_keys: Sequence[str] | str | None) -> list[str]:
+    """Return condition keys as a list of different names."""
+    keys = [condition_keys] if isinstance(condition_keys, str) else list(condition_keys or [])
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"condition_keys={keys} names a column twice.")
+    return keys

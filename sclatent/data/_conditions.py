@@ -1,0 +1,83 @@
+"""From the names of conditions to codes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sclatent.nn import OPEN
+
+
+class Conditions:
+    """The condition keys of a model and the levels of each.
+
+    Parameters
+    ----------
+    levels
+        Levels of each key, in the order of their codes.
+    """
+
+    def __init__(self, levels: Mapping[str, list[Any]]) -> None:
+        self.levels = {key: list(values) for key, values in levels.items()}
+        self._codes = {key: {level: i for i, level in enumerate(values)} for key, values in self.levels.items()}
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the condition keys."""
+        return list(self.levels)
+
+    @property
+    def n_levels(self) -> list[int]:
+        """Number of levels of each key."""
+        return [len(values) for values in self.levels.values()]
+
+    def encode(self, conditions: Mapping[str, Any] | pd.DataFrame | None, n_cells: int | None = None) -> np.ndarray:
+        """Turn conditions into codes.
+
+        Parameters
+        ----------
+        conditions
+            One level a key for all cells, or a DataFrame with a row a cell. Keys that are not given, and missing values
+            in a DataFrame, are left open. Columns of a DataFrame that are no condition are ignored.
+        n_cells
+            Number of cells; may be left out with a DataFrame.
+
+        Returns
+        -------
+        Codes (cells, n_keys), -1 where a key is open.
+        """
+        if isinstance(conditions, pd.DataFrame):
+            if n_cells is not None and len(conditions) != n_cells:
+                raise ValueError(f"conditions has {len(conditions)} rows, but {n_cells} cells are asked for: give a row a cell.")
+            given = {key: conditions[key] for key in self.keys if key in conditions}
+            if not given and self.keys:
+                raise KeyError(f"conditions has columns {list(conditions.columns)}, none of which is one of {self.keys}.")
+            codes = np.full((len(conditions), len(self.keys)), OPEN)
+            for key, column in given.items():
+                codes[:, self.keys.index(key)] = [OPEN if pd.isna(v) else self._code(key, v) for v in column]
+            return codes
+        conditions = dict(conditions or {})
+        unknown = [key for key in conditions if key not in self.levels]
+        if unknown:
+            raise KeyError(f"conditions: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
+        code = [self._code(key, conditions[key]) if conditions.get(key) is not None else OPEN for key in self.keys]
+        return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
+
+    def _code(self, key: str, level: Any) -> int:
+        code = self._codes[key].get(level)
+        if code is None:
+            raise ValueError(f"conditions: {level!r} is no level of {key!r}, which has {self.levels[key]}.")
+        return code
+
+    def decode(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
+        """Turn codes (cells, n_keys) into a DataFrame of categoricals with the levels of training; open is missing."""
+        return pd.DataFrame(
+            {
+                key: pd.Categorical.from_codes(codes[:, k], categories=values)
+                for k, (key, values) in enumerate(self.levels.items())
+            },
+            index=index,
+        )

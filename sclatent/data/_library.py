@@ -1,0 +1,68 @@
+"""Library sizes of cells that are generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sclatent.nn import OPEN
+
+from ._additive import additive_effects
+
+
+class LibrarySizes:
+    r"""What the training cells say of the library size under a combination of conditions.
+
+    For a combination that was seen in training the library sizes of its cells are drawn from (of all cells that agree
+    with the keys that are given, if some are open). For one that was not,
+
+    .. math:: \ln \ell = \mu + \sum_k \delta_k(c_k) + r
+
+    with the additive model fitted on the training cells and a residual r drawn from theirs.
+
+    Parameters
+    ----------
+    codes
+        Condition codes of the training cells, (cells, n_keys).
+    sizes
+        Their library sizes, (cells,).
+    n_levels
+        Number of levels of each key.
+    """
+
+    def __init__(self, codes: np.ndarray, sizes: np.ndarray, n_levels: Sequence[int]) -> None:
+        self.codes = np.asarray(codes)
+        self.sizes = np.asarray(sizes, dtype=np.float64)
+        constant, effects = additive_effects(self.codes, np.log(self.sizes)[:, None], n_levels)
+        self._constant = float(constant[0])
+        self._effects = [np.append(effect[:, 0], 0.0) for effect in effects]  # code -1 (open) has no effect
+        self._residuals = np.log(self.sizes) - self._log_mean(self.codes)
+
+    def _log_mean(self, codes: np.ndarray) -> np.ndarray:
+        return self._constant + sum((e[codes[:, k]] for k, e in enumerate(self._effects)), np.zeros(len(codes)))
+
+    def draw(self, codes: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a library size for every cell.
+
+        Parameters
+        ----------
+        codes
+            Condition codes, (cells, n_keys), -1 where a key is open.
+        uniforms
+            A uniform random number a cell, (cells,).
+
+        Returns
+        -------
+        Library sizes (cells,), and whether the combination of each was seen in training (cells,).
+        """
+        sizes, seen = np.empty(len(codes)), np.ones(len(codes), dtype=bool)
+        combinations, index = np.unique(codes, axis=0, return_inverse=True)
+        for i, combination in enumerate(combinations):
+            cells = index.ravel() == i
+            pool = self.sizes[((self.codes == combination) | (combination == OPEN)).all(axis=1)]
+            if not len(pool):
+                seen[cells] = False
+                pool = np.exp(self._log_mean(combination[None]) + self._residuals)
+            sizes[cells] = pool[(uniforms[cells] * len(pool)).astype(int)]
+        return sizes, seen

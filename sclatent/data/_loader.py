@@ -1,0 +1,157 @@
+"""From AnnData to minibatches of sparse rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sclatent.nn import CellSets
+
+
+@dataclass(frozen=True)
+class CellBatch:
+    """A minibatch: cells as sets, with library sizes, condition codes and batch codes."""
+
+    sets: CellSets
+    library: Tensor  # (cells,)
+    conditions: Tensor  # (cells, n_keys)
+    batch: Tensor  # (cells,)
+
+    def __len__(self) -> int:
+        return self.sets.n_cells
+
+    def to(self, device: torch.device | str, **kwargs: object) -> CellBatch:
+        """Copy to a device."""
+        fields = (t.to(device, **kwargs) for t in (self.library, self.conditions, self.batch))
+        return CellBatch(self.sets.to(device, **kwargs), *fields)
+
+
+class CellRows(Dataset):
+    """Cells by position, read as sparse rows from memory or, if the matrix is backed, from disk.
+
+    Parameters
+    ----------
+    matrix
+        Cells x genes: sparse, dense or backed. A CSC matrix is turned into CSR once.
+    panel
+        For each column of the matrix the gene of the model, -1 for a gene that the model does not know.
+    library
+        Library sizes, (cells,); by default the total of each cell over the genes of the model.
+    conditions, batch
+        Condition codes (cells, n_keys) and batch codes (cells,).
+    cells
+        The rows that the data set consists of; all of them by default.
+    """
+
+    def __init__(
+        self,
+        matrix: Any,
+        panel: np.ndarray,
+        library: np.ndarray | None,
+        conditions: np.ndarray,
+        batch: np.ndarray,
+        cells: Sequence[int] | None = None,
+    ) -> None:
+        self.matrix = matrix.tocsr() if sparse.issparse(matrix) else matrix
+        self.known = np.flatnonzero(panel >= 0)
+        self.panel = torch.from_numpy(panel[self.known].astype(np.int64))
+        self.library, self.conditions, self.batch = library, conditions, batch
+        self.cells = np.arange(matrix.shape[0]) if cells is None else np.asarray(cells)
+
+    def subset(self, positions: np.ndarray) -> CellRows:
+        """Return some of the cells, by position among ``cells``; nothing is copied."""
+        other = object.__new__(CellRows)
+        other.__dict__.update(self.__dict__, cells=self.cells[positions])
+        return other
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def rows(self, positions: Sequence[int]) -> sparse.csr_matrix:
+        """Read cells as sparse rows over the genes that the model knows, with sorted columns."""
+        cells = self.cells[np.asarray(positions)]
+        order = np.argsort(cells, kind="stable")  # backed files want increasing rows
+        unique, inverse = np.unique(cells[order], return_inverse=True)
+        block = sparse.csr_matrix(self.matrix[unique])[inverse[np.argsort(order, kind="stable")]]
+        if len(self.known) < block.shape[1]:
+            block = block[:, self.known]
+        block.sort_indices()
+        block.eliminate_zeros()
+        return block
+
+    def __getitem__(self, positions: Sequence[int]) -> CellBatch:
+        """Read a minibatch by the positions of its cells."""
+        block = self.rows(positions)
+        cells = self.cells[np.asarray(positions)]
+        totals = np.asarray(block.sum(axis=1)).ravel()
+        library = totals if self.library is None else self.library[cells]
+        sets = CellSets(
+            panel=self.panel,
+            cell=torch.from_numpy(np.repeat(np.arange(len(cells)), np.diff(block.indptr))),
+            column=torch.from_numpy(block.indices.astype(np.int64)),
+            count=torch.from_numpy(block.data.astype(np.float32)),
+            n_cells=len(cells),
+        )
+        return CellBatch(
+            sets,
+            library=torch.from_numpy(library.astype(np.float32)),
+            conditions=torch.from_numpy(self.conditions[cells]),
+            batch=torch.from_numpy(self.batch[cells]),
+        )
+
+
+class EpochSampler(Sampler[list[int]]):
+    """Minibatches of positions in an order that depends on seed and epoch alone, so that training can be resumed.
+
+    Lightning calls :meth:`set_epoch` before each epoch.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
+        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.n)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        for start in range(0, self.n, self.batch_size):
+            yield order[start : start + self.batch_size].tolist()
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False) -> DataLoader:
+    """Make a loader of a data set that reads a whole minibatch at once, by a list of positions."""
+    sampler = EpochSampler(len(data), batch_size, seed, shuffle)
+    return DataLoader(data, sampler=sampler, batch_size=None, collate_fn=_as_is)
+
+
+class TokenRows(Dataset):
+    """Tokens and condition codes of cells, by position: what stage two trains on."""
+
+    def __init__(self, tokens: Tensor, codes: Tensor) -> None:
+        self.tokens, self.codes = tokens, codes
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Read a minibatch by the positions of its cells."""
+        index = torch.as_tensor(positions)
+        return self.tokens[index], self.codes[index]

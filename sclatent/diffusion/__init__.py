@@ -1,0 +1,7 @@
+"""The mathematics of diffusion, without networks: processes, solvers, guidance."""
+
+from ._guidance import classifier_free
+from ._process import LinearFlow
+from ._solvers import adaptive, euler, heun, solve
+
+__all__ = ["LinearFlow", "adaptive", "classifier_free", "euler", "heun", "solve"]

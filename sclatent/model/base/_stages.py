@@ -1,0 +1,175 @@
+"""Training of one stage: checkpoints, resumption, early stopping, the best weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from scvi.train import Trainer
+from torch.utils.data import DataLoader
+
+from sclatent.train import BestWeights, History, ProgressBar, StagePlan, TrainingDivergedError
+
+logger = logging.getLogger(__name__)
+
+
+class StageDirectory:
+    """Where an interrupted training finds what it needs to go on, one checkpoint a stage.
+
+    Parameters
+    ----------
+    path
+        The folder; made when it is first written to.
+    settings
+        Everything that determines the result. A checkpoint made under other settings is refused.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.settings = json.loads(json.dumps(settings, default=str))
+        self._settings_file = self.path / "settings.json"
+
+    def prepare(self) -> None:
+        """Make the folder, or check that what is in it belongs to this training."""
+        if self._settings_file.exists():
+            found = json.loads(self._settings_file.read_text())
+            differing = sorted(k for k in self.settings | found if self.settings.get(k) != found.get(k))
+            if differing:
+                raise ValueError(
+                    f"checkpoint_dir={str(self.path)!r} holds an interrupted training with other settings "
+                    f"({', '.join(differing)}): use the same settings to resume it, or another folder."
+                )
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._settings_file, json.dumps(self.settings, indent=1).encode())
+
+    def checkpoint(self, stage: str) -> Path:
+        """File of the checkpoint of a stage in progress."""
+        return self.path / f"{stage}.ckpt"
+
+    def finished(self, stage: str) -> Path:
+        """File of the outcome of a stage that is done."""
+        return self.path / f"{stage}.done.pt"
+
+    def clear(self) -> None:
+        """Remove the files: the training is complete and the model in memory has it all."""
+        for file in (*self.path.glob("*.ckpt"), *self.path.glob("*.done.pt"), self._settings_file):
+            file.unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Write a file so that at every moment either the old content or the new one stands there, whole."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(temporary, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, file)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Short hash of what is given, to tell whether two trainings are the same."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode() if not isinstance(part, bytes) else part)
+    return digest.hexdigest()[:16]
+
+
+def fit_stage(
+    plan: StagePlan,
+    train_loader: DataLoader,
+    validation_loader: DataLoader | None,
+    *,
+    description: str,
+    n_cells: int,
+    max_epochs: int,
+    accelerator: str,
+    devices: int | str | list[int],
+    early_stopping: bool,
+    early_stopping_patience: int,
+    callbacks: Sequence[Callback],
+    directory: StageDirectory | None,
+    progress_bar: bool,
+    **trainer_kwargs: Any,
+) -> dict[str, pd.DataFrame]:
+    """Train one stage and leave the best weights in the plan.
+
+    Returns
+    -------
+    History, a table a metric.
+
+    Raises
+    ------
+    TrainingDivergedError
+        If the loss is no longer finite. The plan then holds the last good weights.
+    """
+    history, best = History(), BestWeights()
+    if directory is not None and directory.finished(plan.name).exists():
+        logger.info("%s: already trained, taken from %s.", description, directory.path)
+        outcome = torch.load(directory.finished(plan.name), weights_only=True)
+        history.load_state_dict(outcome["history"])
+        best.load_state_dict(outcome["best"])
+        best.restore(plan)
+        return history.to_frames()
+
+    watchers: list[Callback] = [history, best, *callbacks]
+    if progress_bar:
+        watchers.append(ProgressBar(description, n_cells))
+    if early_stopping and validation_loader is not None:
+        watchers.append(EarlyStopping(f"{plan.name}_loss_validation", patience=early_stopping_patience))
+    resume_from = None
+    if directory is not None:
+        directory.prepare()
+        watchers.append(ModelCheckpoint(directory.path, plan.name, save_on_train_epoch_end=True, enable_version_counter=False))
+        if directory.checkpoint(plan.name).exists():
+            resume_from = str(directory.checkpoint(plan.name))
+            logger.info("%s: resumed from %s.", description, resume_from)
+
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        max_epochs=max_epochs,
+        callbacks=watchers,
+        logger=False,
+        early_stopping=False,
+        check_val_every_n_epoch=1,
+        enable_checkpointing=False if directory is None else None,
+        enable_progress_bar=progress_bar,
+        simple_progress_bar=False,
+        gradient_clip_val=1.0,
+        **trainer_kwargs,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers")
+            warnings.filterwarnings("ignore", message=".*exists and is not empty")
+            trainer.fit(plan, train_loader, validation_loader, ckpt_path=resume_from)
+    except TrainingDivergedError:
+        best.restore(plan)
+        raise
+    best.restore(plan)
+    plan.to(trainer.strategy.root_device)
+    if directory is not None:
+        outcome = {"history": history.state_dict(), "best": best.state_dict()}
+        torch.save(outcome, temporary := directory.path / f".{plan.name}.{os.getpid()}")
+        os.replace(temporary, directory.finished(plan.name))
+    return history.to_frames()
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning from printing which devices it found, at every stage."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+

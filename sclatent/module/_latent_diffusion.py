@@ -1,0 +1,21 @@
+"""The parts of a latent diffusion model, held together."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ._standardize import Standardize
+
+
+class LatentDiffusion(nn.Module):
+    """An autoencoder, the standardisation of its tokens, and a denoiser of standardised tokens."""
+
+    def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.standardize = standardize
+        self.denoiser = denoiser
+
+    def decode(self, tokens: Tensor, panel: Tensor, batch: Tensor) -> Tensor:
+        """Decode standardised tokens (cells, n_tokens, token_dim) to logits (cells, len(panel))."""
+        return self.autoencoder.decode(self.standardize.inverse(tokens), panel, batch)

@@ -1,0 +1,192 @@
+r"""Distributions of counts around the mean that the decoder gives, one class each.
+
+All take logits :math:`s_{bg}` of the decoder, and of the cells what is above zero, and know four things: the mean, the
+log-likelihood, how to draw, and how to carry a measured cell from one mean to another. Log-likelihoods are summed over the
+elements above zero and over one dense term, because the expensive functions (lgamma) vanish where the count is zero.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sclatent.nn import CellSets
+
+
+class GeneLikelihood(nn.Module, ABC):
+    """Base of the likelihoods.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes of the model.
+    """
+
+    is_count = True
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__()
+        self.n_genes = n_genes
+
+    def mean(self, logits: Tensor, library: Tensor) -> Tensor:
+        """Mean of every gene, (cells, genes): library size times the softmax of the logits over the genes given."""
+        return library[:, None] * logits.softmax(dim=-1)
+
+    @abstractmethod
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
+        """Log-likelihood of cells, (cells,), under logits (cells, n_measured) and library sizes (cells,)."""
+
+    @abstractmethod
+    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw values of one cell from its mean (genes,)."""
+
+    @abstractmethod
+    def transport(
+        self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Carry the values ``x`` (genes,) of one measured cell from its mean to a new mean.
+
+        Abduction, action, prediction (Pearl 2009, section 7.1): what the mean leaves unexplained in the cell is kept.
+        If ``x`` follows the distribution at ``mean``, the result follows it at ``new_mean``; where the two means
+        agree, the cell stays as it is.
+        """
+
+    def _carry_poisson(self, x: np.ndarray, ratio: np.ndarray, rate: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Carry Poisson counts of rate ``rate`` to rate ``ratio * rate``: thin them, or add what is missing."""
+        thinned = rng.binomial(x.astype(np.int64), np.minimum(ratio, 1.0))
+        return thinned + rng.poisson(np.maximum(ratio - 1.0, 0.0) * rate)
+
+
+class Poisson(GeneLikelihood):
+    """Poisson counts."""
+
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:  # noqa: D102
+        log_rho = logits.log_softmax(dim=-1)[sets.cell, sets.column]
+        element = sets.count * (log_rho + library.log()[sets.cell]) - torch.lgamma(sets.count + 1)
+        return (-library).index_add(0, sets.cell, element)  # the means of a cell add up to its library size
+
+    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+        return rng.poisson(mean)
+
+    def transport(  # noqa: D102
+        self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        return self._carry_poisson(x, new_mean / mean, mean, rng)
+
+
+class NegativeBinomial(GeneLikelihood):
+    r"""Negative binomial counts, one inverse dispersion :math:`\theta_g` a gene: variance :math:`\mu + \mu^2 / \theta`."""
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__(n_genes)
+        self.log_theta = nn.Parameter(torch.zeros(n_genes))
+
+    def _split_log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> tuple[Tensor, Tensor, Tensor]:
+        """Return softplus(r) (cells, genes), theta (genes,) and what elements above zero add (n_elements,).
+
+        With r = ln mu - ln theta the log-likelihood is -theta softplus(r) + x (r - softplus(r)) + lgamma terms.
+        """
+        log_theta = self.log_theta[sets.panel]
+        theta = log_theta.exp()
+        r = logits.log_softmax(dim=-1) + library.log()[:, None] - log_theta
+        softplus = F.softplus(r)
+        r_above, theta_above = r[sets.cell, sets.column], theta[sets.column]
+        element = (
+            sets.count * F.logsigmoid(r_above)
+            + torch.lgamma(sets.count + theta_above)
+            - torch.lgamma(theta_above)
+            - torch.lgamma(sets.count + 1)
+        )
+        return softplus, theta, element
+
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:  # noqa: D102
+        softplus, theta, element = self._split_log_prob(logits, library, sets)
+        return (-(softplus @ theta)).index_add(0, sets.cell, element)
+
+    def _theta(self, genes: np.ndarray) -> np.ndarray:
+        return self.log_theta.detach().exp().cpu().numpy().astype(np.float64)[genes]
+
+    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+        theta = self._theta(genes)
+        return rng.poisson(rng.gamma(theta, mean / theta))
+
+    def transport(  # noqa: D102
+        self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        theta = self._theta(genes)
+        rate = rng.gamma(theta + x, 1 / (theta / mean + 1))  # posterior of the Poisson rate behind x
+        return self._carry_poisson(x, new_mean / mean, rate, rng)
+
+
+class ZeroInflatedNegativeBinomial(NegativeBinomial):
+    r"""Negative binomial counts that are lost with a probability :math:`\pi_g` of the gene."""
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__(n_genes)
+        self.dropout_logit = nn.Parameter(torch.full((n_genes,), -3.0))
+
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:  # noqa: D102
+        softplus, theta, element = self._split_log_prob(logits, library, sets)
+        lost = self.dropout_logit[sets.panel]
+        log_zero = torch.logaddexp(lost, -theta * softplus) - F.softplus(lost)  # ln(pi + (1 - pi) NB(0))
+        at = (sets.cell, sets.column)
+        above = F.logsigmoid(-lost)[sets.column] - (theta * softplus)[at] + element - log_zero[at]
+        return log_zero.sum(dim=-1).index_add(0, sets.cell, above)
+
+    def _lost(self, genes: np.ndarray) -> np.ndarray:
+        return self.dropout_logit.detach().sigmoid().cpu().numpy().astype(np.float64)[genes]
+
+    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+        kept = rng.random(len(genes)) >= self._lost(genes)
+        return kept * super().draw(mean, genes, rng)
+
+    def transport(  # noqa: D102
+        self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        theta, lost = self._theta(genes), self._lost(genes)
+        zero = (1 - lost) * np.exp(-theta * np.log1p(mean / theta))
+        kept = (x > 0) | (rng.random(len(genes)) >= lost / (lost + zero))  # a count that was lost stays lost
+        return kept * super().transport(x, mean, new_mean, genes, rng)
+
+
+class Normal(GeneLikelihood):
+    """Normal values around the logits, one standard deviation a gene: for log-normalised input."""
+
+    is_count = False
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__(n_genes)
+        self.log_sd = nn.Parameter(torch.zeros(n_genes))
+
+    def mean(self, logits: Tensor, library: Tensor) -> Tensor:
+        """Mean of every gene, (cells, genes): the logits themselves."""
+        return logits
+
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:  # noqa: D102
+        log_sd = self.log_sd[sets.panel]
+        standardised = (sets.dense() - logits) * torch.exp(-log_sd)
+        constant = log_sd.sum() + 0.5 * math.log(2 * math.pi) * len(sets.panel)
+        return -0.5 * standardised.square().sum(dim=-1) - constant
+
+    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw values of one cell; values below zero, which log-normalised data cannot have, become zero."""
+        sd = self.log_sd.detach().exp().cpu().numpy()[genes]
+        return np.maximum(rng.normal(mean, sd), 0.0)
+
+    def transport(  # noqa: D102
+        self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        return np.maximum(x + (new_mean - mean), 0.0)
+
+
+LIKELIHOODS: dict[str, type[GeneLikelihood]] = {
+    "nb": NegativeBinomial,
+    "zinb": ZeroInflatedNegativeBinomial,
+    "poisson": Poisson,
+    "normal": Normal,
+}

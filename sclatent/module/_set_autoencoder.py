@@ -1,0 +1,120 @@
+"""The set autoencoder: a cell is a set of genes, its latent is a handful of tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sclatent.nn import Block, CellSets, SetPooling, SetReadout
+
+from ._likelihood import LIKELIHOODS
+
+
+class SetAutoencoder(nn.Module):
+    """Permutation-invariant encoder and permutation-equivariant decoder (scLDM, arXiv 2511.02986, section 3.1).
+
+    genes and counts -> cross-attention to learned queries -> self-attention blocks -> normalised tokens
+    -> self-attention blocks -> cross-attention from the genes -> parameters of a count distribution.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes that the model knows.
+    n_batches
+        Number of batches; the decoder is told the batch, so that the tokens need not carry it.
+    n_tokens, token_dim
+        Shape of the latent of a cell.
+    width, n_blocks, n_heads
+        Width of the transformer, number of its blocks on either side, and heads of every attention.
+    gene_dim
+        Width of the gene embedding, shared by encoder and decoder.
+    gene_likelihood
+        ``"nb"``, ``"zinb"``, ``"poisson"`` or ``"normal"``.
+    variational
+        Whether the encoder gives a normal distribution over tokens (for the paper's ELBO) and not tokens.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_batches: int = 1,
+        n_tokens: int = 16,
+        token_dim: int = 16,
+        width: int = 64,
+        n_blocks: int = 2,
+        n_heads: int = 4,
+        gene_dim: int = 64,
+        gene_likelihood: str = "nb",
+        variational: bool = False,
+    ) -> None:
+        super().__init__()
+        self.token_dim = token_dim
+        pooled_dim = token_dim  # what a token reads from the genes and writes to them is as wide as the token
+        head_dim = pooled_dim // n_heads
+        self.genes = nn.Parameter(torch.randn(n_genes, gene_dim))
+        self.gene_bias = nn.Parameter(torch.zeros(n_genes))
+        self.likelihood = LIKELIHOODS[gene_likelihood](n_genes)
+
+        self.pooling = SetPooling(gene_dim, n_tokens, n_heads, head_dim, n_genes)
+        self.queries = nn.Parameter(0.02 * torch.randn(n_tokens, width))
+        self.embed = nn.Linear(pooled_dim, width)
+        self.encoder = nn.Sequential(*(Block(width, n_heads) for _ in range(n_blocks)), nn.LayerNorm(width))
+        self.to_tokens = nn.Linear(width, token_dim)
+        self.to_log_sd = nn.Linear(width, token_dim) if variational else None
+
+        self.from_tokens = nn.Linear(token_dim, width)
+        self.addresses = nn.Parameter(0.02 * torch.randn(n_tokens, width))
+        self.batches = nn.Embedding(n_batches, width)
+        nn.init.zeros_(self.batches.weight)
+        self.decoder = nn.Sequential(*(Block(width, n_heads) for _ in range(n_blocks)), nn.LayerNorm(width))
+        self.to_values = nn.Linear(width, pooled_dim)
+        self.readout = SetReadout(gene_dim, n_tokens, n_heads, head_dim)
+
+    def _encode(self, sets: CellSets) -> tuple[Tensor, Tensor]:
+        """Normalised tokens (cells, n_tokens, token_dim), and the features they were made from."""
+        pooled = self.pooling(self.genes[sets.panel], sets.dense())  # (cells, n_tokens, pooled_dim)
+        h = self.encoder(self.queries + self.embed(pooled))
+        return F.layer_norm(self.to_tokens(h), (self.token_dim,)), h
+
+    def encode(self, sets: CellSets) -> Tensor:
+        """Encode cells as tokens, (cells, n_tokens, token_dim), each with mean 0 and variance 1."""
+        return self._encode(sets)[0]
+
+    def decode(self, tokens: Tensor, panel: Tensor, batch: Tensor) -> Tensor:
+        """Decode tokens (cells, n_tokens, token_dim) at the genes in ``panel``.
+
+        Returns
+        -------
+        Logits (cells, len(panel)), from which ``likelihood.mean(logits, library)`` makes the mean counts.
+        """
+        h = self.from_tokens(tokens) + self.addresses + self.batches(batch)[:, None]
+        values = self.to_values(self.decoder(h))  # (cells, n_tokens, pooled_dim)
+        return self.readout(self.genes[panel], values) + self.gene_bias[panel]
+
+    def forward(
+        self, sets: CellSets, library: Tensor, batch: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Reconstruct cells.
+
+        Parameters
+        ----------
+        sets, library, batch
+            Cells, their library sizes (cells,) and batch codes (cells,).
+        generator
+            Source of the noise on variational tokens; without it the tokens are the means.
+
+        Returns
+        -------
+        Negative log-likelihood and KL divergence of each cell, both (cells,); the latter is 0 unless variational.
+        """
+        tokens, h = self._encode(sets)
+        kl = tokens.new_zeros(len(tokens))
+        if self.to_log_sd is not None:
+            log_sd = self.to_log_sd(h).clamp(-7, 2)
+            kl = 0.5 * (tokens.square() + torch.exp(2 * log_sd) - 1 - 2 * log_sd).sum(dim=(1, 2))  # to N(0, I)
+            if generator is not None:
+                noise = torch.randn(tokens.shape, generator=generator, device=tokens.device)
+                tokens = tokens + log_sd.exp() * noise
+        logits = self.decode(tokens, sets.panel, batch)
+        return -self.likelihood.log_prob(logits, library, sets), kl

@@ -1,0 +1,30 @@
+"""Standardisation of tokens, fitted once and kept with the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardize(nn.Module):
+    """Shift and scale every coordinate of the tokens to mean 0 and variance 1 over the training cells."""
+
+    eps = 1e-3  # a coordinate that is constant over the cells must not be blown up
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("sd", torch.ones(shape))
+
+    def fit(self, tokens: Tensor) -> None:
+        """Take mean and standard deviation from tokens (cells, *shape)."""
+        self.mean.copy_(tokens.mean(dim=0))
+        self.sd.copy_(tokens.std(dim=0, correction=0).clamp(min=self.eps))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Standardise tokens (cells, *shape)."""
+        return (tokens - self.mean) / self.sd
+
+    def inverse(self, standardised: Tensor) -> Tensor:
+        """Undo :meth:`forward`."""
+        return standardised * self.sd + self.mean

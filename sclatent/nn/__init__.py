@@ -1,0 +1,20 @@
+"""Layers: attention between genes and tokens, embeddings of time and of conditions."""
+
+from ._attention import AdaLNBlock, Block, SelfAttention
+from ._conditions import OPEN, ConditionEmbedding, ConditionMean
+from ._set_attention import SetPooling, SetReadout
+from ._sets import CellSets
+from ._time import TimeEmbedding
+
+__all__ = [
+    "OPEN",
+    "AdaLNBlock",
+    "Block",
+    "CellSets",
+    "ConditionEmbedding",
+    "ConditionMean",
+    "SelfAttention",
+    "SetPooling",
+    "SetReadout",
+    "TimeEmbedding",
+]

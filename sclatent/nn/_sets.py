@@ -1,0 +1,41 @@
+"""Cells as sets of (gene, count)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CellSets:
+    """A minibatch of cells, each a set of (gene, count); genes that were not measured are not in it.
+
+    The genes that were measured as zero are implied: they are in ``panel`` and have no element.
+
+    Attributes
+    ----------
+    panel
+        The genes that were measured, as indices into the genes of the model, (n_measured,).
+    cell, column, count
+        Elements with a count above zero: cell, position in ``panel`` and count, each (n_elements,).
+    n_cells
+        Number of cells.
+    """
+
+    panel: Tensor
+    cell: Tensor
+    column: Tensor
+    count: Tensor
+    n_cells: int
+
+    def dense(self) -> Tensor:
+        """Counts as a matrix (n_cells, n_measured)."""
+        counts = self.count.new_zeros(self.n_cells, len(self.panel))
+        return counts.index_put_((self.cell, self.column), self.count)
+
+    def to(self, device: torch.device | str, **kwargs: object) -> CellSets:
+        """Copy to a device."""
+        moved = (t.to(device, **kwargs) for t in (self.panel, self.cell, self.column, self.count))
+        return CellSets(*moved, self.n_cells)

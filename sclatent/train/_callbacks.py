@@ -1,0 +1,122 @@
+"""What watches over training: progress, history, the best weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from tqdm.auto import tqdm
+
+
+class ProgressBar(LightningProgressBar):
+    """One bar a stage: epoch, loss, cells/s and the time that is left."""
+
+    def __init__(self, description: str, n_cells: int) -> None:
+        super().__init__()
+        self.description, self.n_cells = description, n_cells
+        self._bar: tqdm | None = None
+        self._enabled = True
+
+    def disable(self) -> None:  # noqa: D102
+        self._enabled = False
+
+    def enable(self) -> None:  # noqa: D102
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        self._bar = tqdm(
+            total=trainer.max_epochs * self.n_cells,
+            initial=trainer.current_epoch * self.n_cells,
+            disable=not self._enabled,
+            desc=self.description,
+            unit=" cells",
+            unit_scale=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {rate_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        self._bar.set_description(f"{self.description}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._bar.update(len(batch[0]) if isinstance(batch, tuple) else len(batch))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        metrics = {
+            label: f"{float(trainer.callback_metrics[key]):.4g}"
+            for label, key in (("loss", f"{pl_module.name}_loss_train"), ("validation", f"{pl_module.name}_loss_validation"))
+            if key in trainer.callback_metrics
+        }
+        self._bar.set_postfix(metrics)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class History(Callback):
+    """The metrics of every epoch; part of the checkpoint, so that a resumed training has its past."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, dict[int, float]] = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        for key, value in trainer.callback_metrics.items():
+            self.metrics.setdefault(key, {})[trainer.current_epoch] = float(value)
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self.metrics = state_dict["metrics"]
+
+    def to_frames(self) -> dict[str, pd.DataFrame]:
+        """One table a metric with a row an epoch, as in scvi-tools."""
+        return {
+            key: pd.DataFrame({key: values}).rename_axis("epoch") for key, values in self.metrics.items()
+        }
+
+
+class BestWeights(Callback):
+    """Keeps the weights of the best epoch (of the last one without validation), and puts them back at the end.
+
+    ``weights`` starts with what training starts from, so that there is always something good to go back to.
+    """
+
+    def __init__(self) -> None:
+        self.best = float("inf")
+        self.epoch = -1
+        self.weights: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        if not self.weights:
+            self._keep(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+        value = float(trainer.callback_metrics.get(f"{pl_module.name}_loss_validation", float("-inf")))
+        if value <= self.best:
+            self.best, self.epoch = value, trainer.current_epoch
+            self._keep(pl_module)
+
+    def _keep(self, pl_module: pl.LightningModule) -> None:
+        self.weights = {key: value.detach().cpu().clone() for key, value in pl_module.state_dict().items()}
+
+    def restore(self, pl_module: pl.LightningModule) -> None:
+        """Put the kept weights back."""
+        pl_module.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"best": self.best, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self.best, self.epoch, self.weights = (state_dict[k] for k in ("best", "epoch", "weights"))

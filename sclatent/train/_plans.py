@@ -1,0 +1,178 @@
+"""What each of the two stages minimises, and how."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from sclatent.data import CellBatch
+from sclatent.diffusion import LinearFlow
+from sclatent.module import DiT, SetAutoencoder
+from sclatent.nn import OPEN
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class StagePlan(pl.LightningModule):
+    """What the stages share: AdamW with warm-up and cosine decay, reproducible noise, and a guard against NaN.
+
+    Parameters
+    ----------
+    name
+        Name of the stage, which its metrics start with.
+    lr, weight_decay, betas
+        Of AdamW.
+    n_warmup_steps
+        Steps over which the learning rate rises; from there it falls along a cosine to ``lr_floor`` of its height.
+    seed
+        Seed of everything drawn in training.
+    """
+
+    lr_floor = 0.02
+
+    def __init__(
+        self,
+        name: str,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        n_warmup_steps: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.name, self.seed = name, seed
+        self.lr, self.weight_decay, self.betas, self.n_warmup_steps = lr, weight_decay, betas, n_warmup_steps
+
+    def configure_optimizers(self) -> dict[str, Any]:  # noqa: D102
+        parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        n_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        n_warmup = min(self.n_warmup_steps, n_steps // 5)
+
+        def schedule(step: int) -> float:
+            if step < n_warmup:
+                return (step + 1) / (n_warmup + 1)
+            progress = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
+            return self.lr_floor + (1 - self.lr_floor) * (1 + math.cos(math.pi * progress)) / 2
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the noise of this epoch by its number, so that a resumed training draws what it would have drawn."""
+        self.generator = self._new_generator(1 + self.current_epoch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Draw the same noise in every validation, so that losses can be compared."""
+        self.validation_generator = self._new_generator(0)
+
+    def _new_generator(self, stream: int) -> torch.Generator:
+        return torch.Generator(device=self.device).manual_seed(self.seed * 1_000_003 + stream)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: D102
+        return self._log_mean(self.losses(batch, self.generator), "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        self._log_mean(self.validation_losses(batch, self.validation_generator), "validation")
+
+    def validation_losses(self, batch: Any, generator: torch.Generator) -> Tensor:
+        """Loss of each cell in validation, (cells,)."""
+        return self.losses(batch, generator)
+
+    def _log_mean(self, losses: Tensor, split: str) -> Tensor:
+        loss = losses.mean()
+        if not torch.isfinite(loss):
+            raise TrainingDivergedError(
+                f"The {split} loss of the {self.name} became {float(loss.detach())} in epoch {self.current_epoch + 1}. The "
+                f'last good weights are kept. Train with a lower learning rate: plan_kwargs={{"{self.name}": '
+                f'{{"lr": {self.lr / 4:g}}}}}.'
+            )
+        self.log(f"{self.name}_loss_{split}", loss, on_step=False, on_epoch=True, batch_size=len(losses))
+        return loss
+
+
+class AutoencoderPlan(StagePlan):
+    r"""Stage one: the negative log-likelihood of the counts, plus ``kl_weight`` times the KL divergence to N(0, I)."""
+
+    def __init__(
+        self,
+        autoencoder: SetAutoencoder,
+        kl_weight: float = 0.0,
+        lr: float = 2e-3,
+        weight_decay: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__("autoencoder", lr, weight_decay, **kwargs)
+        self.trained = autoencoder
+        self.kl_weight = kl_weight
+
+    def losses(self, batch: CellBatch, generator: torch.Generator) -> Tensor:
+        """Loss of each cell, (cells,)."""
+        nll, kl = self.trained(batch.sets, batch.library, batch.batch, generator)
+        return nll + self.kl_weight * kl
+
+
+class DiffusionPlan(StagePlan):
+    """Stage two: the flow-matching loss on standardised tokens, with dropout of conditions and averaged weights.
+
+    Parameters
+    ----------
+    denoiser
+        What is trained.
+    dropout_all
+        Probability that a cell loses all its conditions, which trains the unconditional model of guidance.
+    dropout_key
+        Probability of each condition to be lost on its own, which lets any subset of conditions be given.
+    ema_decay
+        Decay of the exponential moving average of the weights. The average is what is validated and what samples.
+    """
+
+    def __init__(
+        self,
+        denoiser: DiT,
+        dropout_all: float = 0.1,
+        dropout_key: float = 0.1,
+        ema_decay: float = 0.999,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__("diffusion", lr, weight_decay, **kwargs)
+        self.trained = denoiser
+        self.process = LinearFlow()
+        self.dropout_all, self.dropout_key = dropout_all, dropout_key
+
+        def average(mean: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
+            n = int(n)
+            return mean.lerp(new, 1 - min(ema_decay, (1 + n) / (10 + n)))  # a short memory at first: weights move fast
+
+        self.averaged = AveragedModel(denoiser, avg_fn=average)
+
+    def losses(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        """Loss of each cell, (cells,)."""
+        tokens, codes = batch
+        uniform = torch.rand(len(codes), 1 + codes.shape[1], generator=generator, device=generator.device)
+        lost = (uniform[:, :1] < self.dropout_all) | (uniform[:, 1:] < self.dropout_key)
+        return self._flow_losses(self.trained, tokens, codes.masked_fill(lost, OPEN), generator)
+
+    def validation_losses(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        """Loss of each cell under the averaged weights and all its conditions, (cells,)."""
+        return self._flow_losses(self.averaged, *batch, generator)
+
+    def _flow_losses(
+        self, denoiser: torch.nn.Module, tokens: Tensor, codes: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        t = self.process.draw_time(len(tokens), generator)
+        noise = torch.randn(tokens.shape, generator=generator, device=generator.device)
+        return self.process.loss(lambda x, t: denoiser(x, t, codes), tokens, noise, t)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move the average."""
+        self.averaged.update_parameters(self.trained)
