@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from . import datasets, model
+from . import datasets, metrics, model, pl
 
-__all__ = ["datasets", "model"]
+__all__ = ["datasets", "metrics", "model", "pl"]
 
 __version__ = version("sclatent")

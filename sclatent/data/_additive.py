@@ -13,8 +13,8 @@ def additive_effects(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     r"""Fit :math:`y = \mu + \sum_k \delta_k(c_k)` to the means of the combinations that were seen.
 
-    Every combination counts by the square root of its number of cells: a middle way between cells, where one large group
-    decides, and combinations, where a handful of cells weighs as much as a thousand.
+    Every combination counts by the square root of its number of cells: a middle way between cells, where one large
+    group decides, and combinations, where a handful of cells weighs as much as a thousand.
 
     Parameters
     ----------

@@ -46,7 +46,9 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, empty_c
         Whether cells without any count are allowed.
     """
     if 0 in matrix.shape:
-        raise ValueError(f"{where} has {matrix.shape[0]} cells and {matrix.shape[1]} genes: there must be some of both.")
+        raise ValueError(
+            f"{where} has {matrix.shape[0]} cells and {matrix.shape[1]} genes: there must be some of both."
+        )
     if sparse.issparse(matrix) and matrix.format == "csc":
         matrix = matrix.tocsr()
     for rows, block in row_blocks(matrix):
@@ -55,15 +57,15 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, empty_c
             raise ValueError(f"{where} has values that are NaN or infinite: remove or replace them.")
         if (values < 0).any():
             raise ValueError(
-                f"{where} has negative values (smallest: {values.min():g}); raw counts were expected. Scaled data cannot be "
-                "used: give layer=, the layer that holds the raw counts."
+                f"{where} has negative values (smallest: {values.min():g}); raw counts were expected. Scaled data "
+                "cannot be used: give layer=, the layer that holds the raw counts."
             )
         if is_count_data and (values != np.floor(values)).any():
             example = values[values != np.floor(values)].flat[0]
             raise ValueError(
-                f"{where} has values that are not whole numbers (such as {example:g}); raw counts were expected. Give layer=, "
-                'the layer that holds the counts, or use is_count_data=False with gene_likelihood="normal" for '
-                "log-normalised values."
+                f"{where} has values that are not whole numbers (such as {example:g}); raw counts were expected. Give "
+                "layer=, the layer that holds the counts, or use is_count_data=False with "
+                'gene_likelihood="normal" for log-normalised values.'
             )
         empty = np.flatnonzero(np.asarray(block.sum(axis=1)).ravel() == 0)
         if len(empty) and not empty_cells:
@@ -77,7 +79,9 @@ def check_var_names(adata: AnnData) -> None:
     """Raise a ``ValueError`` if gene names are not unique."""
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()][0]
-        raise ValueError(f"adata.var_names has duplicates (such as {twice!r}): call adata.var_names_make_unique() first.")
+        raise ValueError(
+            f"adata.var_names has duplicates (such as {twice!r}): call adata.var_names_make_unique() first."
+        )
 
 
 def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: int = 1) -> None:
@@ -87,12 +91,14 @@ def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: in
     column = obs[key]
     if column.isna().any():
         raise ValueError(
-            f"{argument}: adata.obs[{key!r}] is missing for {int(column.isna().sum())} cells: fill it in or remove those cells."
+            f"{argument}: adata.obs[{key!r}] is missing for {int(column.isna().sum())} cells: fill it in or remove "
+            "those cells."
         )
     levels = column.unique()
     if len(levels) < min_levels:
         raise ValueError(
-            f"{argument}: adata.obs[{key!r}] has only the level {levels[0]!r}; a condition needs at least {min_levels} levels."
+            f"{argument}: adata.obs[{key!r}] has only the level {levels[0]!r}; a condition needs at least {min_levels} "
+            "levels."
         )
 
 

@@ -51,10 +51,14 @@ class Conditions:
         """
         if isinstance(conditions, pd.DataFrame):
             if n_cells is not None and len(conditions) != n_cells:
-                raise ValueError(f"conditions has {len(conditions)} rows, but {n_cells} cells are asked for: give a row a cell.")
+                raise ValueError(
+                    f"conditions has {len(conditions)} rows, but {n_cells} cells are asked for: give a row a cell."
+                )
             given = {key: conditions[key] for key in self.keys if key in conditions}
             if not given and self.keys:
-                raise KeyError(f"conditions has columns {list(conditions.columns)}, none of which is one of {self.keys}.")
+                raise KeyError(
+                    f"conditions has columns {list(conditions.columns)}, none of which is one of {self.keys}."
+                )
             codes = np.full((len(conditions), len(self.keys)), OPEN)
             for key, column in given.items():
                 codes[:, self.keys.index(key)] = [OPEN if pd.isna(v) else self._code(key, v) for v in column]

@@ -145,13 +145,18 @@ def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = F
 class TokenRows(Dataset):
     """Tokens and condition codes of cells, by position: what stage two trains on."""
 
-    def __init__(self, tokens: Tensor, codes: Tensor) -> None:
+    def __init__(self, tokens: Tensor, codes: np.ndarray, cells: Sequence[int] | None = None) -> None:
         self.tokens, self.codes = tokens, codes
+        self.cells = np.arange(len(tokens)) if cells is None else np.asarray(cells)
+
+    def subset(self, positions: np.ndarray) -> TokenRows:
+        """Return some of the cells, by position among ``cells``; nothing is copied."""
+        return TokenRows(self.tokens, self.codes, self.cells[positions])
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.cells)
 
     def __getitem__(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Read a minibatch by the positions of its cells."""
-        index = torch.as_tensor(positions)
-        return self.tokens[index], self.codes[index]
+        cells = self.cells[np.asarray(positions)]
+        return self.tokens[torch.from_numpy(cells)], torch.from_numpy(self.codes[cells])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ def classifier_free(f: Denoiser, codes: Tensor, weight: float | Sequence[float])
 
     .. math:: v = v(\varnothing) + w \, (v(c) - v(\varnothing)):
 
-    w = 1 is plain conditional sampling and w = 0 unconditional sampling, each at the cost of one evaluation. With one weight a
-    key, every key is pushed away from leaving that key open,
+    w = 1 is plain conditional sampling and w = 0 unconditional sampling, each at the cost of one evaluation. With one
+    weight a key, every key is pushed away from leaving that key open,
 
     .. math:: v = v(c) + \sum_k (w_k - 1) \, (v(c) - v(c \setminus c_k)),
 

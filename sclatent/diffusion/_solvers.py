@@ -37,8 +37,9 @@ def adaptive(f: Field, x: Tensor, start: float, end: float, n_steps: int, tolera
     """Bogacki & Shampine's method of orders 3 and 2, with steps of its own for every cell.
 
     A cell's steps depend on that cell alone, so its result does not depend on which cells share the batch. A step is
-    accepted when its error, root mean square against ``tolerance * (1 + |x|)``, is below 1, or when it is as short as what
-    is left divided by the attempts that are left: after ``n_steps`` attempts of three evaluations every cell has arrived.
+    accepted when its error, root mean square against ``tolerance * (1 + |x|)``, is below 1, or when it is as short as
+    what is left divided by the attempts that are left: after ``n_steps`` attempts of three evaluations every cell has
+    arrived.
     """
     span = end - start
 

@@ -1,8 +1,9 @@
 r"""Distributions of counts around the mean that the decoder gives, one class each.
 
 All take logits :math:`s_{bg}` of the decoder, and of the cells what is above zero, and know four things: the mean, the
-log-likelihood, how to draw, and how to carry a measured cell from one mean to another. Log-likelihoods are summed over the
-elements above zero and over one dense term, because the expensive functions (lgamma) vanish where the count is zero.
+log-likelihood, how to draw, and how to carry a measured cell from one mean to another. Log-likelihoods are summed
+over the elements above zero and over one dense term, because the expensive functions (lgamma) vanish where the count
+is zero.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class GeneLikelihood(nn.Module, ABC):
         agree, the cell stays as it is.
         """
 
-    def _carry_poisson(self, x: np.ndarray, ratio: np.ndarray, rate: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _carry_poisson(
+        self, x: np.ndarray, ratio: np.ndarray, rate: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         """Carry Poisson counts of rate ``rate`` to rate ``ratio * rate``: thin them, or add what is missing."""
         thinned = rng.binomial(x.astype(np.int64), np.minimum(ratio, 1.0))
         return thinned + rng.poisson(np.maximum(ratio - 1.0, 0.0) * rate)
@@ -65,15 +68,15 @@ class GeneLikelihood(nn.Module, ABC):
 class Poisson(GeneLikelihood):
     """Poisson counts."""
 
-    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:  # noqa: D102
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
         log_rho = logits.log_softmax(dim=-1)[sets.cell, sets.column]
         element = sets.count * (log_rho + library.log()[sets.cell]) - torch.lgamma(sets.count + 1)
         return (-library).index_add(0, sets.cell, element)  # the means of a cell add up to its library size
 
-    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return rng.poisson(mean)
 
-    def transport(  # noqa: D102
+    def transport(
         self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         return self._carry_poisson(x, new_mean / mean, mean, rng)
@@ -104,18 +107,18 @@ class NegativeBinomial(GeneLikelihood):
         )
         return softplus, theta, element
 
-    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:  # noqa: D102
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
         softplus, theta, element = self._split_log_prob(logits, library, sets)
         return (-(softplus @ theta)).index_add(0, sets.cell, element)
 
     def _theta(self, genes: np.ndarray) -> np.ndarray:
         return self.log_theta.detach().exp().cpu().numpy().astype(np.float64)[genes]
 
-    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         theta = self._theta(genes)
         return rng.poisson(rng.gamma(theta, mean / theta))
 
-    def transport(  # noqa: D102
+    def transport(
         self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         theta = self._theta(genes)
@@ -130,7 +133,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         super().__init__(n_genes)
         self.dropout_logit = nn.Parameter(torch.full((n_genes,), -3.0))
 
-    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:  # noqa: D102
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
         softplus, theta, element = self._split_log_prob(logits, library, sets)
         lost = self.dropout_logit[sets.panel]
         log_zero = torch.logaddexp(lost, -theta * softplus) - F.softplus(lost)  # ln(pi + (1 - pi) NB(0))
@@ -141,11 +144,11 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     def _lost(self, genes: np.ndarray) -> np.ndarray:
         return self.dropout_logit.detach().sigmoid().cpu().numpy().astype(np.float64)[genes]
 
-    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+    def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         kept = rng.random(len(genes)) >= self._lost(genes)
         return kept * super().draw(mean, genes, rng)
 
-    def transport(  # noqa: D102
+    def transport(
         self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         theta, lost = self._theta(genes), self._lost(genes)
@@ -167,7 +170,7 @@ class Normal(GeneLikelihood):
         """Mean of every gene, (cells, genes): the logits themselves."""
         return logits
 
-    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:  # noqa: D102
+    def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
         log_sd = self.log_sd[sets.panel]
         standardised = (sets.dense() - logits) * torch.exp(-log_sd)
         constant = log_sd.sum() + 0.5 * math.log(2 * math.pi) * len(sets.panel)
@@ -178,7 +181,7 @@ class Normal(GeneLikelihood):
         sd = self.log_sd.detach().exp().cpu().numpy()[genes]
         return np.maximum(rng.normal(mean, sd), 0.0)
 
-    def transport(  # noqa: D102
+    def transport(
         self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         return np.maximum(x + (new_mean - mean), 0.0)

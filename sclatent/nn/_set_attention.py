@@ -1,10 +1,10 @@
 """Cross-attention between the genes of a cell and its tokens, at the price of a narrow table of genes.
 
-In a set of (gene, count) the key of an element is the identity of its gene and the queries are learned, so the attention
-weights do not depend on the cell: they are computed once a step, not once a cell. What remains for the cell is one sum of
-table rows, and the attention of all cells to all genes is a (cells x genes) by (genes x slots) matrix product. No
-tensor of cells x genes x width ever exists. The tables are kept with the genes last, so that every operation on them runs
-along memory.
+In a set of (gene, count) the key of an element is the identity of its gene and the queries are learned, so the
+attention weights do not depend on the cell: they are computed once a step, not once a cell. What remains for the cell
+is one sum of table rows, and the attention of all cells to all genes is a (cells x genes) by (genes x slots) matrix
+product. No tensor of cells x genes x width ever exists. The tables are kept with the genes last, so that every
+operation on them runs along memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class SetPooling(nn.Module):
     .. math:: y_{bhm} = \sqrt{G} \sum_{g} a_{hmg} \sum_k \varphi_k(c_{bg}) \, v_{khg}, \qquad
               a_{hmg} = \operatorname{softmax}_{g} (q_{hm} \cdot k_{hg}),
 
-    where g runs over the genes that were measured and :math:`\varphi(c) = (\ln(1 + c), \min(c, 1))`: how much, and whether
-    at all. A gene measured as zero takes part in the softmax; a gene that was not measured is not in the set.
+    where g runs over the genes that were measured and :math:`\varphi(c) = (\ln(1 + c), \min(c, 1))`: how much, and
+    whether at all. A gene measured as zero takes part in the softmax; a gene that was not measured is not in the set.
     The factor (G genes in training) gives sums of unit scale. No norm follows it, so the encoder sees magnitudes.
 
     Parameters

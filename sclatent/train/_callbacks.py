@@ -20,13 +20,13 @@ class ProgressBar(LightningProgressBar):
         self._bar: tqdm | None = None
         self._enabled = True
 
-    def disable(self) -> None:  # noqa: D102
+    def disable(self) -> None:
         self._enabled = False
 
-    def enable(self) -> None:  # noqa: D102
+    def enable(self) -> None:
         self._enabled = True
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar = tqdm(
             total=trainer.max_epochs * self.n_cells,
             initial=trainer.current_epoch * self.n_cells,
@@ -37,26 +37,31 @@ class ProgressBar(LightningProgressBar):
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {rate_fmt} [{elapsed}<{remaining}{postfix}]",
         )
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
-        self._bar.set_description(f"{self.description}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._bar.set_description(
+            f"{self.description}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False
+        )
 
-    def on_train_batch_end(  # noqa: D102
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._bar.update(len(batch[0]) if isinstance(batch, tuple) else len(batch))
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {
             label: f"{float(trainer.callback_metrics[key]):.4g}"
-            for label, key in (("loss", f"{pl_module.name}_loss_train"), ("validation", f"{pl_module.name}_loss_validation"))
+            for label, key in (
+                ("loss", f"{pl_module.name}_loss_train"),
+                ("validation", f"{pl_module.name}_loss_validation"),
+            )
             if key in trainer.callback_metrics
         }
         self._bar.set_postfix(metrics)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -70,21 +75,19 @@ class History(Callback):
     def __init__(self) -> None:
         self.metrics: dict[str, dict[int, float]] = {}
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for key, value in trainer.callback_metrics.items():
             self.metrics.setdefault(key, {})[trainer.current_epoch] = float(value)
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         return {"metrics": self.metrics}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.metrics = state_dict["metrics"]
 
     def to_frames(self) -> dict[str, pd.DataFrame]:
         """One table a metric with a row an epoch, as in scvi-tools."""
-        return {
-            key: pd.DataFrame({key: values}).rename_axis("epoch") for key, values in self.metrics.items()
-        }
+        return {key: pd.DataFrame({key: values}).rename_axis("epoch") for key, values in self.metrics.items()}
 
 
 class BestWeights(Callback):
@@ -98,11 +101,11 @@ class BestWeights(Callback):
         self.epoch = -1
         self.weights: dict[str, Any] = {}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.weights:
             self._keep(pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         value = float(trainer.callback_metrics.get(f"{pl_module.name}_loss_validation", float("-inf")))
         if value <= self.best:
             self.best, self.epoch = value, trainer.current_epoch
@@ -115,8 +118,8 @@ class BestWeights(Callback):
         """Put the kept weights back."""
         pl_module.load_state_dict(self.weights)
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "epoch": self.epoch, "weights": self.weights}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.epoch, self.weights = (state_dict[k] for k in ("best", "epoch", "weights"))

@@ -50,7 +50,7 @@ class StagePlan(pl.LightningModule):
         self.name, self.seed = name, seed
         self.lr, self.weight_decay, self.betas, self.n_warmup_steps = lr, weight_decay, betas, n_warmup_steps
 
-    def configure_optimizers(self) -> dict[str, Any]:  # noqa: D102
+    def configure_optimizers(self) -> dict[str, Any]:
         parameters = [p for p in self.trained.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
         n_steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -73,13 +73,16 @@ class StagePlan(pl.LightningModule):
         """Draw the same noise in every validation, so that losses can be compared."""
         self.validation_generator = self._new_generator(0)
 
+    def use_trained_weights(self) -> None:
+        """Leave in the network the weights that are to be used; those it was trained with, unless a plan averages."""
+
     def _new_generator(self, stream: int) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(self.seed * 1_000_003 + stream)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: D102
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._log_mean(self.losses(batch, self.generator), "train")
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._log_mean(self.validation_losses(batch, self.validation_generator), "validation")
 
     def validation_losses(self, batch: Any, generator: torch.Generator) -> Tensor:
@@ -176,3 +179,7 @@ class DiffusionPlan(StagePlan):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the average."""
         self.averaged.update_parameters(self.trained)
+
+    def use_trained_weights(self) -> None:
+        """Leave the average in the denoiser: it is what samples."""
+        self.trained.load_state_dict(self.averaged.module.state_dict())

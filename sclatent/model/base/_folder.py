@@ -1,7 +1,8 @@
 """A saved model: a folder of safetensors and JSON, in which nothing can run code.
 
-``model.json`` names the file of the tensors by its hash. To save into an existing folder, the new tensors are written beside the
-old ones and then ``model.json`` is replaced in one step, so that at every moment the folder holds one whole model.
+``model.json`` names the file of the tensors by its hash. To save into an existing folder, the new tensors are written
+beside the old ones and then ``model.json`` is replaced in one step, so that at every moment the folder holds one
+whole model.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def _digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def write_model(path: str | os.PathLike, description: Mapping[str, Any], tensors: Mapping[str, Tensor], overwrite: bool) -> None:
+def write_model(
+    path: str | os.PathLike, description: Mapping[str, Any], tensors: Mapping[str, Tensor], overwrite: bool
+) -> None:
     """Write a model folder.
 
     Parameters
@@ -108,9 +111,13 @@ def read_model(path: str | os.PathLike, class_name: str) -> tuple[dict[str, Any]
     if digest != _digest(described):
         raise ValueError(f"{damaged}: {_JSON} does not agree with its checksum. Restore it from a copy.")
     if described["format"] > FORMAT:
-        raise ValueError(f"dir_path={str(path)!r} was saved by a newer sclatent ({described['versions']}): update sclatent.")
+        raise ValueError(
+            f"dir_path={str(path)!r} was saved by a newer sclatent ({described['versions']}): update sclatent."
+        )
     if described["class"] != class_name:
-        raise ValueError(f"dir_path={str(path)!r} holds a {described['class']}: load it by {described['class']}.load, not {class_name}.load.")
+        raise ValueError(
+            f"dir_path={str(path)!r} holds a {described['class']}: load it by {described['class']}.load, not {class_name}.load."
+        )
     file = path / Path(entry["file"]).name
     content = file.read_bytes() if file.is_file() else b""
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -11,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from scvi.train import Trainer
 from torch.utils.data import DataLoader
 
-from sclatent.train import BestWeights, History, ProgressBar, StagePlan, TrainingDivergedError
+from sclatent.train import BestWeights, History, ProgressBar, StagePlan
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,6 @@ def fit_stage(
     train_loader: DataLoader,
     validation_loader: DataLoader | None,
     *,
-    description: str,
     n_cells: int,
     max_epochs: int,
     accelerator: str,
@@ -102,39 +101,34 @@ def fit_stage(
     directory: StageDirectory | None,
     progress_bar: bool,
     **trainer_kwargs: Any,
-) -> dict[str, pd.DataFrame]:
-    """Train one stage and leave the best weights in the plan.
+) -> None:
+    """Train one stage.
 
-    Returns
-    -------
-    History, a table a metric.
-
-    Raises
-    ------
-    TrainingDivergedError
-        If the loss is no longer finite. The plan then holds the last good weights.
+    However training ends, the plan is left with the weights of its best epoch, with ``plan.history`` (a table a metric) and with
+    ``plan.n_good_epochs``, the number of epochs after which those weights were kept.
     """
     history, best = History(), BestWeights()
     if directory is not None and directory.finished(plan.name).exists():
-        logger.info("%s: already trained, taken from %s.", description, directory.path)
+        logger.info("%s: already trained, taken from %s.", plan.name, directory.path)
         outcome = torch.load(directory.finished(plan.name), weights_only=True)
         history.load_state_dict(outcome["history"])
         best.load_state_dict(outcome["best"])
-        best.restore(plan)
-        return history.to_frames()
+        _finish(plan, history, best)
+        return
 
     watchers: list[Callback] = [history, best, *callbacks]
     if progress_bar:
-        watchers.append(ProgressBar(description, n_cells))
+        watchers.append(ProgressBar(plan.name.capitalize(), n_cells))
     if early_stopping and validation_loader is not None:
         watchers.append(EarlyStopping(f"{plan.name}_loss_validation", patience=early_stopping_patience))
     resume_from = None
     if directory is not None:
-        directory.prepare()
-        watchers.append(ModelCheckpoint(directory.path, plan.name, save_on_train_epoch_end=True, enable_version_counter=False))
+        watchers.append(
+            ModelCheckpoint(directory.path, plan.name, save_on_train_epoch_end=True, enable_version_counter=False)
+        )
         if directory.checkpoint(plan.name).exists():
             resume_from = str(directory.checkpoint(plan.name))
-            logger.info("%s: resumed from %s.", description, resume_from)
+            logger.info("%s: resumed from %s.", plan.name, resume_from)
 
     trainer = Trainer(
         accelerator=accelerator,
@@ -142,34 +136,37 @@ def fit_stage(
         max_epochs=max_epochs,
         callbacks=watchers,
         logger=False,
-        early_stopping=False,
         check_val_every_n_epoch=1,
-        enable_checkpointing=False if directory is None else None,
+        enable_checkpointing=None if directory is not None else False,
         enable_progress_bar=progress_bar,
-        simple_progress_bar=False,
+        simple_progress_bar=False,  # ours counts cells
         gradient_clip_val=1.0,
         **trainer_kwargs,
     )
+    plan.train()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
+            warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, of torch
             trainer.fit(plan, train_loader, validation_loader, ckpt_path=resume_from)
-    except TrainingDivergedError:
-        best.restore(plan)
-        raise
-    best.restore(plan)
-    plan.to(trainer.strategy.root_device)
+    finally:
+        _finish(plan, history, best)
+        plan.to(trainer.strategy.root_device)
     if directory is not None:
         outcome = {"history": history.state_dict(), "best": best.state_dict()}
-        torch.save(outcome, temporary := directory.path / f".{plan.name}.{os.getpid()}")
-        os.replace(temporary, directory.finished(plan.name))
-    return history.to_frames()
+        torch.save(outcome, buffer := io.BytesIO())
+        write_atomically(directory.finished(plan.name), buffer.getvalue())
+
+
+def _finish(plan: StagePlan, history: History, best: BestWeights) -> None:
+    if best.weights:
+        best.restore(plan)
+    plan.use_trained_weights()
+    plan.history, plan.n_good_epochs = history.to_frames(), best.epoch + 1
 
 
 def quiet_lightning() -> None:
     """Keep Lightning from printing which devices it found, at every stage."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-

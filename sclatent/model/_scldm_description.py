@@ -1,0 +1,114 @@
+"""What SCLDM says of measured cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from sclatent.data import CellBatch, CellRows, make_loader
+
+
+class DescriptionMixin:
+    """Latent representation, denoised expression, reconstruction error."""
+
+    @torch.inference_mode()
+    def _encode_batch(self, batch: CellBatch) -> Tensor:
+        return self.module.autoencoder.encode(batch.to(self._device).sets)
+
+    def _encode(self, rows: CellRows, batch_size: int) -> Tensor:
+        return torch.cat([self._encode_batch(batch).cpu() for batch in make_loader(rows, batch_size)])
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024
+    ) -> np.ndarray:
+        """Encode cells.
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default. Genes are aligned by name; those the model does not find count as not
+            measured.
+        indices
+            Rows to encode; all by default.
+        batch_size
+            Cells computed together.
+
+        Returns
+        -------
+        Tokens of each cell side by side, (cells, n_tokens * token_dim).
+        """
+        self._check_stage("autoencoder", "get_latent_representation")
+        return self._encode(self._rows(adata, indices), batch_size).flatten(1).numpy()
+
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["observed"] = 1.0,
+        batch_size: int = 1024,
+        return_numpy: bool = False,
+    ) -> pd.DataFrame | np.ndarray:
+        """Denoise cells: the mean that the decoder gives for each gene.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        gene_list
+            Genes to return; all by default.
+        library_size
+            Total to scale each cell to, or ``"observed"`` for its own.
+        return_numpy
+            Whether to return an array and not a DataFrame.
+
+        Returns
+        -------
+        Mean expression, (cells, genes). With ``gene_likelihood="normal"`` the mean of the log-normalised values.
+        """
+        self._check_stage("autoencoder", "get_normalized_expression")
+        rows = self._rows(adata, indices)
+        genes = self.genes if gene_list is None else pd.Index(gene_list)
+        columns = self.genes.get_indexer(genes)
+        if (columns < 0).any():
+            raise ValueError(f"gene_list: {genes[columns < 0][0]!r} is no gene of this model.")
+        means = []
+        for batch in make_loader(rows, batch_size):
+            library = batch.library.numpy() if library_size == "observed" else np.full(len(batch), float(library_size))
+            tokens = self.module.standardize(self._encode_batch(batch))
+            means.append(self._mean(tokens, batch.batch.numpy(), library)[:, columns].astype(np.float32))
+        result = np.concatenate(means)
+        if return_numpy:
+            return result
+        index = (self.adata if adata is None else adata).obs_names[rows.cells]
+        return pd.DataFrame(result, index=index, columns=genes)
+
+    @torch.inference_mode()
+    def get_reconstruction_error(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024
+    ) -> dict[str, float]:
+        """Negative log-likelihood of cells given their own tokens.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+
+        Returns
+        -------
+        ``{"reconstruction_loss": mean over the cells}``, in nats a cell, over the genes that were measured.
+        """
+        self._check_stage("autoencoder", "get_reconstruction_error")
+        rows = self._rows(adata, indices)
+        total = 0.0
+        for batch in make_loader(rows, batch_size):
+            batch = batch.to(self._device)
+            nll, _ = self.module.autoencoder(batch.sets, batch.library, batch.batch)
+            total += float(nll.double().sum())
+        return {"reconstruction_loss": total / len(rows)}

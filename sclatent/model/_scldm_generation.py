@@ -1,0 +1,273 @@
+"""What SCLDM generates: new cells, and counterfactuals of measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sclatent.diffusion import classifier_free, solve
+from sclatent.nn import OPEN
+
+ConditionsLike = Mapping[str, Any] | pd.DataFrame
+Solver = Literal["heun", "euler", "adaptive"]
+
+
+class GenerationMixin:
+    """Sampling and counterfactuals."""
+
+    def sample(
+        self,
+        n_samples: int | None = None,
+        conditions: ConditionsLike | None = None,
+        guidance_weight: float | Mapping[str, float] = 1.0,
+        library_size: float | Sequence[float] | None = None,
+        batch: str | None = None,
+        solver: Solver = "heun",
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> AnnData:
+        r"""Generate cells.
+
+        Parameters
+        ----------
+        n_samples
+            Number of cells; may be left out when ``conditions`` is a DataFrame.
+        conditions
+            Levels by key for all cells, such as ``{"cell_type": "B cells", "condition": "stimulated"}``, or a
+            DataFrame with a row a cell (``adata.obs`` works as it is). Keys that are not given are left open.
+        guidance_weight
+            Weight w of classifier-free guidance, :math:`v = v(\varnothing) + w (v(c) - v(\varnothing))`: 1 is plain
+            conditional sampling at one evaluation a step, 0 is unconditional, above 1 pushes cells towards their
+            conditions. With a dict, ``{"condition": 2.0}``, each key is pushed on its own: :math:`v = v(c) + \sum_k
+            (w_k - 1) (v(c) - v(c \setminus c_k))`.
+        library_size
+            Total counts of each cell, a number or one a cell. By default drawn from the training cells of the same
+            combination of conditions; for a combination never seen, from an additive model of its logarithm over the
+            keys, with residuals drawn from the training cells.
+        batch
+            Level of ``batch_key`` to decode under; by default drawn as in training.
+        solver, n_steps
+            Solver of the flow and its number of steps: ``"heun"`` (12, two evaluations each), ``"euler"`` (25) or
+            ``"adaptive"`` (at most 8, three evaluations each).
+        batch_size
+            Cells computed together.
+        seed
+            Seed; every cell has random numbers of its own, so the same seed gives the same cells whatever
+            ``batch_size`` is. Cells of the same seed under different conditions start from the same noise.
+        progress_bar
+            Whether to show progress.
+
+        Returns
+        -------
+        AnnData of integer counts (CSR) over the genes of training. ``obs`` has the conditions, ``uns["sclatent"]``
+        what made it.
+        """
+        self._check_stage("diffusion", "sample")
+        if n_samples is None and isinstance(conditions, pd.DataFrame):
+            n_samples = len(conditions)
+        if not isinstance(n_samples, int | np.integer) or n_samples < 1:
+            raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
+        codes = self.conditions.encode(conditions, int(n_samples))
+        weight = self._guidance(guidance_weight)
+        rngs = [np.random.default_rng([seed, 0, i]) for i in range(n_samples)]
+        uniforms = np.array([rng.random(2) for rng in rngs])
+        library, library_rule = self._library(library_size, codes, uniforms[:, 0])
+        if batch is None:
+            batches = self.batch_codes[(uniforms[:, 1] * len(self.batch_codes)).astype(int)]
+        else:
+            batches = self.batches.encode({"batch": batch}, int(n_samples))[:, 0]
+
+        p = self.init_params_
+        blocks = []
+        for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
+            noise = np.stack(
+                [rngs[i].standard_normal((p["n_tokens"], p["token_dim"]), dtype=np.float32) for i in cells]
+            )
+            code = torch.from_numpy(codes[cells]).to(self._device)
+            tokens = self._flow(torch.from_numpy(noise).to(self._device), code, weight, 0.0, 1.0, solver, n_steps)
+            mean = self._mean(tokens, batches[cells], library[cells])
+            blocks.append(self._draw(mean, seed, cells))
+
+        index = pd.Index([f"generated_{i}" for i in range(n_samples)])
+        return self._generated(
+            blocks, self._obs(codes, batches, library, index), "sample",
+            seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps, library_size=library_rule,
+        )  # fmt: skip
+
+    def counterfactual(
+        self,
+        adata: AnnData | None = None,
+        conditions: ConditionsLike | None = None,
+        keep: float = 1.0,
+        guidance_weight: float | Mapping[str, float] = 1.0,
+        indices: Sequence[int] | None = None,
+        solver: Solver = "heun",
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> AnnData:
+        r"""Move measured cells to other conditions, row by row.
+
+        The cell is encoded and carried backwards along the flow of its own conditions to time ``keep``, and forwards
+        again along the flow of the new ones. The counts follow by abduction: whatever of the measured counts the
+        decoder's mean does not explain is kept (:meth:`~sclatent.module.GeneLikelihood.transport`), so a cell that is
+        moved to where it is comes back as it was.
+
+        Parameters
+        ----------
+        adata
+            Cells to move, with their conditions in ``obs``; the training data by default. A condition that is missing
+            there is left open.
+        conditions
+            Where to: levels by key for all cells, or a DataFrame with a row a cell. Other keys stay as they are.
+        keep
+            How much of the cell is kept: the time in [0, 1] to which it is carried back. At 1 it is not carried back
+            at all: it moves by the additive effect of the conditions; at 0 nothing but its noise is kept, and the
+            denoiser makes the cell anew under the new conditions.
+        guidance_weight, solver, n_steps, batch_size, seed, progress_bar
+            As in :meth:`sample`.
+        indices
+            Rows of ``adata`` to move; all by default.
+
+        Returns
+        -------
+        AnnData with a row a cell of the input, with the index and the obs of the input and the new conditions.
+        """
+        self._check_stage("diffusion", "counterfactual")
+        if not 0 <= keep <= 1:
+            raise ValueError(
+                f"keep={keep!r} must be between 0 (made anew) and 1 (kept, but for the effect of the conditions)."
+            )
+        weight = self._guidance(guidance_weight)
+        rows = self._rows(adata, indices)
+        source = rows.conditions[rows.cells]
+        target = self.conditions.encode(conditions, len(rows))
+        target = np.where(target == OPEN, source, target)
+
+        blocks = []
+        panel = rows.panel.numpy()
+        likelihood = self.module.autoencoder.likelihood
+        mean_effect = self.module.denoiser.mean
+        library_of = np.empty(len(rows))
+        for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
+            batch = rows[cells]
+            x = batch.sets.dense().numpy().astype(np.float64)
+            old, new = (torch.from_numpy(c[cells]).to(self._device) for c in (source, target))
+            tokens = self.module.standardize(self._encode_batch(batch))
+            moved = self._flow(tokens, old, 1.0, 1.0, keep, solver, n_steps)
+            with torch.inference_mode():
+                moved = moved + keep * (mean_effect(new) - mean_effect(old))  # same place around the new centre
+            moved = self._flow(moved, new, weight, keep, 1.0, solver, n_steps)
+
+            codes = batch.batch.numpy()
+            share = self._mean(tokens, codes, np.ones(len(cells)))
+            measured = share[:, panel].sum(axis=1) if likelihood.is_count else np.ones(len(cells))
+            library = batch.library.numpy() / measured  # genes that were not measured have counts too
+            mean, new_mean = library[:, None] * share, self._mean(moved, codes, library)
+            library_of[cells] = library
+            drawn = self._draw(new_mean, seed, cells).toarray()
+            for row, i in enumerate(cells):
+                rng = np.random.default_rng([seed, 2, i])
+                drawn[row, panel] = likelihood.transport(x[row], mean[row, panel], new_mean[row, panel], panel, rng)
+            blocks.append(sparse.csr_matrix(drawn))
+
+        origin = self.adata if adata is None else adata
+        obs = origin.obs.iloc[rows.cells].copy()
+        new_obs = self._obs(target, rows.batch[rows.cells], library_of, obs.index)
+        obs[new_obs.columns] = new_obs
+        return self._generated(
+            blocks, obs, "counterfactual",
+            seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps, keep=keep, library_size="of the cell",
+        )  # fmt: skip
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def _guidance(self, weight: float | Mapping[str, float]) -> float | list[float]:
+        if not isinstance(weight, Mapping):
+            return float(weight)
+        for key in weight:
+            if key not in self.conditions.keys:
+                raise KeyError(
+                    f"guidance_weight: {key!r} is no condition of this model, which has {self.conditions.keys}."
+                )
+        return [float(weight.get(key, 1.0)) for key in self.conditions.keys]
+
+    def _library(
+        self, library_size: float | Sequence[float] | None, codes: np.ndarray, uniforms: np.ndarray
+    ) -> tuple[np.ndarray, str]:
+        if library_size is not None:
+            library = np.array(library_size, dtype=np.float64)
+            if library.shape not in ((), (len(codes),)) or not (np.isfinite(library) & (library > 0)).all():
+                raise ValueError(
+                    f"library_size={library_size!r} must be a positive number, or one for each of {len(codes)} cells."
+                )
+            return np.broadcast_to(library, len(codes)), "given"
+        library, seen = self.library_sizes.draw(codes, uniforms)
+        rules = {True: "training cells of the combination", False: "additive model over the conditions"}
+        return library, ", ".join(rules[s] for s in (True, False) if s in seen)
+
+    def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+        with tqdm(total=n, desc=description, unit=" cells", disable=not progress_bar) as bar:
+            for start in range(0, n, batch_size):
+                cells = np.arange(start, min(start + batch_size, n))
+                yield cells
+                bar.update(len(cells))
+
+    @torch.inference_mode()
+    def _flow(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        weight: float | list[float],
+        start: float,
+        end: float,
+        solver: str,
+        n_steps: int | None,
+    ) -> Tensor:
+        return solve(classifier_free(self.module.denoiser, codes, weight), x, start, end, solver, n_steps)
+
+    @torch.inference_mode()
+    def _mean(self, tokens: Tensor, batch: np.ndarray, library: np.ndarray) -> np.ndarray:
+        """Mean expression (cells, genes) of standardised tokens, in double precision for the draws."""
+        every_gene = torch.arange(len(self.genes), device=self._device)
+        logits = self.module.decode(tokens, every_gene, torch.from_numpy(batch).to(self._device))
+        size = torch.from_numpy(library).float().to(self._device)
+        return self.module.autoencoder.likelihood.mean(logits, size).cpu().numpy().astype(np.float64)
+
+    def _draw(self, mean: np.ndarray, seed: int, cells: np.ndarray) -> sparse.csr_matrix:
+        """Draw the counts of cells from their means, each with a generator of its own."""
+        likelihood, genes = self.module.autoencoder.likelihood, np.arange(len(self.genes))
+        rows = [likelihood.draw(mean[r], genes, np.random.default_rng([seed, 1, i])) for r, i in enumerate(cells)]
+        return sparse.csr_matrix(np.stack(rows))
+
+    def _obs(self, codes: np.ndarray, batches: np.ndarray, library: np.ndarray, index: pd.Index) -> pd.DataFrame:
+        obs = self.conditions.decode(codes, index)
+        batch_key = self.registry["setup_args"]["batch_key"]
+        if batch_key is not None:
+            obs[batch_key] = pd.Categorical.from_codes(batches, categories=self.batches.levels["batch"])
+        obs["library_size"] = library
+        return obs
+
+    def _generated(self, blocks: list[sparse.csr_matrix], obs: pd.DataFrame, method: str, **how: Any) -> AnnData:
+        x = sparse.vstack(blocks, format="csr")
+        x = x.astype(np.int32 if self.module.autoencoder.likelihood.is_count else np.float32)
+        result = AnnData(x, obs=obs, var=pd.DataFrame(index=self.genes.copy()))
+        provenance = {"model": "SCLDM", "version": version("sclatent"), "method": method, **how}
+        result.uns["sclatent"] = {k: "default" if v is None else v for k, v in provenance.items()}
+        return result

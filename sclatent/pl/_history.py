@@ -1,0 +1,54 @@
+"""Loss curves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ._save import save_figure
+
+
+def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None = None) -> np.ndarray:
+    """Draw the losses of training and validation, a panel a stage.
+
+    Parameters
+    ----------
+    history
+        ``model.history``: tables by names such as ``"autoencoder_loss_train"``.
+    save
+        File to write the picture to.
+
+    Returns
+    -------
+    Array of the axes.
+    """
+    stages: dict[str, dict[str, pd.Series]] = {}
+    for key, frame in history.items():
+        stage, _, split = key.partition("_loss_")
+        if split:
+            stages.setdefault(stage, {})[split] = frame.iloc[:, 0]
+    if not stages:
+        raise ValueError("history has no losses: call model.train() first and give model.history.")
+    figure, axes = plt.subplots(1, len(stages), figsize=(4.5 * len(stages), 3.2), squeeze=False, layout="constrained")
+    for ax, (stage, losses) in zip(axes[0], stages.items(), strict=True):
+        _curves(ax, stage, losses)
+    save_figure(figure, save)
+    return axes[0]
+
+
+def _curves(ax: Axes, stage: str, losses: Mapping[str, pd.Series]) -> None:
+    for split, values in losses.items():
+        ax.plot(values.index + 1, values.to_numpy(), label=split)
+    # the first epochs fall from a height that would flatten all the rest
+    settled = np.concatenate([values.to_numpy()[len(values) // 10 :] for values in losses.values()])
+    margin = 0.05 * np.ptp(settled)
+    if margin > 0:
+        ax.set_ylim(settled.min() - margin, settled.max() + margin)
+    ax.set(title=stage, xlabel="epoch", ylabel="loss")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
