@@ -33,12 +33,12 @@ def align_genes(names: Sequence[str] | pd.Index, genes: pd.Index) -> np.ndarray:
     n_found = int((position >= 0).sum())
     if n_found == 0:
         raise ValueError(
-            f"None of the {len(names)} genes of the query (such as {names[0]!r}) is among the {len(genes)} genes of the "
-            f"model (such as {genes[0]!r}): are both gene symbols, or both identifiers?"
+            f"None of the {len(names)} genes of the query (such as {names[0]!r}) is among the {len(genes)} genes of "
+            f"the model (such as {genes[0]!r}): are both gene symbols, or both identifiers?"
         )
     if n_found < len(genes) or n_found < len(names):
         logger.warning(
-            "Genes aligned by name: %d of the model's %d found, %d missing (taken as not measured), %d extra (ignored).",
+            "Genes aligned by name: %d of the model's %d found, %d missing (not measured), %d extra (ignored).",
             n_found,
             len(genes),
             len(genes) - n_found,

@@ -188,8 +188,8 @@ class GenerationMixin:
         new_obs = self._obs(target, rows.batch[rows.cells], library_of, obs.index)
         obs[new_obs.columns] = new_obs
         return self._generated(
-            blocks, obs, "counterfactual",
-            seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps, keep=keep, library_size="of the cell",
+            blocks, obs, "counterfactual", keep=keep, library_size="of the cell",
+            seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps,
         )  # fmt: skip
 
     @property

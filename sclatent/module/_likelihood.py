@@ -83,7 +83,7 @@ class Poisson(GeneLikelihood):
 
 
 class NegativeBinomial(GeneLikelihood):
-    r"""Negative binomial counts, one inverse dispersion :math:`\theta_g` a gene: variance :math:`\mu + \mu^2 / \theta`."""
+    r"""Negative binomial counts of variance :math:`\mu + \mu^2 / \theta_g`, one inverse dispersion a gene."""
 
     def __init__(self, n_genes: int) -> None:
         super().__init__(n_genes)

@@ -92,10 +92,10 @@ class StagePlan(pl.LightningModule):
     def _log_mean(self, losses: Tensor, split: str) -> Tensor:
         loss = losses.mean()
         if not torch.isfinite(loss):
+            lower = f'plan_kwargs={{"{self.name}": {{"lr": {self.lr / 4:g}}}}}'
             raise TrainingDivergedError(
-                f"The {split} loss of the {self.name} became {float(loss.detach())} in epoch {self.current_epoch + 1}. The "
-                f'last good weights are kept. Train with a lower learning rate: plan_kwargs={{"{self.name}": '
-                f'{{"lr": {self.lr / 4:g}}}}}.'
+                f"The {split} loss of the {self.name} became {float(loss.detach())} in epoch {self.current_epoch + 1}. "
+                f"The last good weights are kept. Train with a lower learning rate: {lower}."
             )
         self.log(f"{self.name}_loss_{split}", loss, on_step=False, on_epoch=True, batch_size=len(losses))
         return loss

@@ -104,8 +104,8 @@ def fit_stage(
 ) -> None:
     """Train one stage.
 
-    However training ends, the plan is left with the weights of its best epoch, with ``plan.history`` (a table a metric) and with
-    ``plan.n_good_epochs``, the number of epochs after which those weights were kept.
+    However training ends, the plan is left with the weights of its best epoch, with ``plan.history`` (a table a
+    metric) and with ``plan.n_good_epochs``, the number of epochs after which those weights were kept.
     """
     history, best = History(), BestWeights()
     if directory is not None and directory.finished(plan.name).exists():
