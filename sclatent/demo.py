@@ -1,7 +1,7 @@
 """The quickstart: predict how the tumour of a patient answers a drug, never having seen one of its treated cells.
 
-``python -m sclatent.demo`` holds out the treated cells of one glioblastoma patient, trains SCLDM on the rest, and generates
-them: by guidance alone, and from the patient's own control cells. What it makes lands in ``demo/``.
+``python -m sclatent.demo`` holds out the treated cells of one glioblastoma patient, trains SCLDM on the rest, and
+generates them: by guidance alone, and from the patient's own control cells. What it makes lands in ``demo/``.
 """
 
 from __future__ import annotations
@@ -95,6 +95,19 @@ def _check(out: Path) -> None:
         raise SystemExit(f"--out {out} is not empty and holds no earlier demo: give another folder.")
 
 
+def _replace(out: Path, work: Path) -> None:
+    """Put ``work/new`` in the place of ``out``; if that fails, ``out`` is what it was."""
+    had_old = out.exists()
+    if had_old:
+        out.rename(work / "old")
+    try:
+        (work / "new").rename(out)
+    except OSError:
+        if had_old:
+            (work / "old").rename(out)
+        raise
+
+
 def main() -> None:
     """Run the quickstart from the command line."""
     parser = argparse.ArgumentParser(prog="python -m sclatent.demo", description=__doc__)
@@ -112,9 +125,7 @@ def main() -> None:
     try:
         (work / "new").mkdir()
         table = run(work / "new", arguments.max_epochs)
-        if out.exists():
-            out.rename(work / "old")
-        (work / "new").rename(out)
+        _replace(out, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

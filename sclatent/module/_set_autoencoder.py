@@ -28,7 +28,8 @@ class SetAutoencoder(nn.Module):
     width, n_blocks, n_heads
         Width of the transformer, number of its blocks on either side, and heads of every attention.
     gene_dim
-        Width of the gene embedding, shared by encoder and decoder.
+        Width of the gene embeddings. Encoder and decoder have one each: with one in common the tokens become a
+        hash of the very counts, sampling noise included, which reconstructs well and generates badly.
     gene_likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"`` or ``"normal"``.
     variational
@@ -52,7 +53,8 @@ class SetAutoencoder(nn.Module):
         self.token_dim = token_dim
         pooled_dim = token_dim  # what a token reads from the genes and writes to them is as wide as the token
         head_dim = pooled_dim // n_heads
-        self.genes = nn.Parameter(torch.randn(n_genes, gene_dim))
+        self.genes_in = nn.Parameter(torch.randn(n_genes, gene_dim))
+        self.genes_out = nn.Parameter(torch.randn(n_genes, gene_dim))
         self.gene_bias = nn.Parameter(torch.zeros(n_genes))
         self.likelihood = LIKELIHOODS[gene_likelihood](n_genes)
 
@@ -73,7 +75,7 @@ class SetAutoencoder(nn.Module):
 
     def _encode(self, sets: CellSets) -> tuple[Tensor, Tensor]:
         """Normalised tokens (cells, n_tokens, token_dim), and the features they were made from."""
-        pooled = self.pooling(self.genes[sets.panel], sets.dense())  # (cells, n_tokens, pooled_dim)
+        pooled = self.pooling(self.genes_in[sets.panel], sets.dense())  # (cells, n_tokens, pooled_dim)
         h = self.encoder(self.queries + self.embed(pooled))
         return F.layer_norm(self.to_tokens(h), (self.token_dim,)), h
 
@@ -90,7 +92,7 @@ class SetAutoencoder(nn.Module):
         """
         h = self.from_tokens(tokens) + self.addresses + self.batches(batch)[:, None]
         values = self.to_values(self.decoder(h))  # (cells, n_tokens, pooled_dim)
-        return self.readout(self.genes[panel], values) + self.gene_bias[panel]
+        return self.readout(self.genes_out[panel], values) + self.gene_bias[panel]
 
     def forward(
         self, sets: CellSets, library: Tensor, batch: Tensor, generator: torch.Generator | None = None

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ._save import save_figure
 
@@ -42,7 +43,7 @@ def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None 
 
 
 def _curves(ax: Axes, stage: str, losses: Mapping[str, pd.Series]) -> None:
-    for split, values in losses.items():
+    for split, values in sorted(losses.items()):  # train before validation, whichever was logged first
         ax.plot(values.index + 1, values.to_numpy(), label=split)
     # the first epochs fall from a height that would flatten all the rest
     settled = np.concatenate([values.to_numpy()[len(values) // 10 :] for values in losses.values()])
@@ -50,5 +51,6 @@ def _curves(ax: Axes, stage: str, losses: Mapping[str, pd.Series]) -> None:
     if margin > 0:
         ax.set_ylim(settled.min() - margin, settled.max() + margin)
     ax.set(title=stage, xlabel="epoch", ylabel="loss")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

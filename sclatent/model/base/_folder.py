@@ -116,7 +116,7 @@ def read_model(path: str | os.PathLike, class_name: str) -> tuple[dict[str, Any]
         )
     if described["class"] != class_name:
         raise ValueError(
-            f"dir_path={str(path)!r} holds a {described['class']}: use {described['class']}.load, not {class_name}.load."
+            f"dir_path={str(path)!r} holds a {described['class']}, not a {class_name}: use {described['class']}.load."
         )
     file = path / Path(entry["file"]).name
     content = file.read_bytes() if file.is_file() else b""

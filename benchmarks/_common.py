@@ -1,0 +1,62 @@
+"""What the benchmarks share: where results go, and under what they were measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scanpy as sc
+import torch
+from anndata import AnnData
+
+RESULTS = Path(__file__).parent / "results"  # ignored by git
+
+
+def quiet() -> None:
+    """Silence what would come between the lines of a table."""
+    warnings.filterwarnings("ignore")
+
+
+def environment() -> dict[str, Any]:
+    """Return machine and versions, to stand beside every figure."""
+    packages = ("sclatent", "torch", "scvi-tools", "scanpy", "anndata", "numpy")
+    return {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_json(name: str, content: dict[str, Any]) -> Path:
+    """Write a result into the folder of results."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / name
+    path.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    return path
+
+
+def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
+    """Names of the most variable genes: scanpy's flavour "seurat", on log1p of counts per 10,000."""
+    if adata.n_vars <= n_genes:
+        return adata.var_names.to_numpy()
+    cells = adata.copy()
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    sc.pp.highly_variable_genes(cells, n_top_genes=n_genes, flavor="seurat")
+    return cells.var_names[cells.var["highly_variable"]].to_numpy()

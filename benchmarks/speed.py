@@ -1,0 +1,308 @@
+"""Speed and memory of SCLDM beside scVI, in one run on one machine.
+
+For 2,000 genes (25 % non-zero) and 17,002 genes (10 % non-zero), minibatches of 128 simulated cells:
+
+- stage one, bare step: forward, backward, clipping, optimiser, on minibatches in memory, as `train` of either does it
+  (scVI does not clip). The two take turns, round by round, and the median round counts, so that whatever else the machine
+  does falls on both.
+- stage one, loop: what `train()` reaches, with loading and logging, after the first epoch.
+- peak memory of stage one: a process of its own that reads the cells and trains.
+- matrix peak: the best of many large products of fp32 matrices, and the share of it that the bare step reaches; its
+  operations are counted by torch (matrix products, forward and backward).
+- stage two: bare step and loop, on tokens.
+- sampling: `model.sample`, end to end, from a denoiser that was trained a little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import lightning.pytorch as pl
+import numpy as np
+import scvi
+import torch
+from _common import environment, quiet, write_json
+from anndata import AnnData
+from torch.utils.flop_counter import FlopCounterMode
+
+from sclatent.data import make_loader
+from sclatent.datasets import simulate
+from sclatent.model import SCLDM
+from sclatent.train import AutoencoderPlan, DiffusionPlan
+
+SIZES = {2_000: 0.25, 17_002: 0.10}  # genes: share of counts that are not zero
+RATIO_TARGETS = {2_000: 0.5, 17_002: 1.0}  # rate of the bare step over that of scVI
+MEMORY_TARGET = 2.0  # GB, at 17,002 genes
+SAMPLING_TARGET = 50.0  # cells/s, at 2,000 genes
+BATCH = 128
+N_BATCHES = 8  # minibatches that the bare steps go through
+LOOP_CELLS = {2_000: 4_096, 17_002: 2_048}
+
+Step = Callable[[int], None]
+
+
+class EpochStarts(pl.Callback):
+    """When each epoch began."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.times.append(time.perf_counter())
+
+    def rate(self, n_cells: int) -> float:
+        """Cells a second, from the start of the second epoch to that of the last."""
+        return n_cells * (len(self.times) - 2) / (self.times[-1] - self.times[1])
+
+
+def matrix_peak(n: int = 2048, repeats: int = 12) -> float:
+    """GFLOP/s of the best of a few products of large fp32 matrices."""
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds) / 1e9
+
+
+def take_turns(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Seconds a step of each: all take turns, one pass over the minibatches a round; the median round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for k in range(N_BATCHES):
+                step(k)
+            if i > 0:  # the first round warms up
+                seconds[name].append((time.perf_counter() - start) / N_BATCHES)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def autoencoder_step(model: SCLDM) -> Step:
+    plan = AutoencoderPlan(model.module.autoencoder.train())
+    generator = torch.Generator().manual_seed(0)
+    parameters = list(plan.trained.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=plan.betas)
+    batches = list(make_loader(model._rows(indices=np.arange(BATCH * N_BATCHES)), BATCH))
+
+    def step(k: int) -> None:
+        optimizer.zero_grad()
+        plan.losses(batches[k], generator).mean().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def diffusion_step(model: SCLDM) -> Step:
+    plan = DiffusionPlan(model.module.denoiser.train())
+    generator = torch.Generator().manual_seed(0)
+    parameters = list(plan.trained.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=plan.betas)
+    shape = (N_BATCHES, BATCH, *model.module.standardize.mean.shape)
+    tokens = torch.randn(
+        shape, generator=generator
+    )  # standardised tokens look like this, and speed does not depend on them
+    codes = torch.zeros(BATCH, len(model.conditions.keys), dtype=torch.int64)
+
+    def step(k: int) -> None:
+        optimizer.zero_grad()
+        plan.losses((tokens[k], codes), generator).mean().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        plan.averaged.update_parameters(plan.trained)
+
+    return step
+
+
+def scvi_step(model: scvi.model.SCVI) -> Step:
+    module = model.module.train()
+    plan = scvi.train.TrainingPlan(module)  # for its defaults
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=plan.lr, eps=plan.eps, weight_decay=plan.weight_decay)
+    loader = model._make_data_loader(model.adata, indices=np.arange(BATCH * N_BATCHES), batch_size=BATCH)
+    batches = list(loader)
+
+    def step(k: int) -> None:
+        optimizer.zero_grad()
+        module(batches[k], loss_kwargs={"kl_weight": 1.0})[2].loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def new_scldm(adata: AnnData) -> SCLDM:
+    SCLDM.setup_anndata(adata, condition_keys=["cell_type", "condition"])
+    return SCLDM(adata)
+
+
+def new_scvi(adata: AnnData) -> scvi.model.SCVI:
+    scvi.model.SCVI.setup_anndata(adata)
+    return scvi.model.SCVI(adata, gene_likelihood="nb")
+
+
+def loop_rate(model: SCLDM | scvi.model.SCVI, epochs: int, **kwargs: Any) -> float:
+    """Cells/s of `train()`, without its first epoch."""
+    clock = EpochStarts()
+    options = {"accelerator": "cpu", "train_size": 1.0, "batch_size": BATCH, "early_stopping": False}
+    if isinstance(model, SCLDM):
+        model.train(epochs + 2, callbacks=[clock], progress_bar=False, **options, **kwargs)
+    else:
+        quiet_options = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        model.train(epochs + 2, callbacks=[clock], **quiet_options, **options)
+    return clock.rate(model.adata.n_obs)
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process, in GB.
+
+    Linux carries ``ru_maxrss`` over from the process that started this one, so ``VmHWM`` is read where there is one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def measure_memory(adata: AnnData, threads: int) -> tuple[float, float]:
+    """Peak memory in GB before training and after an epoch of stage one, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cells.h5ad"
+        adata.write_h5ad(path)
+        command = [sys.executable, __file__, "--memory-of", str(path), "--threads", str(threads)]
+        lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    return float(lines[-2]), float(lines[-1])
+
+
+def memory_child(path: str) -> None:
+    model = new_scldm(ad.read_h5ad(path))
+    before = peak_memory()
+    model.train(1, stage="autoencoder", accelerator="cpu", batch_size=BATCH, progress_bar=False)
+    print(before, peak_memory())
+
+
+def measure(n_genes: int, rounds: int, loop_epochs: int, n_samples: int, peak: float) -> dict[str, Any]:
+    density = SIZES[n_genes]
+    adata = simulate(LOOP_CELLS[n_genes], n_genes, density=density)
+    adata.X.sort_indices()
+    ours, theirs = new_scldm(adata.copy()), new_scvi(adata.copy())
+    step = autoencoder_step(ours)
+    with FlopCounterMode(display=False) as counter:
+        step(0)
+    flops = counter.get_total_flops()
+    seconds = take_turns({"scldm": step, "scvi": scvi_step(theirs)}, rounds)
+    result: dict[str, Any] = {
+        "genes": n_genes,
+        "nonzero": adata.X.nnz / np.prod(adata.shape),
+        "step_cells_per_s": {name: BATCH / s for name, s in seconds.items()},
+        "step_ratio": seconds["scvi"] / seconds["scldm"],
+        "step_gflop": flops / 1e9,
+        "step_gflop_per_s": flops / 1e9 / seconds["scldm"],
+        "share_of_peak": flops / 1e9 / seconds["scldm"] / peak,
+    }
+    seconds = take_turns({"diffusion": diffusion_step(ours)}, rounds)
+    result["stage_two_step_cells_per_s"] = BATCH / seconds["diffusion"]
+    del step, ours
+    gc.collect()
+    trained = new_scldm(adata)
+    if loop_epochs:
+        result["loop_cells_per_s"] = {
+            "scldm": loop_rate(trained, loop_epochs, stage="autoencoder"),
+            "scvi": loop_rate(theirs, loop_epochs),
+        }
+        result["stage_two_loop_cells_per_s"] = loop_rate(trained, loop_epochs, stage="diffusion")
+    else:
+        trained.train(1, accelerator="cpu", progress_bar=False)
+    conditions = {"cell_type": "type_0", "condition": "stimulated"}
+    trained.sample(BATCH, conditions, progress_bar=False)  # warms up
+    start = time.perf_counter()
+    trained.sample(n_samples, conditions, progress_bar=False)
+    result["sampling_cells_per_s"] = n_samples / (time.perf_counter() - start)
+    before, after = measure_memory(adata, torch.get_num_threads())
+    return result | {"memory_before_training_gb": before, "peak_memory_gb": after}
+
+
+def show(result: dict[str, Any]) -> None:
+    n = result["genes"]
+    step, loop = result["step_cells_per_s"], result.get("loop_cells_per_s")
+
+    def line(name: str, value: str, target: str = "", met: bool | None = None) -> None:
+        verdict = "" if met is None else ("met" if met else "MISSED")
+        print(f"  {name:<48}{value:>24}   {target:<14}{verdict}")
+
+    print(f"\n{n:,} genes, {result['nonzero']:.0%} non-zero, minibatches of {BATCH}")
+    line("stage one, bare step: SCLDM, cells/s", f"{step['scldm']:,.0f}")
+    line("stage one, bare step: scVI, cells/s", f"{step['scvi']:,.0f}")
+    ratio, goal = result["step_ratio"], RATIO_TARGETS[n]
+    line("  SCLDM / scVI", f"{ratio:.2f}", f">= {goal}", ratio >= goal)
+    if loop:
+        line("stage one, train(): SCLDM, cells/s", f"{loop['scldm']:,.0f}")
+        line("stage one, train(): scVI, cells/s", f"{loop['scvi']:,.0f}")
+        line("  SCLDM / scVI", f"{loop['scldm'] / loop['scvi']:.2f}")
+    line(
+        "stage one, bare step, GFLOP/s (share of the peak)",
+        f"{result['step_gflop_per_s']:.0f} ({result['share_of_peak']:.0%})",
+    )
+    memory = result["peak_memory_gb"]
+    target = (f"<= {MEMORY_TARGET}", memory <= MEMORY_TARGET) if n == 17_002 else ("", None)
+    line(
+        "stage one, peak memory, GB (before training)",
+        f"{memory:.2f} ({result['memory_before_training_gb']:.2f})",
+        *target,
+    )
+    line("stage two, bare step, cells/s", f"{result['stage_two_step_cells_per_s']:,.0f}")
+    if loop:
+        line("stage two, train(), cells/s", f"{result['stage_two_loop_cells_per_s']:,.0f}")
+    rate = result["sampling_cells_per_s"]
+    target = (f">= {SAMPLING_TARGET:.0f}", rate >= SAMPLING_TARGET) if n == 2_000 else ("", None)
+    line("sampling, end to end, cells/s", f"{rate:,.0f}", *target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--genes", type=int, nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds in which the bare steps take turns")
+    parser.add_argument("--loop-epochs", type=int, default=3, help="epochs of train() that are timed; 0 for none")
+    parser.add_argument("--samples", type=int, default=512, help="cells to sample")
+    parser.add_argument("--json", default="speed.json", help="name of the file in benchmarks/results/")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    quiet()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    scvi.settings.verbosity = logging.WARNING
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        memory_child(arguments.memory_of)
+        return
+
+    around, peak = environment(), matrix_peak()
+    print(", ".join(f"{key} {value}" for key, value in around.items()))
+    print(f"fp32 matrix peak: {peak:.0f} GFLOP/s", flush=True)
+    results = []
+    for n_genes in arguments.genes:
+        peak = max(peak, matrix_peak())  # again, in case something else ran the first time
+        results.append(measure(n_genes, arguments.rounds, arguments.loop_epochs, arguments.samples, peak))
+        show(results[-1])
+    content = {"environment": around, "fp32_matrix_peak_gflop_per_s": peak, "results": results}
+    print(f"\n{write_json(arguments.json, content)}")
+
+
+if __name__ == "__main__":
+    main()
