@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,17 @@ def write_json(name: str, content: dict[str, Any]) -> Path:
     return path
 
 
+@contextmanager
+def keep_threads() -> Iterator[None]:
+    """Give torch its threads back: numba, which scanpy calls, sets them to one a core when they share OpenMP."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@keep_threads()
 def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
     """Names of the most variable genes: scanpy's flavour "seurat", on log1p of counts per 10,000."""
     if adata.n_vars <= n_genes:
@@ -60,3 +73,11 @@ def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
     sc.pp.log1p(cells)
     sc.pp.highly_variable_genes(cells, n_top_genes=n_genes, flavor="seurat")
     return cells.var_names[cells.var["highly_variable"]].to_numpy()
+
+
+@keep_threads()
+def with_counts(adata: AnnData) -> AnnData:
+    """Return the cells that have any counts."""
+    cells = adata.copy()
+    sc.pp.filter_cells(cells, min_counts=1)
+    return cells

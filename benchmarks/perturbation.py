@@ -1,12 +1,14 @@
 """Perturbations of groups that were never seen perturbed: SCLDM between the floors and the ceiling.
 
-A fold holds out the treated cells of one group and trains on the rest: the treated cells of each glioblastoma patient in turn
-(bundled), and with --kang the stimulated cells of some cell types. The 2,000 most variable genes (scanpy's flavour "seurat")
-are chosen on the training cells alone. Every prediction is compared with the cells that were held out: Pearson correlation of
-the change of the mean over the group's control cells, on log1p of counts per 10,000 of these genes.
+A fold holds out the treated cells of one group and trains on the rest: the treated cells of each glioblastoma
+patient in turn (bundled), and with --kang the stimulated cells of some cell types. The 2,000 most variable genes
+(scanpy's flavour "seurat") are chosen on the training cells alone. Every prediction is compared with the cells that
+were held out: Pearson correlation of the change of the mean over the group's control cells, on log1p of counts per
+10,000 of these genes.
 
-Rows: the floors (control as it is, mean shift of the other groups, and of their cells pooled); cells that were sampled; control cells
-that were moved (counterfactual), with more or less of the cell kept; the ceiling, one half of the real cells against the other.
+Rows: the floors (control as it is, mean shift of the other groups, and of their cells pooled); cells that were
+sampled; control cells that were moved (counterfactual), with more or less of the cell kept; the ceiling, one half
+of the real cells against the other.
 """
 
 from __future__ import annotations
@@ -20,8 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scanpy as sc
-from _common import RESULTS, environment, quiet, variable_genes, write_json
+from _common import RESULTS, environment, quiet, variable_genes, with_counts, write_json
 from anndata import AnnData
 
 from sclatent.datasets import glioblastoma, kang
@@ -55,10 +56,9 @@ class Fold:
         held_out = in_group & (obs[self.condition_key] == self.treated)
         train = self.adata[~held_out]
         genes = variable_genes(train, N_GENES)
-        train = train[:, genes].copy()
-        sc.pp.filter_cells(train, min_counts=1)
+        train = with_counts(train[:, genes])
         is_control = (train.obs[self.group_key] == self.group) & (train.obs[self.condition_key] == self.control)
-        return train, train[is_control].copy(), self.adata[held_out, genes].copy()
+        return train, train[is_control].copy(), with_counts(self.adata[held_out, genes])
 
 
 def all_folds(kang_path: Path | None, types: list[str]) -> Iterator[Fold]:
@@ -91,13 +91,19 @@ def run_fold(fold: Fold, seed: int, arguments: argparse.Namespace) -> list[dict[
     target = {fold.group_key: fold.group, fold.condition_key: fold.treated}
     options = {"seed": seed, "progress_bar": False}
     for w in arguments.guidance:
-        predictions[f"sample, guidance {w:g}"] = model.sample(real.n_obs, target, guidance_weight=w, **options)
+        predictions[f"sample, guidance {w:g}"] = model.sample(
+            real.n_obs, target, guidance_weight={fold.condition_key: w}, **options
+        )
     for keep in arguments.keep:
         # with all of the cell kept there is no flow to guide
         for w in arguments.guidance if keep < 1 else [1.0]:
             name = f"counterfactual, keep {keep:g}" + (f", guidance {w:g}" if keep < 1 else "")
             predictions[name] = model.counterfactual(
-                control, {fold.condition_key: fold.treated}, keep=keep, guidance_weight=w, **options
+                control,
+                {fold.condition_key: fold.treated},
+                keep=keep,
+                guidance_weight={fold.condition_key: w},
+                **options,
             )
     table = perturbation_table(real, control, predictions, seed=seed).reset_index()
     table.insert(0, "fold", fold.name)

@@ -1,9 +1,10 @@
 """Held-out reconstruction of SCLDM beside scVI on the cells of Kang et al. 2018, in one run.
 
-2,000 most variable genes (scanpy's flavour "seurat" on log1p of counts per 10,000, over all cells: the same for both); 400 cells
-held out by ``np.random.default_rng(1).permutation(n)[:400]``. Both train with their own defaults on the rest, of which they keep
-a tenth for early stopping. What is compared is the negative log-likelihood of the counts of a held-out cell given its own latent, in
-nats a cell; for scVI with the latent drawn from its posterior (its ``get_reconstruction_error``) and, lower, at the mean of it.
+2,000 most variable genes (scanpy's flavour "seurat" on log1p of counts per 10,000, over all cells: the same for
+both); 400 cells held out by ``np.random.default_rng(1).permutation(n)[:400]``. Both train with their own defaults
+on the rest, of which they keep a tenth for early stopping. What is compared is the negative log-likelihood of the
+counts of a held-out cell given its own latent, in nats a cell; for scVI with the latent drawn from its posterior
+(its ``get_reconstruction_error``) and at the mean of it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scanpy as sc
 import scvi
 import torch
-from _common import environment, quiet, variable_genes, write_json
+from _common import environment, quiet, variable_genes, with_counts, write_json
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
@@ -81,8 +81,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     adata = kang(arguments.kang)
-    adata = adata[:, variable_genes(adata, N_GENES)].copy()
-    sc.pp.filter_cells(adata, min_counts=1)
+    adata = with_counts(adata[:, variable_genes(adata, N_GENES)])
     order = np.random.default_rng(SPLIT_SEED).permutation(adata.n_obs)
     held_out, train = adata[order[:N_HELD_OUT]].copy(), adata[order[N_HELD_OUT:]].copy()
     around = environment()

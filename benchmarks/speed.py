@@ -2,9 +2,9 @@
 
 For 2,000 genes (25 % non-zero) and 17,002 genes (10 % non-zero), minibatches of 128 simulated cells:
 
-- stage one, bare step: forward, backward, clipping, optimiser, on minibatches in memory, as `train` of either does it
-  (scVI does not clip). The two take turns, round by round, and the median round counts, so that whatever else the machine
-  does falls on both.
+- stage one, bare step: forward, backward, clipping, optimiser, on minibatches in memory, as `train` of either does
+  it (scVI does not clip). The two take turns, round by round, and the median round counts, so that whatever else
+  the machine does falls on both.
 - stage one, loop: what `train()` reaches, with loading and logging, after the first epoch.
 - peak memory of stage one: a process of its own that reads the cells and trains.
 - matrix peak: the best of many large products of fp32 matrices, and the share of it that the bare step reaches; its

@@ -22,7 +22,7 @@ from sclatent.model import SCLDM
 
 PATIENT_KEY, CONDITION_KEY = "patient_id", "condition"
 PATIENT, CONTROL, TREATED = "PW034", "ctrl", "panobinostat"
-GUIDANCE_WEIGHT = 1.0
+GUIDANCE_WEIGHT = {CONDITION_KEY: 2.0}  # chosen on other data: Kang et al. 2018, benchmarks/perturbation.py
 SEED = 0
 
 TABLE, MODEL = "table.csv", "model"

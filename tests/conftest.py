@@ -1,9 +1,5 @@
 """Data and trained models that the tests share. Nobody changes what has session scope."""
 
-import os
-
-os.environ.setdefault("TQDM_DISABLE", "1")
-
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -88,5 +84,5 @@ def sim() -> AnnData:
 @pytest.fixture(scope="session")
 def sim_model(sim, small, quiet) -> SCLDM:
     model = SCLDM(sim, **small)
-    model.train(max_epochs={"autoencoder": 20, "diffusion": 30}, **quiet)
+    model.train(max_epochs={"autoencoder": 60, "diffusion": 40}, **quiet)
     return model

@@ -2,6 +2,6 @@
 
 from ._guidance import classifier_free
 from ._process import LinearFlow
-from ._solvers import adaptive, euler, heun, solve
+from ._solvers import DEFAULT_STEPS, adaptive, euler, heun, solve
 
-__all__ = ["LinearFlow", "adaptive", "classifier_free", "euler", "heun", "solve"]
+__all__ = ["DEFAULT_STEPS", "LinearFlow", "adaptive", "classifier_free", "euler", "heun", "solve"]

@@ -14,7 +14,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sclatent.diffusion import classifier_free, solve
+from sclatent.diffusion import DEFAULT_STEPS, classifier_free, solve
 from sclatent.nn import OPEN
 
 ConditionsLike = Mapping[str, Any] | pd.DataFrame
@@ -146,6 +146,8 @@ class GenerationMixin:
         AnnData with a row a cell of the input, with the index and the obs of the input and the new conditions.
         """
         self._check_stage("diffusion", "counterfactual")
+        if conditions is None:
+            raise ValueError("conditions is missing: say where to move the cells, such as {'condition': 'stimulated'}.")
         if not 0 <= keep <= 1:
             raise ValueError(
                 f"keep={keep!r} must be between 0 (made anew) and 1 (kept, but for the effect of the conditions)."
@@ -269,5 +271,6 @@ class GenerationMixin:
         x = x.astype(np.int32 if self.module.autoencoder.likelihood.is_count else np.float32)
         result = AnnData(x, obs=obs, var=pd.DataFrame(index=self.genes.copy()))
         provenance = {"model": "SCLDM", "version": version("sclatent"), "method": method, **how}
-        result.uns["sclatent"] = {k: "default" if v is None else v for k, v in provenance.items()}
+        provenance["n_steps"] = provenance["n_steps"] or DEFAULT_STEPS[provenance["solver"]]
+        result.uns["sclatent"] = provenance
         return result
