@@ -1,5 +1,10 @@
 """Data and trained models that the tests share. Nobody changes what has session scope."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: a second thread only waits for the first
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -43,7 +48,9 @@ def cells() -> AnnData:
 def fit(small, quiet):
     """Set up and train a model on an AnnData; keyword arguments go where they belong."""
 
-    def fit(adata: AnnData, max_epochs: int = 2, *, setup: dict | None = None, train: dict | None = None, **model) -> SCLDM:
+    def fit(
+        adata: AnnData, max_epochs: int = 2, *, setup: dict | None = None, train: dict | None = None, **model
+    ) -> SCLDM:
         SCLDM.setup_anndata(adata, **({"condition_keys": ["cell_type", "condition"]} if setup is None else setup))
         trained = SCLDM(adata, **{**small, **model})
         trained.train(max_epochs=max_epochs, **{**quiet, **(train or {})})

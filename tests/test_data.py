@@ -1,6 +1,7 @@
 """From AnnData to minibatches: whatever the storage, the same data; names, codes and library sizes."""
 
 import logging
+from itertools import chain
 
 import anndata as ad
 import numpy as np
@@ -31,7 +32,9 @@ def unsorted(x: sparse.csr_matrix) -> sparse.csr_matrix:
     coo = x.tocoo()
     order = np.lexsort([np.random.default_rng(0).random(2 * coo.nnz), np.tile(coo.row, 2)])
     data = np.concatenate([np.ceil(coo.data / 2), np.floor(coo.data / 2)])[order]
-    return sparse.csr_matrix((data, np.tile(coo.col, 2)[order], np.concatenate([[0], 2 * np.cumsum(x.getnnz(axis=1))])), x.shape)
+    return sparse.csr_matrix(
+        (data, np.tile(coo.col, 2)[order], np.concatenate([[0], 2 * np.cumsum(x.getnnz(axis=1))])), x.shape
+    )
 
 
 def view(adata: AnnData) -> AnnData:
@@ -113,11 +116,11 @@ def test_the_sampler_depends_on_seed_and_epoch_alone():
         return list(sampler)
 
     assert [len(batch) for batch in epoch(0, 0)] == [10, 10, 5]
-    assert sorted(sum(epoch(0, 3), [])) == list(range(25))
+    assert sorted(chain(*epoch(0, 3))) == list(range(25))
     assert epoch(0, 3) == epoch(0, 3)
     assert epoch(0, 3) != epoch(0, 4)
     assert epoch(0, 3) != epoch(1, 3)
-    assert sum(EpochSampler(25, 10, 0, shuffle=False), []) == list(range(25))
+    assert list(chain(*EpochSampler(25, 10, 0, shuffle=False))) == list(range(25))
 
 
 # ---- checks
@@ -147,9 +150,8 @@ def test_check_counts_names_what_is_wrong(kind, value, message):
 def test_check_counts_finds_the_empty_cell(kind):
     counts = np.ones((9_000, 3))
     counts[8_500] = 0
-    with pytest.raises(ValueError, match="cells without any counts.*row 8500"):
+    with pytest.raises(ValueError, match=r"cells without any counts.*row 8500"):
         check_counts(kind(counts), "mine")
-    check_counts(kind(counts), "mine", empty_cells=True)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
@@ -200,7 +202,9 @@ def test_a_row_a_cell_and_back():
     assert list(back["type"].cat.categories) == ["B", "T", "NK"]
     assert list(back["dose"].cat.categories) == [0, 1]
     assert back["type"].isna().tolist() == [False, True, False]
-    pd.testing.assert_frame_equal(back.astype(object).fillna("?"), frame[["type", "dose"]].astype(object).fillna("?"))
+    assert list(back["dose"]) == [1, 0, 1]
+    assert list(back["type"].dropna()) == ["NK", "B"]
+    assert list(back.index) == ["x", "y", "z"]
     np.testing.assert_array_equal(CONDITIONS.encode(back), codes)
 
 
@@ -265,7 +269,9 @@ def test_library_sizes_of_an_unseen_combination_follow_the_additive_law(groups):
 
 def test_library_sizes_without_conditions():
     sizes = np.array([10.0, 20.0, 30.0])
-    drawn, seen = LibrarySizes(np.zeros((3, 0), dtype=int), sizes, []).draw(np.zeros((3, 0), dtype=int), UNIFORMS[::900])
+    drawn, seen = LibrarySizes(np.zeros((3, 0), dtype=int), sizes, []).draw(
+        np.zeros((3, 0), dtype=int), UNIFORMS[::900]
+    )
     assert seen.all()
     assert set(drawn) <= set(sizes)
 
@@ -297,7 +303,7 @@ def test_genes_are_aligned_and_reported(caplog):
         np.testing.assert_array_equal(align_genes(["x", "c", "y", "a", "z"], genes), [-1, 2, -1, 0, -1])
     assert "2 of the model's 4 found, 2 missing" in caplog.text
     assert "3 extra" in caplog.text
-    with pytest.raises(ValueError, match="None of the 1 genes of the query .*'A'.* 4 genes of the model .*'a'"):
+    with pytest.raises(ValueError, match=r"None of the 1 genes of the query .*'A'.* 4 genes of the model .*'a'"):
         align_genes(["A"], genes)
-    with pytest.raises(ValueError, match="duplicates .*'a'"):
+    with pytest.raises(ValueError, match=r"duplicates .*'a'"):
         align_genes(["a", "b", "a"], genes)

@@ -74,9 +74,7 @@ def test_history_and_library_rule_are_saved(sim_model, folder):
     for key, frame in sim_model.history.items():
         pd.testing.assert_frame_equal(again.history[key], frame)
     for cell_type in ("type_0", "type_2"):  # seen, and never seen, under the treatment
-        one, other = (
-            m.sample(50, {"cell_type": cell_type, **TREATED}, progress_bar=False) for m in (sim_model, again)
-        )
+        one, other = (m.sample(50, {"cell_type": cell_type, **TREATED}, progress_bar=False) for m in (sim_model, again))
         np.testing.assert_array_equal(one.obs["library_size"], other.obs["library_size"])
         assert one.uns["sclatent"]["library_size"] == other.uns["sclatent"]["library_size"]
 
@@ -87,7 +85,7 @@ def test_without_an_anndata_a_model_samples_and_takes_queries(sim_model, sim, fo
     np.testing.assert_array_equal(
         again.get_latent_representation(sim, indices=range(9)), sim_model.get_latent_representation(indices=range(9))
     )
-    for method in (again.get_latent_representation, again.counterfactual, again.train):
+    for method in (again.get_latent_representation, lambda: again.counterfactual(conditions=TREATED), again.train):
         with pytest.raises(ValueError, match="adata is missing"):
             method()
 
@@ -172,29 +170,24 @@ def test_other_files_are_never_touched(sim_model, tmp_path, overwrite):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def dies_at(monkeypatch, what: str, n: int) -> None:
-    """Let the n-th call of os.replace or of a file's write fail, as on a full disk."""
-    calls = iter(range(1_000))
+def dies_at(patch: pytest.MonkeyPatch, what: str, n: int) -> None:
+    """Let the n-th call of os.replace, or the n-th file that is written, fail as on a full disk."""
+    original, calls = {"replace": os.replace, "write": builtins.open}[what], iter(range(1_000))
 
-    def fail(*args, **kwargs):
+    def replace(*args):
         if next(calls) == n:
             raise OSError(28, "No space left on device")
+        return original(*args)
 
-    if what == "replace":
-        replace = os.replace
-        monkeypatch.setattr(os, "replace", lambda *a, **k: (fail(), replace(*a, **k))[1])
-        return
-    plain_open = builtins.open
-
-    def failing_open(file, mode="r", *args, **kwargs):
-        handle = plain_open(file, mode, *args, **kwargs)
-        if "w" in mode:
-            handle.write(b"half of" if "b" in mode else "half of")
-            handle.flush()
-            fail()
+    def open_half(file, mode="r", *args, **kwargs):
+        handle = original(file, mode, *args, **kwargs)
+        if "w" in mode and next(calls) == n:
+            with handle:
+                handle.write(b"half of" if "b" in mode else "half of")
+            raise OSError(28, "No space left on device")
         return handle
 
-    monkeypatch.setattr(builtins, "open", failing_open)
+    patch.setattr(os, "replace", replace) if what == "replace" else patch.setattr(builtins, "open", open_half)
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -280,7 +273,7 @@ def cut_json(path: Path) -> None:
 )
 def test_a_damaged_folder_is_refused(damaged, damage):
     damage(damaged)
-    with pytest.raises(ValueError, match="damaged' is damaged or was changed after it was saved: .* copy"):
+    with pytest.raises(ValueError, match=r"damaged' is damaged or was changed after it was saved: .* copy"):
         SCLDM.load(damaged)
 
 
@@ -294,7 +287,7 @@ def test_a_model_of_another_class_is_refused(folder):
     class Other(SCLDM):
         pass
 
-    with pytest.raises(ValueError, match="holds a SCLDM: load it by SCLDM.load, not Other.load"):
+    with pytest.raises(ValueError, match=r"holds a SCLDM, not a Other: use SCLDM\.load"):
         Other.load(folder)
 
 
@@ -303,7 +296,9 @@ def test_a_model_of_another_class_is_refused(folder):
 
 def counts_under(sim: AnnData, names: list[str]) -> AnnData:
     """The training cells over other genes; what the model does not know is noise."""
-    adata = AnnData(np.zeros((sim.n_obs, len(names)), dtype=np.float32), obs=sim.obs[["cell_type", "condition", "batch"]])
+    adata = AnnData(
+        np.zeros((sim.n_obs, len(names)), dtype=np.float32), obs=sim.obs[["cell_type", "condition", "batch"]]
+    )
     adata.var_names = names
     known = [name for name in names if name in sim.var_names]
     counts = np.random.default_rng(0).poisson(1.0, adata.shape).astype(np.float32)
@@ -328,7 +323,9 @@ def test_missing_and_extra_genes_are_reported(folder, sim, caplog):
     assert "2 extra" in caplog.text
     latent = again.get_latent_representation()
     assert latent.shape == (sim.n_obs, 32)
-    np.testing.assert_allclose(again.get_latent_representation(counts_under(sim, list(sim.var_names[:60]))), latent, atol=1e-4)
+    np.testing.assert_allclose(
+        again.get_latent_representation(counts_under(sim, list(sim.var_names[:60]))), latent, atol=1e-4
+    )
     moved = again.counterfactual(conditions=TREATED, progress_bar=False)
     assert list(moved.var_names) == list(sim.var_names)
 

@@ -205,9 +205,7 @@ def test_log_prob_and_gradients_are_those_of_the_dense_distribution(name, counts
     reference = dense(name, likelihood, logits, library, panel).log_prob(x).sum(dim=1)
     torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-4)
     at = [logits, *likelihood.parameters()]
-    for mine, theirs in zip(
-        torch.autograd.grad(ours.sum(), at), torch.autograd.grad(reference.sum(), at), strict=True
-    ):
+    for mine, theirs in zip(torch.autograd.grad(ours.sum(), at), torch.autograd.grad(reference.sum(), at), strict=True):
         assert theirs.abs().max() > 0.01
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class Conditions:
         return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
 
     def _code(self, key: str, level: Any) -> int:
-        code = self._codes[key].get(level)
+        code = self._codes[key].get(level) if isinstance(level, Hashable) else None
         if code is None:
             raise ValueError(f"conditions: {level!r} is no level of {key!r}, which has {self.levels[key]}.")
         return code

@@ -63,7 +63,8 @@ class CellRows(Dataset):
         self.known = np.flatnonzero(panel >= 0)
         self.panel = torch.from_numpy(panel[self.known].astype(np.int64))
         self.library, self.conditions, self.batch = library, conditions, batch
-        self.cells = np.arange(matrix.shape[0]) if cells is None else np.asarray(cells)
+        cells = np.arange(matrix.shape[0]) if cells is None else np.asarray(cells)
+        self.cells = np.flatnonzero(cells) if cells.dtype == bool else cells
 
     def subset(self, positions: np.ndarray) -> CellRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""

@@ -82,7 +82,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
     def __init__(
         self,
         adata: AnnData | None = None,
-        n_tokens: int = 16,
+        n_tokens: int = 8,
         token_dim: int = 16,
         width: int = 64,
         n_blocks: int = 2,
@@ -231,8 +231,18 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
-    def _rows(self, adata: AnnData | None = None, indices: Sequence[int] | None = None, check: bool = True) -> CellRows:
-        """Cells of an AnnData (the training data by default), with genes and levels aligned by name."""
+    def _rows(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        conditions: bool = False,
+        batch: bool = True,
+    ) -> CellRows:
+        """Cells of an AnnData (the training data by default), with genes and levels aligned by name.
+
+        Conditions and batch are looked up only where they are needed: to encode a cell takes neither.
+        """
         training = adata is None or adata is self.adata
         adata = self.adata if adata is None else adata
         if adata is None:
@@ -241,30 +251,29 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
             )
         setup = self.registry["setup_args"]
         matrix = get_matrix(adata, setup["layer"])
-        if check and not training:
+        if not training:
             check_counts(matrix, "The query", is_count_data=setup["is_count_data"])
         panel = align_genes(adata.var_names, self.genes)
         obs = adata.obs
-        known = [key for key in self.conditions.keys if key in obs]
-        codes = self.conditions.encode(obs[known], adata.n_obs) if known else self.conditions.encode(None, adata.n_obs)
+        known = [key for key in self.conditions.keys if key in obs] if conditions else []
+        codes = self.conditions.encode(obs[known] if known else None, adata.n_obs)
         batch_key = setup["batch_key"]
-        if batch_key is None:
-            batch = np.zeros(adata.n_obs, dtype=np.int64)
-        elif batch_key in obs:
-            batch = self.batches.encode(pd.DataFrame({"batch": obs[batch_key]}))[:, 0]
-        else:
-            raise KeyError(f"adata.obs has no column {batch_key!r}, the batch_key of this model.")
+        batch_codes = np.zeros(adata.n_obs, dtype=np.int64)
+        if batch and batch_key is not None:
+            if batch_key not in obs:
+                raise KeyError(f"adata.obs has no column {batch_key!r}, the batch_key of this model.")
+            batch_codes = self.batches.encode(pd.DataFrame({"batch": obs[batch_key]}))[:, 0]
         library = None
         if not setup["is_count_data"]:
             library = np.ones(adata.n_obs)  # log-normalised values have no library size
         elif setup["size_factor_key"] is not None:
             check_size_factors(obs, setup["size_factor_key"])
             library = self.size_factor_scale * obs[setup["size_factor_key"]].to_numpy(float)
-        return CellRows(matrix, panel, library, codes, batch, indices)
+        return CellRows(matrix, panel, library, codes, batch_codes, indices)
 
     def _look_at_training_data(self) -> None:
         """Set what follows from the data alone: scale of size factors, library sizes, mean expression."""
-        rows = self._rows()
+        rows = self._rows(conditions=True)
         total_of_cell, total_of_gene = [], np.zeros(len(self.genes))
         for batch in make_loader(rows, 4096):
             counts = sparse.csr_matrix(
@@ -357,6 +366,6 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
             key: pd.DataFrame({key: dict(items)}).rename_axis("epoch") for key, items in description["history"].items()
         }
         if adata is not None:
-            model._rows(adata)  # checks counts, genes and levels
+            model._rows(adata, conditions=True)  # checks counts, genes and levels
             model._adata = adata
         return model

@@ -44,7 +44,7 @@ class DescriptionMixin:
         Tokens of each cell side by side, (cells, n_tokens * token_dim).
         """
         self._check_stage("autoencoder", "get_latent_representation")
-        return self._encode(self._rows(adata, indices), batch_size).flatten(1).numpy()
+        return self._encode(self._rows(adata, indices, batch=False), batch_size).flatten(1).numpy()
 
     def get_normalized_expression(
         self,

@@ -21,6 +21,15 @@ ConditionsLike = Mapping[str, Any] | pd.DataFrame
 Solver = Literal["heun", "euler", "adaptive"]
 
 
+def cell_rng(
+    seed: int, purpose: Literal["sizes", "noise", "counts", "transport"], cell: int = 0
+) -> np.random.Generator:
+    """Random numbers of one cell for one purpose: no cell's depend on how many others there are."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number of at least 0.")
+    return np.random.default_rng([seed, ("sizes", "noise", "counts", "transport").index(purpose), cell])
+
+
 class GenerationMixin:
     """Sampling and counterfactuals."""
 
@@ -76,12 +85,11 @@ class GenerationMixin:
         self._check_stage("diffusion", "sample")
         if n_samples is None and isinstance(conditions, pd.DataFrame):
             n_samples = len(conditions)
-        if not isinstance(n_samples, int | np.integer) or n_samples < 1:
+        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
             raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
         codes = self.conditions.encode(conditions, int(n_samples))
         weight = self._guidance(guidance_weight)
-        rngs = [np.random.default_rng([seed, 0, i]) for i in range(n_samples)]
-        uniforms = np.array([rng.random(2) for rng in rngs])
+        uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
         library, library_rule = self._library(library_size, codes, uniforms[:, 0])
         if batch is None:
             batches = self.batch_codes[(uniforms[:, 1] * len(self.batch_codes)).astype(int)]
@@ -91,9 +99,8 @@ class GenerationMixin:
         p = self.init_params_
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
-            noise = np.stack(
-                [rngs[i].standard_normal((p["n_tokens"], p["token_dim"]), dtype=np.float32) for i in cells]
-            )
+            shape = p["n_tokens"], p["token_dim"]
+            noise = np.stack([cell_rng(seed, "noise", i).standard_normal(shape) for i in cells]).astype(np.float32)
             code = torch.from_numpy(codes[cells]).to(self._device)
             tokens = self._flow(torch.from_numpy(noise).to(self._device), code, weight, 0.0, 1.0, solver, n_steps)
             mean = self._mean(tokens, batches[cells], library[cells])
@@ -153,7 +160,7 @@ class GenerationMixin:
                 f"keep={keep!r} must be between 0 (made anew) and 1 (kept, but for the effect of the conditions)."
             )
         weight = self._guidance(guidance_weight)
-        rows = self._rows(adata, indices)
+        rows = self._rows(adata, indices, conditions=True)
         source = rows.conditions[rows.cells]
         target = self.conditions.encode(conditions, len(rows))
         target = np.where(target == OPEN, source, target)
@@ -175,13 +182,13 @@ class GenerationMixin:
 
             codes = batch.batch.numpy()
             share = self._mean(tokens, codes, np.ones(len(cells)))
-            measured = share[:, panel].sum(axis=1) if likelihood.is_count else np.ones(len(cells))
-            library = batch.library.numpy() / measured  # genes that were not measured have counts too
+            measured = share[:, panel].sum(axis=1) if rows.library is None else np.ones(len(cells))
+            library = batch.library.numpy() / measured  # a total over a panel leaves out the counts of other genes
             mean, new_mean = library[:, None] * share, self._mean(moved, codes, library)
             library_of[cells] = library
             drawn = self._draw(new_mean, seed, cells).toarray()
             for row, i in enumerate(cells):
-                rng = np.random.default_rng([seed, 2, i])
+                rng = cell_rng(seed, "transport", i)
                 drawn[row, panel] = likelihood.transport(x[row], mean[row, panel], new_mean[row, panel], panel, rng)
             blocks.append(sparse.csr_matrix(drawn))
 
@@ -199,6 +206,11 @@ class GenerationMixin:
         return next(self.module.parameters()).device
 
     def _guidance(self, weight: float | Mapping[str, float]) -> float | list[float]:
+        for w in weight.values() if isinstance(weight, Mapping) else [weight]:
+            if not isinstance(w, int | float | np.number) or not np.isfinite(w):
+                raise ValueError(
+                    f"guidance_weight={weight!r} must be a finite number, or a dict of one a condition key."
+                )
         if not isinstance(weight, Mapping):
             return float(weight)
         for key in weight:
@@ -255,7 +267,7 @@ class GenerationMixin:
     def _draw(self, mean: np.ndarray, seed: int, cells: np.ndarray) -> sparse.csr_matrix:
         """Draw the counts of cells from their means, each with a generator of its own."""
         likelihood, genes = self.module.autoencoder.likelihood, np.arange(len(self.genes))
-        rows = [likelihood.draw(mean[r], genes, np.random.default_rng([seed, 1, i])) for r, i in enumerate(cells)]
+        rows = [likelihood.draw(mean[r], genes, cell_rng(seed, "counts", i)) for r, i in enumerate(cells)]
         return sparse.csr_matrix(np.stack(rows))
 
     def _obs(self, codes: np.ndarray, batches: np.ndarray, library: np.ndarray, index: pd.Index) -> pd.DataFrame:

@@ -95,7 +95,7 @@ class TrainingMixin:
             )
         if not 0 < train_size <= 1:
             raise ValueError(f"train_size={train_size!r} must be above 0 and at most 1.")
-        rows = self._rows()
+        rows = self._rows(conditions=True)
         if (rows.conditions < 0).any():
             raise ValueError(
                 f"To train, every cell needs a level of every condition: {self.conditions.keys} in adata.obs."
@@ -174,10 +174,13 @@ class TrainingMixin:
     def _diffusion_plan(self, rows: CellRows, plan_args: dict[str, Any]) -> StagePlan:
         if self._tokens is None:  # computed once; training never touches the autoencoder again
             tokens = self._encode(rows, 1024)
-            self.module.standardize.cpu().fit(tokens)
-            self._tokens = self.module.standardize(tokens)
-            effects = additive_effects(rows.conditions, self._tokens.flatten(1).numpy(), self.conditions.n_levels)[1]
-            self.module.denoiser.mean.fit([torch.from_numpy(effect).float() for effect in effects])
+            first = "diffusion" not in self.trained_stages  # a trained denoiser keeps the frame it was trained in
+            if first:
+                self.module.standardize.cpu().fit(tokens)
+            self._tokens = self.module.standardize.cpu()(tokens)
+            if first:
+                effects = additive_effects(rows.conditions, self._tokens.flatten(1).numpy(), self.conditions.n_levels)
+                self.module.denoiser.mean.fit([torch.from_numpy(effect).float() for effect in effects[1]])
         return DiffusionPlan(self.module.denoiser, **plan_args)
 
     def _extend_history(self, frames: dict[str, pd.DataFrame]) -> None:

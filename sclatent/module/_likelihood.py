@@ -36,7 +36,7 @@ class GeneLikelihood(nn.Module, ABC):
 
     def mean(self, logits: Tensor, library: Tensor) -> Tensor:
         """Mean of every gene, (cells, genes): library size times the softmax of the logits over the genes given."""
-        return library[:, None] * logits.softmax(dim=-1)
+        return library[:, None] * logits.softmax(dim=-1).clamp(min=1e-12)  # never 0: counterfactuals divide by it
 
     @abstractmethod
     def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:

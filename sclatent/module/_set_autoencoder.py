@@ -40,7 +40,7 @@ class SetAutoencoder(nn.Module):
         self,
         n_genes: int,
         n_batches: int = 1,
-        n_tokens: int = 16,
+        n_tokens: int = 8,
         token_dim: int = 16,
         width: int = 64,
         n_blocks: int = 2,
@@ -50,6 +50,8 @@ class SetAutoencoder(nn.Module):
         variational: bool = False,
     ) -> None:
         super().__init__()
+        if token_dim % n_heads:
+            raise ValueError(f"token_dim={token_dim} must be a multiple of n_heads={n_heads}.")
         self.token_dim = token_dim
         pooled_dim = token_dim  # what a token reads from the genes and writes to them is as wide as the token
         head_dim = pooled_dim // n_heads

@@ -34,7 +34,7 @@ class ProgressBar(LightningProgressBar):
             desc=self.description,
             unit=" cells",
             unit_scale=True,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {rate_fmt} [{elapsed}<{remaining}{postfix}]",
+            bar_format="{desc}{percentage:3.0f}%|{bar}| {rate_fmt} [{elapsed}<{remaining}{postfix}]",
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -108,7 +108,7 @@ class AutoencoderPlan(StagePlan):
         self,
         autoencoder: SetAutoencoder,
         kl_weight: float = 0.0,
-        lr: float = 2e-3,
+        lr: float = 4e-3,
         weight_decay: float = 0.01,
         **kwargs: Any,
     ) -> None:

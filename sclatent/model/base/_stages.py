@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,13 +146,18 @@ def fit_stage(
         **trainer_kwargs,
     )
     plan.train()
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
             warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, of torch
             trainer.fit(plan, train_loader, validation_loader, ckpt_path=resume_from)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C would end the kernel of a notebook
+        raise KeyboardInterrupt("Training was interrupted; the best weights so far are kept.") from stop
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
         _finish(plan, history, best)
         plan.to(trainer.strategy.root_device)
     if directory is not None:
