@@ -31,7 +31,7 @@ def row_blocks(matrix: Any) -> Iterator[tuple[slice, Any]]:
         yield rows, matrix[rows]
 
 
-def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, empty_cells: bool = False) -> None:
+def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns: np.ndarray | None = None) -> None:
     """Raise a ``ValueError`` unless a matrix holds what a model can be trained on.
 
     Parameters
@@ -42,8 +42,8 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, empty_c
         What to call the matrix in a message.
     is_count_data
         Whether values must be whole numbers.
-    empty_cells
-        Whether cells without any count are allowed.
+    columns
+        The genes of which every cell must have some count; all by default.
     """
     if 0 in matrix.shape:
         raise ValueError(
@@ -67,10 +67,12 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, empty_c
                 "layer=, the layer that holds the counts, or use is_count_data=False with "
                 'gene_likelihood="normal" for log-normalised values.'
             )
-        empty = np.flatnonzero(np.asarray(block.sum(axis=1)).ravel() == 0)
-        if len(empty) and not empty_cells:
+        counted = block if columns is None else block[:, columns]
+        empty = np.flatnonzero(np.asarray(counted.sum(axis=1)).ravel() == 0)
+        if len(empty):
             raise ValueError(
-                f"{where} has cells without any counts (the first is row {rows.start + empty[0]}): "
+                f"{where} has cells without any counts{'' if columns is None else ' in the genes of the model'} "
+                f"(the first is row {rows.start + empty[0]}): "
                 "remove them, for instance by sc.pp.filter_cells(adata, min_counts=1)."
             )
 

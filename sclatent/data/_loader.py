@@ -57,14 +57,18 @@ class CellRows(Dataset):
         library: np.ndarray | None,
         conditions: np.ndarray,
         batch: np.ndarray,
-        cells: Sequence[int] | None = None,
+        cells: Sequence[int] | slice | None = None,
     ) -> None:
         self.matrix = matrix.tocsr() if sparse.issparse(matrix) else matrix
         self.known = np.flatnonzero(panel >= 0)
         self.panel = torch.from_numpy(panel[self.known].astype(np.int64))
         self.library, self.conditions, self.batch = library, conditions, batch
-        cells = np.arange(matrix.shape[0]) if cells is None else np.asarray(cells)
-        self.cells = np.flatnonzero(cells) if cells.dtype == bool else cells
+        try:
+            self.cells = np.atleast_1d(np.arange(matrix.shape[0])[slice(None) if cells is None else cells])
+        except IndexError as error:
+            raise ValueError(
+                f"indices={cells!r} must be rows of {matrix.shape[0]} cells: numbers or a mask."
+            ) from error
 
     def subset(self, positions: np.ndarray) -> CellRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""
@@ -83,9 +87,14 @@ class CellRows(Dataset):
         block = sparse.csr_matrix(self.matrix[unique])[inverse[np.argsort(order, kind="stable")]]
         if len(self.known) < block.shape[1]:
             block = block[:, self.known]
-        block.sort_indices()
+        block.sum_duplicates()
         block.eliminate_zeros()
         return block
+
+    def totals(self) -> np.ndarray:
+        """Total of each cell over the genes that the model knows, (cells,)."""
+        blocks = (np.arange(i, min(i + 4096, len(self))) for i in range(0, len(self), 4096))
+        return np.concatenate([np.asarray(self.rows(b).sum(axis=1), dtype=np.float64).ravel() for b in blocks])
 
     def __getitem__(self, positions: Sequence[int]) -> CellBatch:
         """Read a minibatch by the positions of its cells."""
@@ -140,7 +149,8 @@ def _as_is(batch: Any) -> Any:
 def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False) -> DataLoader:
     """Make a loader of a data set that reads a whole minibatch at once, by a list of positions."""
     sampler = EpochSampler(len(data), batch_size, seed, shuffle)
-    return DataLoader(data, sampler=sampler, batch_size=None, collate_fn=_as_is)
+    own = torch.Generator().manual_seed(0)  # DataLoader would draw from the global random numbers
+    return DataLoader(data, sampler=sampler, batch_size=None, collate_fn=_as_is, generator=own)
 
 
 class TokenRows(Dataset):

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalObsField
@@ -99,6 +98,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
                 "adata is missing: give an AnnData that was set up by SCLDM.setup_anndata, or use SCLDM.load."
             )
         super().__init__(adata, registry)
+        if kl_weight < 0:
+            raise ValueError(f"kl_weight={kl_weight!r} must be 0 (a plain autoencoder) or above.")
         if gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
         setup = self.registry["setup_args"]
@@ -135,6 +136,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
         self.size_factor_scale = 1.0
         self.library_sizes: LibrarySizes | None = None
         self._tokens: Tensor | None = None
+        self._unfinished_history: dict[str, pd.DataFrame | None] = {}
         self.history_ = {}
         self._model_summary_string = (
             f"SCLDM with {len(self.genes)} genes, conditions {self.conditions.keys}, {n_tokens} tokens of {token_dim}, "
@@ -251,9 +253,10 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
             )
         setup = self.registry["setup_args"]
         matrix = get_matrix(adata, setup["layer"])
-        if not training:
-            check_counts(matrix, "The query", is_count_data=setup["is_count_data"])
         panel = align_genes(adata.var_names, self.genes)
+        if not training:
+            known_genes = None if (panel >= 0).all() else np.flatnonzero(panel >= 0)
+            check_counts(matrix, "The query", is_count_data=setup["is_count_data"], columns=known_genes)
         obs = adata.obs
         known = [key for key in self.conditions.keys if key in obs] if conditions else []
         codes = self.conditions.encode(obs[known] if known else None, adata.n_obs)
@@ -271,27 +274,23 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
             library = self.size_factor_scale * obs[setup["size_factor_key"]].to_numpy(float)
         return CellRows(matrix, panel, library, codes, batch_codes, indices)
 
+    def _learn_library_sizes(self, rows: CellRows) -> None:
+        """Remember the library sizes and batches of the training cells: generated cells draw from them."""
+        library = rows.totals() if rows.library is None else rows.library
+        self.library_sizes = LibrarySizes(rows.conditions, library, self.conditions.n_levels)
+        self.batch_codes = rows.batch
+
     def _look_at_training_data(self) -> None:
         """Set what follows from the data alone: scale of size factors, library sizes, mean expression."""
         rows = self._rows(conditions=True)
-        total_of_cell, total_of_gene = [], np.zeros(len(self.genes))
+        if rows.library is not None and self.registry["setup_args"]["is_count_data"]:
+            self.size_factor_scale = rows.totals().sum() / rows.library.sum()
+            rows = self._rows(conditions=True)
+        self._learn_library_sizes(rows)
+        total_of_gene = np.zeros(len(self.genes))
         for batch in make_loader(rows, 4096):
-            counts = sparse.csr_matrix(
-                (batch.sets.count.numpy(), (batch.sets.cell.numpy(), batch.sets.column.numpy())),
-                shape=(len(batch), len(self.genes)),
-            )
-            total_of_cell.append(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel())
-            total_of_gene += np.asarray(counts.sum(axis=0)).ravel()
-        totals = np.concatenate(total_of_cell)
-        if rows.library is None:
-            library = totals
-        elif self.registry["setup_args"]["is_count_data"]:
-            self.size_factor_scale = totals.sum() / rows.library.sum()
-            library = rows.library * self.size_factor_scale
-        else:
-            library = rows.library
-        self.library_sizes = LibrarySizes(rows.conditions, library, self.conditions.n_levels)
-        self.batch_codes = rows.batch
+            genes, counts = batch.sets.column.numpy(), batch.sets.count.numpy()
+            total_of_gene += np.bincount(genes, counts, minlength=len(self.genes))
         mean = total_of_gene / len(rows)
         if self.module.autoencoder.likelihood.is_count:
             mean = np.log((total_of_gene + 1) / (total_of_gene + 1).sum())

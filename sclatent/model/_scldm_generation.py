@@ -108,7 +108,7 @@ class GenerationMixin:
 
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
         return self._generated(
-            blocks, self._obs(codes, batches, library, index), "sample",
+            blocks, self._obs(codes, batches, index).assign(library_size=library), "sample",
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps, library_size=library_rule,
         )  # fmt: skip
 
@@ -169,7 +169,6 @@ class GenerationMixin:
         panel = rows.panel.numpy()
         likelihood = self.module.autoencoder.likelihood
         mean_effect = self.module.denoiser.mean
-        library_of = np.empty(len(rows))
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             batch = rows[cells]
             x = batch.sets.dense().numpy().astype(np.float64)
@@ -184,8 +183,11 @@ class GenerationMixin:
             share = self._mean(tokens, codes, np.ones(len(cells)))
             measured = share[:, panel].sum(axis=1) if rows.library is None else np.ones(len(cells))
             library = batch.library.numpy() / measured  # a total over a panel leaves out the counts of other genes
-            mean, new_mean = library[:, None] * share, self._mean(moved, codes, library)
-            library_of[cells] = library
+            new_share = self._mean(moved, codes, np.ones(len(cells)))
+            mean, new_mean = (
+                library[:, None] * share,
+                library[:, None] * new_share,
+            )  # alike to the last bit if moved nowhere
             drawn = self._draw(new_mean, seed, cells).toarray()
             for row, i in enumerate(cells):
                 rng = cell_rng(seed, "transport", i)
@@ -193,8 +195,9 @@ class GenerationMixin:
             blocks.append(sparse.csr_matrix(drawn))
 
         origin = self.adata if adata is None else adata
-        obs = origin.obs.iloc[rows.cells].copy()
-        new_obs = self._obs(target, rows.batch[rows.cells], library_of, obs.index)
+        obs = origin.obs.iloc[rows.cells]
+        obs = obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
+        new_obs = self._obs(target, rows.batch[rows.cells], obs.index)
         obs[new_obs.columns] = new_obs
         return self._generated(
             blocks, obs, "counterfactual", keep=keep, library_size="of the cell",
@@ -270,12 +273,11 @@ class GenerationMixin:
         rows = [likelihood.draw(mean[r], genes, cell_rng(seed, "counts", i)) for r, i in enumerate(cells)]
         return sparse.csr_matrix(np.stack(rows))
 
-    def _obs(self, codes: np.ndarray, batches: np.ndarray, library: np.ndarray, index: pd.Index) -> pd.DataFrame:
+    def _obs(self, codes: np.ndarray, batches: np.ndarray, index: pd.Index) -> pd.DataFrame:
         obs = self.conditions.decode(codes, index)
         batch_key = self.registry["setup_args"]["batch_key"]
         if batch_key is not None:
             obs[batch_key] = pd.Categorical.from_codes(batches, categories=self.batches.levels["batch"])
-        obs["library_size"] = library
         return obs
 
     def _generated(self, blocks: list[sparse.csr_matrix], obs: pd.DataFrame, method: str, **how: Any) -> AnnData:

@@ -95,16 +95,20 @@ class TrainingMixin:
             )
         if not 0 < train_size <= 1:
             raise ValueError(f"train_size={train_size!r} must be above 0 and at most 1.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
         rows = self._rows(conditions=True)
         if (rows.conditions < 0).any():
             raise ValueError(
                 f"To train, every cell needs a level of every condition: {self.conditions.keys} in adata.obs."
             )
+        epochs = {name: self._n_epochs(max_epochs, name, len(rows)) for name in STAGES}
+        for name in stages:
+            self._plan(name, seed, plan_kwargs)  # arguments that do not fit are refused before any work
         order = np.random.default_rng(seed).permutation(len(rows))
         n_train = max(1, round(train_size * len(rows)))
         self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
-
-        epochs = {name: self._n_epochs(max_epochs, name, len(rows)) for name in STAGES}
+        self._learn_library_sizes(rows)
         directory = None
         if checkpoint_dir is not None:
             data = fingerprint(list(self.genes), rows.conditions.tobytes(), self.library_sizes.sizes.tobytes())
@@ -120,15 +124,16 @@ class TrainingMixin:
                 "plan_kwargs": plan_kwargs,
                 "seed": seed,
             }
-            directory = StageDirectory(checkpoint_dir, settings)
+            directory = StageDirectory(checkpoint_dir, settings, STAGES)
             directory.prepare()
+            self._forget_unfinished_history()
+        self._unfinished_history = {}
         quiet_lightning()
         for name in stages:
-            plan_args = {"seed": seed, **plan_kwargs.get(name, {})}
-            if name == "autoencoder":
-                plan, cells = self._autoencoder_plan(plan_args), rows.subset
-            else:
-                plan, cells = self._diffusion_plan(rows, plan_args), TokenRows(self._tokens, rows.conditions).subset
+            if name == "diffusion":
+                self._prepare_tokens(rows)
+            plan = self._plan(name, seed, plan_kwargs)
+            cells = rows.subset if name == "autoencoder" else TokenRows(self._tokens, rows.conditions).subset
             try:
                 fit_stage(
                     plan,
@@ -143,16 +148,18 @@ class TrainingMixin:
                     callbacks=callbacks,
                     directory=directory,
                     progress_bar=progress_bar,
+                    on_start=self._tokens_change if name == "autoencoder" else None,
                     **trainer_kwargs,
                 )
             finally:  # also after an interruption: what was learned so far stays
                 self.module.to(plan.device).eval()
                 if plan.n_good_epochs:
                     self.trained_stages.add(name)
-                    self._extend_history(plan.history)
+                    self._extend_history(plan.history, unfinished=directory is not None)
                 self.is_trained_ = self.trained_stages == set(STAGES)
         if directory is not None:
             directory.clear()
+            self._unfinished_history = {}
 
     @staticmethod
     def _n_epochs(max_epochs: int | Mapping[str, int] | None, stage: str, n_cells: int) -> int:
@@ -163,32 +170,49 @@ class TrainingMixin:
             raise ValueError(f"max_epochs={max_epochs!r} must be at least 1.")
         return int(asked)
 
-    def _autoencoder_plan(self, plan_args: dict[str, Any]) -> StagePlan:
+    def _plan(self, stage: str, seed: int, plan_kwargs: Mapping[str, Mapping[str, Any]]) -> StagePlan:
+        arguments = {"seed": seed, **plan_kwargs.get(stage, {})}
+        if stage == "autoencoder":
+            return AutoencoderPlan(self.module.autoencoder, kl_weight=self.init_params_["kl_weight"], **arguments)
+        return DiffusionPlan(self.module.denoiser, **arguments)
+
+    def _tokens_change(self) -> None:
+        """Let go of what was made from the tokens of an autoencoder that is about to change."""
         self._tokens = None
         if "diffusion" in self.trained_stages:
             logger.warning("The autoencoder is trained further: its tokens change, so the denoiser starts anew.")
             self.trained_stages.discard("diffusion")
             self.module.denoiser = self._new_denoiser()
-        return AutoencoderPlan(self.module.autoencoder, kl_weight=self.init_params_["kl_weight"], **plan_args)
 
-    def _diffusion_plan(self, rows: CellRows, plan_args: dict[str, Any]) -> StagePlan:
-        if self._tokens is None:  # computed once; training never touches the autoencoder again
-            tokens = self._encode(rows, 1024)
-            first = "diffusion" not in self.trained_stages  # a trained denoiser keeps the frame it was trained in
-            if first:
-                self.module.standardize.cpu().fit(tokens)
-            self._tokens = self.module.standardize.cpu()(tokens)
-            if first:
-                effects = additive_effects(rows.conditions, self._tokens.flatten(1).numpy(), self.conditions.n_levels)
-                self.module.denoiser.mean.fit([torch.from_numpy(effect).float() for effect in effects[1]])
-        return DiffusionPlan(self.module.denoiser, **plan_args)
+    def _prepare_tokens(self, rows: CellRows) -> None:
+        """Compute the tokens of all cells, once: training of the denoiser never touches the autoencoder again."""
+        if self._tokens is not None:
+            return
+        tokens = self._encode(rows, 1024)
+        first = "diffusion" not in self.trained_stages  # a trained denoiser keeps the frame it was trained in
+        if first:
+            self.module.standardize.cpu().fit(tokens)
+        self._tokens = self.module.standardize.cpu()(tokens)
+        if first:
+            effects = additive_effects(rows.conditions, self._tokens.flatten(1).numpy(), self.conditions.n_levels)[1]
+            self.module.denoiser.mean.fit([torch.from_numpy(effect).float() for effect in effects])
 
-    def _extend_history(self, frames: dict[str, pd.DataFrame]) -> None:
+    def _extend_history(self, frames: dict[str, pd.DataFrame], unfinished: bool) -> None:
         for key, frame in frames.items():
             before = self.history_.get(key)
+            if unfinished:
+                self._unfinished_history[key] = before
             if before is not None:
                 frame = pd.concat([before, frame.set_index(frame.index + before.index.max() + 1)])
             self.history_[key] = frame.rename_axis("epoch")
+
+    def _forget_unfinished_history(self) -> None:
+        """Go back to the history before an interrupted training that is resumed: its checkpoint has those epochs."""
+        for key, before in self._unfinished_history.items():
+            if before is None:
+                del self.history_[key]
+            else:
+                self.history_[key] = before
 
     def _check_stage(self, stage: str, method: str) -> None:
         if stage not in self.trained_stages:

@@ -48,6 +48,7 @@ class StagePlan(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.name, self.seed = name, seed
+        self.n_good_epochs, self.history = 0, {}  # set at the end of training
         self.lr, self.weight_decay, self.betas, self.n_warmup_steps = lr, weight_decay, betas, n_warmup_steps
 
     def configure_optimizers(self) -> dict[str, Any]:

@@ -70,22 +70,22 @@ def write_model(
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"dir_path={str(path)!r} is a file: give the name of a folder.")
     if path.is_dir() and any(path.iterdir()):
-        if not (path / _JSON).exists():
+        ours = [*path.glob("tensors-*.safetensors"), *path.glob(".tensors-*"), *path.glob(f".{_JSON}.*")]
+        if not (path / _JSON).exists() and len(ours) < sum(1 for _ in path.iterdir()):  # else a save that was cut short
             raise FileExistsError(f"dir_path={str(path)!r} is not empty and holds no saved model: give another folder.")
-        if not overwrite:
+        if (path / _JSON).exists() and not overwrite:
             raise FileExistsError(f"dir_path={str(path)!r} holds a saved model: use overwrite=True to replace it.")
     path.mkdir(parents=True, exist_ok=True)
     content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
     file = path / f"tensors-{digest[:16]}.safetensors"
-    if not file.exists():
-        write_atomically(file, content)
+    write_atomically(file, content)
     described = _to_json({"format": FORMAT, **description, "tensors": {"file": file.name, "sha256": digest}})
     described["sha256"] = _digest(described)
     write_atomically(path / _JSON, json.dumps(described, indent=1).encode())
-    for other in path.glob("tensors-*.safetensors"):
+    for other in (*path.glob("tensors-*.safetensors"), *path.glob(".tensors-*"), *path.glob(f".{_JSON}.*")):
         if other != file:
-            other.unlink()
+            other.unlink()  # of the model that was replaced, or of a save that was cut short
 
 
 def read_model(path: str | os.PathLike, class_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,12 +10,12 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
 from scvi.train import Trainer
 from torch.utils.data import DataLoader
 
@@ -33,9 +33,12 @@ class StageDirectory:
         The folder; made when it is first written to.
     settings
         Everything that determines the result. A checkpoint made under other settings is refused.
+    stages
+        Names of the stages.
     """
 
-    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any], stages: Sequence[str]) -> None:
+        self.stages = stages
         self.path = Path(path)
         self.settings = json.loads(json.dumps(settings, default=str))
         self._settings_file = self.path / "settings.json"
@@ -64,7 +67,8 @@ class StageDirectory:
 
     def clear(self) -> None:
         """Remove the files: the training is complete and the model in memory has it all."""
-        for file in (*self.path.glob("*.ckpt"), *self.path.glob("*.done.pt"), self._settings_file):
+        files = [file for stage in self.stages for file in (self.checkpoint(stage), self.finished(stage))]
+        for file in (*files, self._settings_file):
             file.unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
@@ -102,16 +106,20 @@ def fit_stage(
     callbacks: Sequence[Callback],
     directory: StageDirectory | None,
     progress_bar: bool,
+    on_start: Callable[[], None] | None,
     **trainer_kwargs: Any,
 ) -> None:
     """Train one stage.
 
     However training ends, the plan is left with the weights of its best epoch, with ``plan.history`` (a table a
-    metric) and with ``plan.n_good_epochs``, the number of epochs after which those weights were kept.
+    metric) and with ``plan.n_good_epochs``, the number of epochs after which those weights were kept. ``on_start`` is
+    called when nothing can be refused any more.
     """
     history, best = History(), BestWeights()
     if directory is not None and directory.finished(plan.name).exists():
         logger.info("%s: already trained, taken from %s.", plan.name, directory.path)
+        if on_start is not None:
+            on_start()
         outcome = torch.load(directory.finished(plan.name), weights_only=True)
         history.load_state_dict(outcome["history"])
         best.load_state_dict(outcome["best"])
@@ -123,6 +131,8 @@ def fit_stage(
         watchers.append(ProgressBar(plan.name.capitalize(), n_cells))
     if early_stopping and validation_loader is not None:
         watchers.append(EarlyStopping(f"{plan.name}_loss_validation", patience=early_stopping_patience))
+    if on_start is not None:
+        watchers.append(LambdaCallback(on_train_start=lambda *_: on_start()))
     resume_from = None
     if directory is not None:
         watchers.append(
