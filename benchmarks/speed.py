@@ -95,7 +95,7 @@ def autoencoder_step(model: SCLDM) -> Step:
     plan = AutoencoderPlan(model.module.autoencoder.train())
     generator = torch.Generator().manual_seed(0)
     parameters = list(plan.trained.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=plan.betas)
+    optimizer = plan.make_optimizer()
     batches = list(make_loader(model._rows(indices=np.arange(BATCH * N_BATCHES)), BATCH))
 
     def step(k: int) -> None:
@@ -111,7 +111,7 @@ def diffusion_step(model: SCLDM) -> Step:
     plan = DiffusionPlan(model.module.denoiser.train())
     generator = torch.Generator().manual_seed(0)
     parameters = list(plan.trained.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=plan.lr, weight_decay=plan.weight_decay, betas=plan.betas)
+    optimizer = plan.make_optimizer()
     shape = (N_BATCHES, BATCH, *model.module.standardize.mean.shape)
     tokens = torch.randn(
         shape, generator=generator

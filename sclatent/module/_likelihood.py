@@ -69,8 +69,8 @@ class Poisson(GeneLikelihood):
     """Poisson counts."""
 
     def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
-        log_rho = logits.log_softmax(dim=-1)[sets.cell, sets.column]
-        element = sets.count * (log_rho + library.log()[sets.cell]) - torch.lgamma(sets.count + 1)
+        log_rho = sets.at(logits.log_softmax(dim=-1))
+        element = sets.count * (log_rho + library.log().index_select(0, sets.cell)) - torch.lgamma(sets.count + 1)
         return (-library).index_add(0, sets.cell, element)  # the means of a cell add up to its library size
 
     def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -94,11 +94,11 @@ class NegativeBinomial(GeneLikelihood):
 
         With r = ln mu - ln theta the log-likelihood is -theta softplus(r) + x (r - softplus(r)) + lgamma terms.
         """
-        log_theta = self.log_theta[sets.panel]
+        log_theta = self.log_theta.index_select(0, sets.panel)
         theta = log_theta.exp()
         r = logits.log_softmax(dim=-1) + library.log()[:, None] - log_theta
         softplus = F.softplus(r)
-        r_above, theta_above = r[sets.cell, sets.column], theta[sets.column]
+        r_above, theta_above = sets.at(r), theta.index_select(0, sets.column)
         element = (
             sets.count * F.logsigmoid(r_above)
             + torch.lgamma(sets.count + theta_above)
@@ -137,8 +137,8 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         softplus, theta, element = self._split_log_prob(logits, library, sets)
         lost = self.dropout_logit[sets.panel]
         log_zero = torch.logaddexp(lost, -theta * softplus) - F.softplus(lost)  # ln(pi + (1 - pi) NB(0))
-        at = (sets.cell, sets.column)
-        above = F.logsigmoid(-lost)[sets.column] - (theta * softplus)[at] + element - log_zero[at]
+        log_kept = F.logsigmoid(-lost).index_select(0, sets.column)
+        above = log_kept + element - sets.at(theta * softplus + log_zero)
         return log_zero.sum(dim=-1).index_add(0, sets.cell, above)
 
     def _lost(self, genes: np.ndarray) -> np.ndarray:

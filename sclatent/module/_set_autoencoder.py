@@ -77,7 +77,7 @@ class SetAutoencoder(nn.Module):
 
     def _encode(self, sets: CellSets) -> tuple[Tensor, Tensor]:
         """Normalised tokens (cells, n_tokens, token_dim), and the features they were made from."""
-        pooled = self.pooling(self.genes_in[sets.panel], sets.dense())  # (cells, n_tokens, pooled_dim)
+        pooled = self.pooling(self.genes_in.index_select(0, sets.panel), sets.dense())  # (cells, n_tokens, pooled_dim)
         h = self.encoder(self.queries + self.embed(pooled))
         return F.layer_norm(self.to_tokens(h), (self.token_dim,)), h
 
@@ -94,7 +94,7 @@ class SetAutoencoder(nn.Module):
         """
         h = self.from_tokens(tokens) + self.addresses + self.batches(batch)[:, None]
         values = self.to_values(self.decoder(h))  # (cells, n_tokens, pooled_dim)
-        return self.readout(self.genes_out[panel], values) + self.gene_bias[panel]
+        return self.readout(self.genes_out.index_select(0, panel), values) + self.gene_bias.index_select(0, panel)
 
     def forward(
         self, sets: CellSets, library: Tensor, batch: Tensor, generator: torch.Generator | None = None

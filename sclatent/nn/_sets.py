@@ -35,6 +35,11 @@ class CellSets:
         counts = self.count.new_zeros(self.n_cells, len(self.panel))
         return counts.index_put_((self.cell, self.column), self.count)
 
+    def at(self, values: Tensor) -> Tensor:
+        """Pick from values (n_cells, n_measured) those of the elements, (n_elements,)."""
+        # index_select, whose gradient is far cheaper than that of indexing by two tensors
+        return values.flatten().index_select(0, self.cell * len(self.panel) + self.column)
+
     def to(self, device: torch.device | str, **kwargs: object) -> CellSets:
         """Copy to a device."""
         moved = (t.to(device, **kwargs) for t in (self.panel, self.cell, self.column, self.count))

@@ -51,9 +51,14 @@ class StagePlan(pl.LightningModule):
         self.n_good_epochs, self.history = 0, {}  # set at the end of training
         self.lr, self.weight_decay, self.betas, self.n_warmup_steps = lr, weight_decay, betas, n_warmup_steps
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over what is trained."""
         parameters = [p for p in self.trained.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        fused = self.device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=fused)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer()
         n_steps = max(1, int(self.trainer.estimated_stepping_batches))
         n_warmup = min(self.n_warmup_steps, n_steps // 5)
 
