@@ -183,11 +183,9 @@ class GenerationMixin:
             share = self._mean(tokens, codes, np.ones(len(cells)))
             measured = share[:, panel].sum(axis=1) if rows.library is None else np.ones(len(cells))
             library = batch.library.numpy() / measured  # a total over a panel leaves out the counts of other genes
-            new_share = self._mean(moved, codes, np.ones(len(cells)))
-            mean, new_mean = (
-                library[:, None] * share,
-                library[:, None] * new_share,
-            )  # alike to the last bit if moved nowhere
+            # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
+            mean = library[:, None] * share
+            new_mean = library[:, None] * self._mean(moved, codes, np.ones(len(cells)))
             drawn = self._draw(new_mean, seed, cells).toarray()
             for row, i in enumerate(cells):
                 rng = cell_rng(seed, "transport", i)

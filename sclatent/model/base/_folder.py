@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from ._stages import write_atomically
+from ._files import write_atomically
 
 FORMAT = 1
 _JSON = "model.json"

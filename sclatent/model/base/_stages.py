@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader
 
 from sclatent.train import BestWeights, History, ProgressBar, StagePlan
 
+from ._files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 
@@ -72,16 +74,6 @@ class StageDirectory:
             file.unlink(missing_ok=True)
         if not any(self.path.iterdir()):
             self.path.rmdir()
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old content or the new one stands there, whole."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(temporary, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
 
 
 def fingerprint(*parts: Any) -> str:
