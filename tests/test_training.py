@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from sclatent.model import SCLDM
-from sclatent.train import TrainingDivergedError
+from sclatent.module import DiT
+from sclatent.train import DiffusionPlan, TrainingDivergedError
 
 KEYS = {"condition_keys": ["cell_type", "condition"]}
 EPOCHS = {"autoencoder": 4, "diffusion": 5}
@@ -311,6 +312,22 @@ def test_the_average_of_the_weights_is_what_samples(untrained, quiet):
     assert_same_weights(model.module.denoiser.state_dict(), capture.averaged)
     different = [key for key, value in model.module.denoiser.state_dict().items() if not value.equal(capture.raw[key])]
     assert "out.weight" in different
+
+
+def test_conditions_are_lost_together_and_key_by_key():
+    """Which is what trains the null entries that guidance and open keys rely on; validation loses none."""
+    seen = []
+    plan = DiffusionPlan(DiT(2, 4, [3, 2], width=8, n_blocks=1, n_heads=2), dropout_all=0.1, dropout_key=0.2)
+    for denoiser in (plan.trained, plan.averaged):
+        denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2].numpy()))
+    codes = torch.stack([torch.arange(6_000) % 3, torch.arange(6_000) % 2], dim=1)
+    for losses in (plan.losses, plan.validation_losses):
+        losses((torch.zeros(6_000, 2, 4), codes), torch.Generator().manual_seed(0))
+    lost = seen[0] == -1
+    np.testing.assert_allclose(lost.mean(axis=0), 0.1 + 0.9 * 0.2, atol=0.02)
+    assert lost.all(axis=1).mean() == pytest.approx(0.1 + 0.9 * 0.2**2, abs=0.02)
+    np.testing.assert_array_equal(seen[0][~lost], codes.numpy()[~lost])
+    np.testing.assert_array_equal(seen[1], codes.numpy())
 
 
 def test_averaging_can_be_turned_off(untrained, quiet):
