@@ -54,7 +54,8 @@ class GenerationMixin:
             Number of cells; may be left out when ``conditions`` is a DataFrame.
         conditions
             Levels by key for all cells, such as ``{"cell_type": "B cells", "condition": "stimulated"}``, or a
-            DataFrame with a row a cell (``adata.obs`` works as it is). Keys that are not given are left open.
+            DataFrame with a row a cell, in the order of its rows (``adata.obs`` works as it is). Keys that are not
+            given are left open.
         guidance_weight
             Weight w of classifier-free guidance, :math:`v = v(\varnothing) + w (v(c) - v(\varnothing))`: 1 is plain
             conditional sampling at one evaluation a step, 0 is unconditional, above 1 pushes cells towards their

@@ -111,7 +111,9 @@ class TrainingMixin:
         self._learn_library_sizes(rows)
         directory = None
         if checkpoint_dir is not None:
-            data = fingerprint(list(self.genes), rows.conditions.tobytes(), self.library_sizes.sizes.tobytes())
+            data = fingerprint(
+                list(self.genes), rows.conditions.tobytes(), rows.batch.tobytes(), self.library_sizes.sizes.tobytes()
+            )
             settings = {
                 "model": self.init_params_,
                 "data": data,
@@ -144,7 +146,9 @@ class TrainingMixin:
                     accelerator=accelerator,
                     devices=devices,
                     early_stopping=early_stopping,
-                    early_stopping_patience=early_stopping_patience or max(15, epochs[name] // 3),
+                    early_stopping_patience=(
+                        max(15, epochs[name] // 3) if early_stopping_patience is None else early_stopping_patience
+                    ),
                     callbacks=callbacks,
                     directory=directory,
                     progress_bar=progress_bar,

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.train import Trainer
 from torch.utils.data import DataLoader
 
@@ -155,6 +156,8 @@ def fit_stage(
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
             warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, of torch
             trainer.fit(plan, train_loader, validation_loader, ckpt_path=resume_from)
+    except SIGTERMException:  # a job that is being ended, and no Ctrl-C
+        raise
     except SystemExit as stop:  # what Lightning makes of Ctrl-C would end the kernel of a notebook
         raise KeyboardInterrupt("Training was interrupted; the best weights so far are kept.") from stop
     finally:
