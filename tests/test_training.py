@@ -379,3 +379,19 @@ def test_callbacks_and_trainer_arguments_arrive(untrained, quiet, caplog):
     with caplog.at_level(logging.INFO):
         untrained().train(EPOCHS, callbacks=[count], limit_train_batches=1, **quiet)
     assert count.n == sum(EPOCHS.values())
+
+
+def test_weights_that_turn_nan_in_the_very_last_step_are_not_kept(untrained, quiet):
+    """There is no later loss that would tell, and no validation either."""
+
+    class Poison(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            last = batch_idx == trainer.num_training_batches - 1 and trainer.current_epoch == 1
+            if last and pl_module.name == "autoencoder":
+                with torch.no_grad():
+                    pl_module.trained.gene_bias.fill_(float("nan"))
+
+    model = untrained()
+    with pytest.raises(TrainingDivergedError, match="after epoch 2"):
+        model.train(2, train_size=1.0, callbacks=[Poison()], **quiet)
+    assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())

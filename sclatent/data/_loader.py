@@ -99,6 +99,10 @@ class CellRows(Dataset):
         blocks = (np.arange(i, min(i + 4096, len(self))) for i in range(0, len(self), 4096))
         return np.concatenate([np.asarray(self.rows(b).sum(axis=1), dtype=np.float64).ravel() for b in blocks])
 
+    def library_sizes(self) -> np.ndarray:
+        """Library size of each cell of the whole matrix, (cells,): as given, or the total."""
+        return self.totals() if self.library is None else self.library
+
     def __getitem__(self, positions: Sequence[int]) -> CellBatch:
         """Read a minibatch by the positions of its cells."""
         block = self.rows(positions)

@@ -276,8 +276,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
 
     def _learn_library_sizes(self, rows: CellRows) -> None:
         """Remember the library sizes and batches of the training cells: generated cells draw from them."""
-        library = rows.totals() if rows.library is None else rows.library
-        self.library_sizes = LibrarySizes(rows.conditions, library, self.conditions.n_levels)
+        self.library_sizes = LibrarySizes(rows.conditions, rows.library_sizes(), self.conditions.n_levels)
         self.batch_codes = rows.batch
 
     def _look_at_training_data(self) -> None:

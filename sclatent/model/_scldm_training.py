@@ -107,13 +107,10 @@ class TrainingMixin:
             self._plan(name, seed, plan_kwargs)  # arguments that do not fit are refused before any work
         order = np.random.default_rng(seed).permutation(len(rows))
         n_train = max(1, round(train_size * len(rows)))
-        self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
-        self._learn_library_sizes(rows)
         directory = None
         if checkpoint_dir is not None:
-            data = fingerprint(
-                list(self.genes), rows.conditions.tobytes(), rows.batch.tobytes(), self.library_sizes.sizes.tobytes()
-            )
+            contents = (rows.conditions, rows.batch, rows.library_sizes())
+            data = fingerprint(list(self.genes), *(array.tobytes() for array in contents))
             settings = {
                 "model": self.init_params_,
                 "data": data,
@@ -129,6 +126,9 @@ class TrainingMixin:
             directory = StageDirectory(checkpoint_dir, settings, STAGES)
             directory.prepare()
             self._forget_unfinished_history()
+        # only now, when a checkpoint of another training has been refused, is anything of the model changed
+        self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
+        self._learn_library_sizes(rows)
         self._unfinished_history = {}
         quiet_lightning()
         for name in stages:

@@ -6,9 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from tqdm.auto import tqdm
+
+from ._plans import TrainingDivergedError
 
 
 class ProgressBar(LightningProgressBar):
@@ -107,6 +110,11 @@ class BestWeights(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         value = float(trainer.callback_metrics.get(f"{pl_module.name}_loss_validation", float("-inf")))
+        if not all(torch.isfinite(weight).all() for weight in pl_module.trained.parameters()):
+            raise TrainingDivergedError(
+                f"The weights of the {pl_module.name} are no longer finite after epoch {trainer.current_epoch + 1}. "
+                "The last good weights are kept. Train with a lower learning rate."
+            )
         if value <= self.best:
             self.best, self.epoch = value, trainer.current_epoch
             self._keep(pl_module)
