@@ -7,36 +7,11 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 
-TARGET_SUM = 1e4
+from ._projection import log_normalize
 
 Cells = AnnData | np.ndarray
 """Cells x genes: an AnnData of counts, or an array that is log-normalised already."""
-
-
-def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
-    """Natural logarithm of 1 + counts per 10,000 of the cell.
-
-    Parameters
-    ----------
-    adata
-        Cells with raw counts, sparse or dense; they stay as they are.
-    layer
-        Layer with the counts; X by default.
-
-    Returns
-    -------
-    Dense array (cells, genes), float32. A cell without counts is all zeros.
-    """
-    counts = adata.X if layer is None else adata.layers[layer]
-    if not isinstance(counts, np.ndarray):
-        counts = sparse.csr_matrix(counts)
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    scale = TARGET_SUM / np.where(total > 0, total, 1.0)
-    if sparse.issparse(counts):
-        counts = counts.toarray()
-    return np.log1p(counts * scale[:, None]).astype(np.float32)
 
 
 def _mean(cells: Cells) -> np.ndarray:

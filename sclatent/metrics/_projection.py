@@ -1,0 +1,74 @@
+"""Where cells are compared: log-normalised expression, and its principal components."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+from sklearn.decomposition import PCA
+
+from sclatent.data import get_matrix
+
+TARGET_SUM = 1e4
+
+
+def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
+    """Natural logarithm of 1 + counts per 10,000 of the cell.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts, sparse or dense; they stay as they are.
+    layer
+        Layer with the counts; X by default.
+
+    Returns
+    -------
+    Dense array (cells, genes), float32. A cell without counts is all zeros.
+    """
+    return log_normalize_counts(get_matrix(adata, layer))
+
+
+def log_normalize_counts(counts: np.ndarray | sparse.spmatrix | sparse.sparray) -> np.ndarray:
+    """Log-normalise a matrix of counts (cells, genes) as :func:`log_normalize` does; dense, float32."""
+    if not isinstance(counts, np.ndarray):
+        counts = sparse.csr_matrix(counts)
+    total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    scale = TARGET_SUM / np.where(total > 0, total, 1.0)
+    if sparse.issparse(counts):
+        counts = counts.toarray()
+    return np.log1p(counts * scale[:, None]).astype(np.float32)
+
+
+class Projection:
+    """Principal components of log-normalised cells: centred, not scaled.
+
+    Parameters
+    ----------
+    values
+        Log-normalised cells that the components are fitted on, (cells, genes).
+    n_components
+        Components at most; there are never more than cells - 1 or genes.
+    seed
+        Seed of the randomised decomposition, by which scikit-learn takes a large matrix apart.
+
+    Attributes
+    ----------
+    n_components
+        How many components there are.
+    name
+        The space in words, such as ``"50 PCs of log1p CP10k"``.
+    """
+
+    def __init__(self, values: np.ndarray, n_components: int = 50, seed: int = 0) -> None:
+        if n_components < 1:
+            raise ValueError(f"n_components={n_components} is not possible: at least 1 component is needed.")
+        if len(values) < 2:
+            raise ValueError(f"Principal components need at least 2 cells, not {len(values)}.")
+        self.n_components = min(n_components, len(values) - 1, values.shape[1])
+        self._pca = PCA(self.n_components, random_state=seed).fit(values)
+        self.name = f"{self.n_components} PCs of log1p CP10k"
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Project log-normalised cells (cells, genes) to (cells, n_components), float64."""
+        return self._pca.transform(values).astype(np.float64)
