@@ -39,7 +39,7 @@ def wasserstein(x: np.ndarray, y: np.ndarray, p: float = 2) -> float:
     -------
     The distance, in the units of the space.
     """
-    x, y = _check(x, y)
+    x, y = check_samples(x, y)
     cost = cdist(x, y) if p == 1 else cdist(x, y) ** p
     cost = ot.emd2([], [], cost, numItermax=10_000_000)
     return float(max(cost, 0.0) ** (1 / p))
@@ -67,7 +67,7 @@ def sinkhorn_divergence(x: np.ndarray, y: np.ndarray, reg: float | None = None) 
     -------
     The divergence, in squared units of the space.
     """
-    x, y = _check(x, y)
+    x, y = check_samples(x, y)
     reg = SINKHORN_REG * median_squared_distance(x, y) if reg is None else reg
     if reg <= 0:
         return 0.0  # all cells are the same one
@@ -92,7 +92,7 @@ def median_squared_distance(x: np.ndarray, y: np.ndarray) -> float:
     Above 2,000 cells, evenly spaced ones of each sample stand for all. Where most cells are the same one, so that the
     median is 0, it is the mean.
     """
-    x, y = _check(x, y)
+    x, y = check_samples(x, y)
     step = -(-(len(x) + len(y)) // MEDIAN_CELLS)
     squared = pdist(np.concatenate([x[::step], y[::step]]), "sqeuclidean")
     return float(np.median(squared) or squared.mean())
@@ -118,7 +118,7 @@ def mmd2(x: np.ndarray, y: np.ndarray, bandwidths: Sequence[float] | None = None
     -------
     The discrepancy, without units, at most 2; around 0 and as often below it for samples of one distribution.
     """
-    x, y = _check(x, y)
+    x, y = check_samples(x, y)
     if bandwidths is None:
         bandwidths = [scale * median_squared_distance(x, y) for scale in SCALES]
     if min(bandwidths) <= 0:
@@ -148,7 +148,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     -------
     The distance, in units of the space; around 0 and as often below it for samples of one distribution.
     """
-    x, y = _check(x, y)
+    x, y = check_samples(x, y)
     between = _mean_of_pairs(x, y, np.sqrt)
     return 2 * between - _mean_of_pairs(x, x, np.sqrt) - _mean_of_pairs(y, y, np.sqrt)
 
@@ -171,7 +171,7 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     -------
     The distance, in squared units of the space.
     """
-    x, y = _check(x, y)
+    x, y = check_samples(x, y)
 
     def root(cells: np.ndarray) -> tuple[np.ndarray, float]:
         values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(cells, rowvar=False)))
@@ -184,7 +184,7 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(shift + max(trace_x + trace_y - 2 * shared, 0.0))
 
 
-def _check(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def check_samples(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells as float64, or a ``ValueError``."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
