@@ -81,7 +81,7 @@ def draw(out: Path, model: SCLDM, real: AnnData, control: AnnData, generated: An
     predicted = {"generated": generated, "counterfactual": moved}
     patient = ad.concat([control, real])
     pl.umap(patient, generated, color=CONDITION_KEY, seed=SEED, save=out / "umap.png")
-    pl.mean_expression(real, generated, save=out / "mean_expression.png")
+    pl.gene_statistics(real, generated, save=out / "gene_statistics.png")
     pl.response(real, predicted, control, save=out / "response.png")
     pl.top_genes(real, predicted, control, save=out / "top_genes.png")
     pl.history(model.history, save=out / "history.png")

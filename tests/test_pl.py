@@ -11,8 +11,8 @@ import pytest
 from anndata import AnnData
 
 from sclatent import pl
-from sclatent.datasets import simulate
-from sclatent.metrics import mean_change, top_responding
+from sclatent.datasets import glioblastoma, simulate
+from sclatent.metrics import log_normalize, mean_change, top_responding
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +49,54 @@ def test_umap_shows_every_cell_and_changes_none(arms, tmp_path):
     assert "cells" not in real.obs
 
 
-def test_umap_names_a_missing_column(arms):
-    with pytest.raises(KeyError, match="color='dose' is not a column of real"):
-        pl.umap(arms["real"], arms["generated"], color="dose")
+def test_umap_has_a_panel_a_condition_and_one_layout(arms):
+    real, generated = arms["real"], arms["generated"]
+    axes = pl.umap(real, generated[generated.obs["cell_type"] == "type_0"].copy(), groupby="cell_type", n_pcs=5)
+    assert [ax.get_title() for ax in axes] == ["type_0", "type_1"]  # also what was not generated
+    n = {
+        "real": (real.obs["cell_type"] == "type_0").sum(), "generated": (generated.obs["cell_type"] == "type_0").sum()
+    }  # fmt: skip
+    points, colors = zip(*[drawn(ax) for ax in axes], strict=True)
+    np.testing.assert_array_equal(*(np.sort(p, axis=0) for p in points))
+    for level, color in enumerate(colors):
+        for kind, expected in {"real": "tab:blue", "generated": "tab:orange"}.items():
+            shown = np.isclose(color, mpl.colors.to_rgba(expected), atol=0.01).all(axis=1).sum()
+            assert shown == (n[kind] if level == 0 else real.n_obs - n["real"] if kind == "real" else 0)
+    legend = axes[0].figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["real", "generated"]
 
 
-def test_mean_expression_finds_genes_by_name(arms, tmp_path):
-    axes = plt.subplots(1, 2)[1]
-    assert pl.mean_expression(arms["real"], arms["generated"], ax=axes[0], save=tmp_path / "mean.png") is axes[0]
-    pl.mean_expression(arms["real"], reverse(arms["generated"]), ax=axes[1])
-    straight, reversed_ = (np.asarray(ax.collections[0].get_offsets()) for ax in axes)
-    np.testing.assert_allclose(straight, reversed_[::-1])
-    assert (tmp_path / "mean.png").stat().st_size > 0
+def drawn(ax) -> tuple[np.ndarray, np.ndarray]:
+    """Places and colours of the points of a panel."""
+    points = [c for c in ax.collections if len(c.get_offsets()) > 1]
+    return np.concatenate([c.get_offsets() for c in points]), np.concatenate([c.get_facecolors() for c in points])
+
+
+@pytest.mark.parametrize("argument", ["color", "groupby"])
+def test_umap_names_a_missing_column(arms, argument):
+    with pytest.raises(KeyError, match=f"{argument}='dose' is not a column of real"):
+        pl.umap(arms["real"], arms["generated"], **{argument: "dose"})
+
+
+def test_gene_statistics_are_those_of_the_genes_by_name(arms, tmp_path):
+    real, generated = arms["real"], arms["generated"]
+    axes = pl.gene_statistics(real, reverse(generated), save=tmp_path / "genes.png")
+    x, y = (log_normalize(cells)[:, ::-1] for cells in (real, generated))
+    statistics = [lambda v: v.mean(axis=0), lambda v: v.var(axis=0, ddof=1), lambda v: (v == 0).mean(axis=0)]
+    for ax, statistic in zip(axes, statistics, strict=True):
+        expected = np.column_stack([statistic(x), statistic(y)])
+        np.testing.assert_allclose(ax.collections[0].get_offsets(), expected, rtol=1e-4)
+        assert f"r = {np.corrcoef(*expected.T)[0, 1]:.3f}" in ax.texts[0].get_text()
+    assert [ax.get_title().split(" (")[0] for ax in axes] == ["mean", "variance", "zero fraction"]
+    assert (tmp_path / "genes.png").stat().st_size > 0
+
+
+def test_gene_statistics_tell_a_shift_from_agreement(arms):
+    shallow = arms["real"].copy()
+    shallow.X = shallow.X.multiply(np.random.default_rng(0).random(shallow.shape) < 0.4).tocsr()
+    zeros = pl.gene_statistics(arms["real"], shallow)[2]
+    concordance, r = (float(line.split(" = ")[1]) for line in zeros.texts[0].get_text().split("\n"))
+    assert concordance < r - 0.2
 
 
 def test_response_names_the_top_genes(arms, tmp_path):
@@ -71,7 +107,114 @@ def test_response_names_the_top_genes(arms, tmp_path):
     written = {text.get_text() for text in axes[1].texts}
     assert set(arms["real"].var_names[top_responding(change, 3)]) < written
     assert "r = 1.000" in written
+    assert axes[0].get_xlim() == axes[1].get_xlim() == axes[1].get_ylim()
     assert (tmp_path / "response.png").stat().st_size > 0
+
+
+def test_names_overlap_neither_each_other_nor_the_edge():
+    adata = glioblastoma()
+    treated = adata[adata.obs["condition"] != "ctrl"]
+    half = np.arange(treated.n_obs) % 2 == 0
+    ax = pl.response(treated[half], treated[~half], adata[adata.obs["condition"] == "ctrl"], n_names=12)[0]
+    ax.figure.draw_without_rendering()
+    boxes = [mpl.text.Text.get_window_extent(text) for text in ax.texts]  # without the lines to the points
+    assert len(boxes) == 13
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    inside = ax.get_window_extent().padded(1)
+    assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)
+    assert all(inside.y0 <= box.y0 and box.y1 <= inside.y1 for box in boxes)
+
+
+def test_response_by_group_has_the_control_of_the_group(cells):
+    control, real = (cells[cells.obs["condition"] == c] for c in ("control", "stimulated"))
+    axes = pl.response(real, {"it": real, "control": control}, control, groupby="cell_type", n_names=1)
+    assert axes.shape == (2, 2)
+    assert [ax.get_title() for ax in axes.flat] == [f"type_{i}, {name}" for i in range(2) for name in ("it", "control")]
+    of_type = [a[a.obs["cell_type"] == "type_1"] for a in (real, control)]
+    offsets = axes[1, 0].collections[0].get_offsets()
+    np.testing.assert_allclose(offsets[:, 0], mean_change(*of_type))
+    np.testing.assert_allclose(offsets[:, 0], offsets[:, 1])
+    np.testing.assert_array_equal(axes[1, 1].collections[0].get_offsets()[:, 1], 0)
+
+    common = of_type[1]  # has no cells of the other type: control of both
+    axes = pl.response(real, real, common, groupby="cell_type", n_names=1)
+    assert [ax.get_title() for ax in axes.flat] == ["type_0", "type_1"]
+    expected = mean_change(real[real.obs["cell_type"] == "type_0"], common)
+    np.testing.assert_allclose(axes[0, 0].collections[0].get_offsets()[:, 0], expected)
+
+
+def test_response_by_group_says_what_is_wrong(cells):
+    control, real = (cells[cells.obs["condition"] == c] for c in ("control", "stimulated"))
+    one = real[real.obs["cell_type"] == "type_1"]
+    with pytest.raises(KeyError, match="groupby='dose' is not a column of obs of 'real'"):
+        pl.response(real, real, control, groupby="dose")
+    with pytest.raises(ValueError, match=r"'generated' has no cells of \['type_0'\], levels of 'cell_type'"):
+        pl.response(real, one, control, groupby="cell_type")
+    with pytest.raises(TypeError, match="'shift' is an array"):
+        pl.response(real, {"shift": np.zeros(30)}, control, groupby="cell_type")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """Two metrics of two sources in two conditions, all of them, and their mean."""
+    values = {  # floor, ceiling, better; of the two sources
+        ("w2", "B cells"): (20.0, 10.0, "lower", 15.0, 25.0), ("w2", "T cells"): (30.0, 10.0, "lower", 10.0, 30.0),
+        ("recall", "B cells"): (0.2, 0.8, "higher", 0.5, 0.0004), ("recall", "T cells"): (0.9, 0.8, "higher", 0.5, 0.6),
+        ("w2", "all"): (20.0, np.nan, "lower", 12.0, 13.0), ("w2", "mean"): (25.0, 10.0, "lower", 12.5, 27.5),
+        ("recall", "mean"): (0.55, 0.8, "higher", 0.5, 0.3),
+    }  # fmt: skip
+    rows = []
+    for (metric, condition), (floor, ceiling, better, *found) in values.items():
+        kinds = {"ours": "generated", "theirs": "generated", "cell mean": "floor", "real half": "ceiling"}
+        for (source, kind), value in zip(kinds.items(), [*found, floor, ceiling], strict=True):
+            rows.append((condition, source, kind, metric, value, floor, ceiling, better))
+    return pd.DataFrame(rows, columns=["condition", "source", "kind", "metric", "value", "floor", "ceiling", "better"])
+
+
+def labels(axis) -> list[str]:
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_metrics_heatmap_colours_by_floor_and_ceiling(table, tmp_path):
+    axes = pl.metrics_heatmap(table, save=tmp_path / "heatmap.png")
+    assert [ax.get_title() for ax in axes] == ["floor", "ours", "theirs", "ceiling"]
+    assert labels(axes[0].xaxis) == ["B cells", "T cells", "mean", "all"]
+    assert labels(axes[0].yaxis) == ["w2 ↓", "recall ↑"]
+    position = [ax.images[0].get_array() for ax in axes]
+    assert position[0].mask.all()
+    assert position[3].mask.all()
+    # no colour without a ceiling, nor where the ceiling is worse than the floor, nor where there is no value
+    mask = [[False, False, False, True], [False, True, False, True]]
+    np.testing.assert_array_equal(position[1].mask, mask)
+    np.testing.assert_allclose(position[1][0, :3], [0.5, 1.0, 12.5 / 15], rtol=1e-5)
+    np.testing.assert_allclose(position[1][1, [0, 2]], [0.5, -0.2])
+    assert position[2][0, 0] == -0.5
+    written = [{t.get_position(): t.get_text() for t in ax.texts} for ax in axes]
+    assert written[1] == {
+        (0, 0): "15.0", (1, 0): "10.0", (2, 0): "12.5", (3, 0): "12.0", (0, 1): "0.50", (1, 1): "0.50", (2, 1): "0.50"
+    }  # fmt: skip
+    assert written[2][0, 1] == "4e-4"
+    assert (written[0][1, 0], written[3][1, 0]) == ("30.0", "10.0")
+    image = axes[2].images[0]
+    assert (image.cmap(image.norm(-0.5)) == image.cmap.get_under()).all()
+    assert (tmp_path / "heatmap.png").stat().st_size > 0
+
+
+def test_metrics_heatmap_draws_what_is_asked_for(table):
+    axes = pl.metrics_heatmap(table, metrics=["recall"], conditions=["mean", "B cells"], sources=["cell mean", "ours"])
+    assert [ax.get_title() for ax in axes] == ["floor", "cell mean", "ours", "ceiling"]
+    assert labels(axes[0].xaxis) == ["mean", "B cells"]
+    assert labels(axes[0].yaxis) == ["recall ↑"]
+    np.testing.assert_allclose(axes[1].images[0].get_array(), 0)
+
+
+def test_metrics_heatmap_says_what_is_missing(table):
+    with pytest.raises(KeyError, match=r"table has no columns \['floor', 'ceiling'\]"):
+        pl.metrics_heatmap(table.drop(columns=["floor", "ceiling"]))
+    with pytest.raises(ValueError, match=r"metrics=\['w3'\] are not in the table, which has \['w2', 'recall'\]"):
+        pl.metrics_heatmap(table, metrics=["w2", "w3"])
+    with pytest.raises(ValueError, match='no rows of the kind "generated"'):
+        pl.metrics_heatmap(table[table["kind"] != "generated"])
 
 
 def test_top_genes_are_in_order(arms, tmp_path):

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ._save import save_figure
+from ._figures import save_figure
 
 
 def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None = None) -> np.ndarray:

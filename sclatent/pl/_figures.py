@@ -1,0 +1,35 @@
+"""Figures: their panels, and writing them to a file."""
+
+from __future__ import annotations
+
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+from anndata import AnnData
+from matplotlib.figure import Figure
+
+MAX_COLUMNS = 4
+
+
+def grid(n_panels: int, size: tuple[float, float], columns: int | None = None) -> tuple[Figure, np.ndarray]:
+    """Make a figure with panels of a size in inches, at most four in a row by default, and give their axes, flat."""
+    rows = -(-n_panels // (columns or MAX_COLUMNS))
+    columns = columns or -(-n_panels // rows)
+    figsize = size[0] * columns, size[1] * rows
+    figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False, layout="constrained")
+    axes = axes.ravel()
+    for ax in axes[n_panels:]:
+        ax.remove()
+    return figure, axes[:n_panels]
+
+
+def levels(adata: AnnData, key: str) -> list[str]:
+    """Levels of a column of obs that have cells, as text, in the order of its categories."""
+    return list(adata.obs[key].astype("category").cat.remove_unused_categories().cat.categories.astype(str))
+
+
+def save_figure(figure: Figure, save: str | os.PathLike | None) -> None:
+    """Write a figure to a file, if one was given; the ending says in which format."""
+    if save is not None:
+        figure.savefig(save, dpi=150, bbox_inches="tight")

@@ -1,0 +1,213 @@
+"""Genes of generated beside those of real cells: their statistics, and their change over control."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+
+from sclatent.metrics import log_normalize, mean_change, pearson_of_change, top_responding
+from sclatent.metrics._marginals import concordance, pearson
+
+from ._figures import grid, levels, save_figure
+from ._names import name_points
+
+Predicted = Mapping[str, AnnData | np.ndarray]
+
+
+def gene_statistics(real: AnnData, generated: AnnData, save: str | os.PathLike | None = None) -> np.ndarray:
+    """Draw mean, variance and zero fraction of every gene in generated against real cells.
+
+    Mean and variance are of log1p of counts per 10,000. Beside Pearson's r stands Lin's concordance, which, unlike r,
+    is 1 on the diagonal only: zero fractions that are off by the same everywhere correlate perfectly.
+
+    Parameters
+    ----------
+    real, generated
+        Cells with raw counts in X; genes are matched by name.
+    save
+        File to write the picture to.
+
+    Returns
+    -------
+    Array of the three axes.
+    """
+    x, y = (_statistics(cells) for cells in (real[:, generated.var_names], generated))
+    figure, axes = grid(len(x), (3.2, 3.4))
+    for ax, name in zip(axes, x, strict=True):
+        a, b = x[name], y[name]
+        _scatter(ax, a, b, np.concatenate([a, b]))
+        ax.set(title=name, xlabel="real")
+        _say(ax, f"concordance = {concordance(a, b):.3f}\nr = {pearson(a, b):.3f}")
+    axes[0].set_ylabel("generated")
+    save_figure(figure, save)
+    return axes
+
+
+def response(
+    real: AnnData,
+    predicted: AnnData | Predicted,
+    control: AnnData,
+    groupby: str | None = None,
+    n_names: int = 8,
+    save: str | os.PathLike | None = None,
+) -> np.ndarray:
+    """Draw the predicted change over control against the real one, and name the genes that respond the most.
+
+    Parameters
+    ----------
+    real, control
+        Treated and control cells, with raw counts in X.
+    predicted
+        Predicted cells; or several predictions by name, each predicted cells or a predicted change (genes,), such as
+        of :func:`sclatent.metrics.mean_shift`. Genes are those of ``real``, in the same order.
+    groupby
+        Column of obs with groups (perturbations, cell types, patients), in ``real`` and in all predicted cells: a panel
+        for each group of ``real``. Where ``control`` has cells of all these groups, each is compared with its own,
+        else with all of ``control``.
+    n_names
+        How many genes to name: those with the largest real change.
+    save
+        File to write the picture to.
+
+    Returns
+    -------
+    Array of the axes, one a prediction; with ``groupby``, (groups, predictions).
+    """
+    if isinstance(predicted, AnnData):
+        predicted = {"generated": predicted}
+    groups = {"": (real, predicted, control)}
+    if groupby is not None:
+        groups = _by_group(real, predicted, control, groupby)
+    panels = []
+    for group, (cells, predictions, base) in groups.items():
+        x = mean_change(cells, base)
+        for name, prediction in predictions.items():
+            y = _change(prediction, base)
+            title = name if groupby is None else group if len(predictions) == 1 else f"{group}, {name}"
+            panels.append((title, x, y, pearson_of_change(cells, y, base)))
+    columns = len(predicted) if len(predicted) > 1 else None
+    figure, axes = grid(len(panels), (3.2, 3.3), columns)
+    n = len(predicted)
+    for i, (ax, (title, x, y, r)) in enumerate(zip(axes, panels, strict=True)):
+        _, xs, ys, _ = zip(*panels[i // n * n : (i // n + 1) * n], strict=True)  # the same limits for one group
+        _scatter(ax, x, y, np.concatenate([*xs, *ys]))
+        ax.set_title(title)
+        _say(ax, f"r = {r:.3f}")
+    figure.supxlabel("real change over control")
+    figure.supylabel("predicted change")
+    for ax, (_, x, y, _) in zip(axes, panels, strict=True):
+        named = top_responding(x, n_names)
+        name_points(ax, x, y, named, real.var_names[named])
+    save_figure(figure, save)
+    return axes if groupby is None else axes.reshape(len(groups), len(predicted))
+
+
+def top_genes(
+    real: AnnData,
+    predicted: Mapping[str, AnnData | np.ndarray],
+    control: AnnData,
+    n_genes: int = 20,
+    ax: Axes | None = None,
+    save: str | os.PathLike | None = None,
+) -> Axes:
+    """Draw the genes that respond the most: how much they do in the real cells, and in each prediction.
+
+    Parameters
+    ----------
+    real, predicted, control
+        As in :func:`response`.
+    n_genes
+        Number of genes.
+    ax
+        Where to draw; a new figure by default.
+    save
+        File to write the picture to.
+
+    Returns
+    -------
+    The axes.
+    """
+    x = mean_change(real, control)
+    genes = top_responding(x, n_genes)
+    genes = genes[np.argsort(x[genes])]
+    place = np.arange(len(genes))
+    ax = _axes(ax, (5.5, 0.8 + 0.22 * len(genes)))
+    ax.barh(place, x[genes], color="0.85", label="real", zorder=1)
+    for i, (name, prediction) in enumerate(predicted.items()):
+        change = _change(prediction, control)[genes]
+        marker = "osD^v"[i % 5]
+        ax.scatter(change, place, s=18, marker=marker, label=name, zorder=2)
+    ax.axvline(0, color="0.3", lw=0.8)
+    ax.set_yticks(place, real.var_names[genes])
+    ax.set(xlabel="change over control (mean log1p of counts per 10,000)", title="top responding genes")
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.margins(y=0.02)
+    ax.legend(frameon=False, loc="lower right")
+    save_figure(ax.figure, save)
+    return ax
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def _change(prediction: AnnData | np.ndarray, control: AnnData) -> np.ndarray:
+    return mean_change(prediction, control) if isinstance(prediction, AnnData) else prediction
+
+
+def _by_group(
+    real: AnnData, predicted: Predicted, control: AnnData, key: str
+) -> dict[str, tuple[AnnData, dict[str, AnnData], AnnData]]:
+    """Real, predicted and control cells of each group of the real ones."""
+    for name, cells in {"real": real, **predicted}.items():
+        if not isinstance(cells, AnnData):
+            raise TypeError(f"{name!r} is an array: with groupby={key!r}, predictions are cells, each with its group.")
+        if key not in cells.obs:
+            raise KeyError(f"groupby={key!r} is not a column of obs of {name!r}, which has {list(cells.obs.columns)}.")
+    groups = levels(real, key)
+    for name, cells in predicted.items():
+        if missing := [group for group in groups if group not in levels(cells, key)]:
+            raise ValueError(f"{name!r} has no cells of {missing}, levels of {key!r} in real: leave them out of real.")
+    own = key in control.obs and set(groups) <= set(levels(control, key))
+
+    def of(group: str, cells: AnnData) -> AnnData:
+        return cells[(cells.obs[key].astype(str) == group).to_numpy()]
+
+    return {
+        group: (
+            of(group, real),
+            {name: of(group, cells) for name, cells in predicted.items()},
+            of(group, control) if own else control,
+        )
+        for group in groups
+    }
+
+
+def _statistics(cells: AnnData) -> dict[str, np.ndarray]:
+    values = log_normalize(cells)
+    return {
+        "mean (log1p CP10k)": values.mean(axis=0, dtype=np.float64),
+        "variance (log1p CP10k)": values.var(axis=0, dtype=np.float64, ddof=1),
+        "zero fraction": (values == 0).mean(axis=0),
+    }
+
+
+def _scatter(ax: Axes, x: np.ndarray, y: np.ndarray, values: np.ndarray) -> None:
+    """Dots and the diagonal, with the same limits on both axes, in which there is room for ``values``."""
+    low, high = values.min(), values.max()
+    margin = 0.08 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    ax.axline((low, low), slope=1, color="0.75", lw=0.8, zorder=0)
+    ax.scatter(x, y, s=8, alpha=0.7, color="tab:blue", linewidths=0)
+    ax.set(xlim=limits, ylim=limits, aspect="equal")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _say(ax: Axes, text: str) -> None:
+    ax.annotate(text, (0.03, 0.98), xycoords="axes fraction", va="top", fontsize=8)
