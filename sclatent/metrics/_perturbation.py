@@ -1,129 +1,173 @@
-"""How well the answer of cells to a perturbation is predicted: the change of mean expression over control."""
+"""How well the answer of cells to a perturbation is predicted."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.spatial.distance import cdist
+from tqdm.auto import tqdm
 
-from ._projection import log_normalize
+from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
+from ._change import Cells, change_of, mean_change, pearson, spearman, top_responding
+from ._differential import differentially_expressed, direction_match, overlap_and_precision
+from ._distances import SCALES, energy_distance, median_squared_distance, mmd2
+from ._projection import TARGET_SUM, Projection, log_normalize
+from ._shift import ridge_shift
+from ._table import ALL, finish
 
-Cells = AnnData | np.ndarray
-"""Cells x genes: an AnnData of counts, or an array that is log-normalised already."""
+MIN_CELLS = 10  # of control cells, of predicted ones, and of each half of the real ones
+CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT = "control as it is", "cell mean", "mean shift", "linear shift"
+CEILING = "real half"
+LARGEST = np.log1p(TARGET_SUM) + 1e-3  # what a log-normalised value can be
+LOWER_IS_BETTER = {"mse", "energy", "mmd2"}
 
-
-def _mean(cells: Cells) -> np.ndarray:
-    values = log_normalize(cells) if isinstance(cells, AnnData) else np.asarray(cells)
-    if values.ndim != 2 or not len(values):
-        raise ValueError(f"Cells x genes with at least one cell were expected, not an array of shape {values.shape}.")
-    return values.mean(axis=0, dtype=np.float64)
-
-
-def mean_change(cells: Cells, control: Cells) -> np.ndarray:
-    """Mean of the log-normalised expression of cells, less that of the control cells.
-
-    Parameters
-    ----------
-    cells, control
-        AnnData of counts, or arrays (cells, genes) that are log-normalised already; the same genes in the same order.
-
-    Returns
-    -------
-    Change of every gene, (genes,).
-    """
-    if isinstance(cells, AnnData) and isinstance(control, AnnData) and not cells.var_names.equals(control.var_names):
-        raise ValueError("cells and control differ in their genes or in the order of them: use adata[:, genes] on one.")
-    return _mean(cells) - _mean(control)
+Prediction = AnnData | np.ndarray
+Source = CellGroups | LogNormalizedCells | np.ndarray
+"""Predicted cells, or a predicted change over control, (genes,)."""
 
 
-def _change(prediction: Cells, control: Cells) -> np.ndarray:
-    """Change that is predicted, from predicted cells or as it was given, (genes,)."""
-    if isinstance(prediction, np.ndarray) and prediction.ndim == 1:
-        return prediction
-    return mean_change(prediction, control)
-
-
-def _pearson(a: np.ndarray, b: np.ndarray) -> float:
-    # rounding in the mean of equal numbers must not pass for variation, hence ptp and not the standard deviation
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
-    """Pearson correlation, over genes, of the predicted with the real change over control.
-
-    Parameters
-    ----------
-    real, control
-        Treated and control cells, as in :func:`mean_change`.
-    predicted
-        Predicted treated cells, or the predicted change itself, (genes,).
-
-    Returns
-    -------
-    The correlation; 0 where one of the changes is the same for all genes, as of control cells left as they are, since
-    such a prediction says nothing of which genes respond.
-    """
-    return _pearson(mean_change(real, control), _change(predicted, control))
-
-
-def top_responding(change: np.ndarray, n_genes: int) -> np.ndarray:
-    """Positions of the genes with the largest absolute change, largest first; ties in the order of the genes."""
-    return np.argsort(-np.abs(change), kind="stable")[:n_genes]
-
-
-def mean_shift(
-    adata: AnnData,
-    condition_key: str,
-    control: Hashable,
-    treated: Hashable,
-    group_key: str,
-    held_out: Hashable,
+def evaluate_perturbation(
+    real: AnnData,
+    predicted: Prediction | Mapping[str, Prediction],
+    control: AnnData,
+    groupby: str | None = None,
+    seen: AnnData | None = None,
+    n_top: Sequence[int] = (20, 50, 100),
+    n_components: int = 50,
+    max_cells: int = 2_000,
+    floors: bool = True,
+    seed: int = 0,
+    progress_bar: bool = True,
     layer: str | None = None,
-    pooled: bool = False,
-) -> np.ndarray:
-    """Change over control in the groups that were seen: the floor for a group whose treated cells were not.
+) -> pd.DataFrame:
+    """Compare predicted with real perturbed cells, by what changes over control, between floors and a ceiling.
+
+    Cells are log-normalised (log1p of counts per 10,000 of the genes of ``real``). The change of a gene is the mean of
+    perturbed cells less the mean of control cells, over all cells there are.
 
     Parameters
     ----------
-    adata
-        Cells with raw counts. Cells of the held-out group are not looked at.
-    condition_key, control, treated
-        Column of obs with the conditions, and the two that are compared.
-    group_key, held_out
-        Column of obs with the groups (cell types, patients), and the group that is predicted.
+    real
+        Perturbed cells that the predictions were made without; raw counts. Its genes are the ones that are compared.
+    predicted
+        Predicted cells with raw counts; their genes are looked up by name. Or several predictions, by name. Where
+        there is one group, a prediction may also be an array: log-normalised cells (cells, genes), or just the change
+        over control (genes,), such as of :func:`mean_shift`.
+    control
+        Control cells with raw counts. Where ``control.obs`` has levels of ``real.obs[groupby]``, every group is
+        compared with its own control cells (a drug in several patients or cell types); where not, with all of them
+        (several drugs, or genes knocked out).
+    groupby
+        Column of obs with the groups: cell types or patients under one perturbation, or perturbations. By default all
+        cells are one group, ``"all"``.
+    seen
+        Perturbed cells that were there to learn from, for the floors, with their groups in ``groupby``. By default the
+        other groups of ``real``: right where these were held out one at a time. Cells in ``seen`` of the group that
+        is predicted do not enter.
+    n_top
+        Numbers of genes for the metrics of few genes. A number above the number of genes is left out.
+    n_components
+        Principal components at most, for the distances. They are fitted on as many real as control cells, of
+        ``max_cells`` each at most, in which groups take turns.
+    max_cells
+        Cells of a group at most, in the distances and in the tests for differential expression.
+    floors
+        Whether to compute the floors that learn from ``seen``; "control as it is" always is.
+    seed
+        Seed of all choices of cells.
+    progress_bar
+        Whether to show progress over the groups.
     layer
-        Layer with the counts; X by default.
-    pooled
-        Whether to put the cells of the other groups together, which lets large groups decide and mixes in how much of
-        each group there is; by default every group counts the same.
+        Layer of ``real``, ``control`` and ``seen`` that has the counts; X by default. Predicted cells have them in X.
 
     Returns
     -------
-    Mean over the other groups of (mean of treated cells - mean of control cells), (genes,). Groups that do not have
-    both are left out.
+    Tidy table, a row for every condition (group, and "mean" over the groups), source and metric; the columns are
+    those of :func:`evaluate_generation`. Metrics:
+
+    - ``pearson``, ``spearman``: correlation, over genes, of the predicted with the real change; 0 where one of them is
+      constant. ``pearson_top20`` ...: over the genes with the largest absolute real change. Real and predicted change
+      share their control cells, whose sampling noise correlates: with few control cells all correlations are too high,
+      also those of floors and ceiling.
+    - ``mse``: mean squared error of the change, over genes.
+    - ``energy``, ``mmd2``: distance of predicted from real cells, :func:`energy_distance` and :func:`mmd2` in
+      principal components. A prediction that is only a change moves control cells by it.
+    - ``direction``: share of the differentially expressed genes that are predicted to change in the right direction.
+      Differentially expressed: Wilcoxon rank-sum test of scanpy against control cells, Benjamini-Hochberg, false
+      discovery rate 0.05; by one half of the real cells, so that the ceiling is found by as many.
+    - ``de_overlap_50`` ...: overlap, and ``de_precision_50`` ...: precision at N of the differentially expressed genes,
+      ranked by absolute change. Predicted cells have a test of their own against the same control cells; for a
+      prediction that is only a change all genes count as predicted.
+    - ``discrimination``: share of the other groups whose real change is farther from the predicted one than that of
+      the right group, by the L1 distance over genes (ties count half): 1 is best, 0.5 is chance. As in the Virtual
+      Cell Challenge (Roohani et al. 2025), there with the rank divided by the number of perturbations instead of that
+      of the others. Only with two groups of real cells or more.
+
+    Floors:
+
+    - ``control as it is``: nothing changes.
+    - ``cell mean``: the perturbed cells of the other groups; the mean over the groups of their means.
+    - ``mean shift``: the mean over the other groups of their changes, as of :func:`mean_shift`. The same change as
+      that of the cell mean where all groups have the same control cells, and left out there.
+    - ``linear shift``: as of :func:`linear_shift`, where groups have control cells of their own.
+
+    Ceiling: ``real half``, one half of the real cells as a prediction of the other. Its means are of half as many cells
+    as those of predictions, which may come out above it by a little.
+
+    Raises
+    ------
+    ValueError
+        If predictions and real cells have no group in common or none with enough cells (20 real, 10 predicted and 10
+        control cells), if genes are missing, or if values are no counts.
     """
-    for key in (condition_key, group_key):
-        if key not in adata.obs:
-            raise KeyError(f"{key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
-    others = adata[(adata.obs[group_key] != held_out).to_numpy()]
-    condition = others.obs[condition_key].to_numpy()
-    group = np.zeros(others.n_obs) if pooled else pd.factorize(others.obs[group_key])[0]
-    values = log_normalize(others, layer)
-    changes = []
-    for g in np.unique(group):
-        is_treated, is_control = ((group == g) & (condition == c) for c in (treated, control))
-        if is_treated.any() and is_control.any():
-            changes.append(mean_change(values[is_treated], values[is_control]))
-    if not changes:
-        raise ValueError(
-            f"No group of adata.obs[{group_key!r}] but {held_out!r} has cells of both {control!r} and {treated!r} in "
-            f"adata.obs[{condition_key!r}]."
-        )
-    return np.mean(changes, axis=0)
+    if seen is not None and groupby is None:
+        raise ValueError("seen needs groupby, the column of obs that tells its groups from the one that is predicted.")
+    check_anndata(real, "real")
+    genes = real.var_names
+    truth = CellGroups(real, genes, groupby, "real", layer)
+    controls = _Controls(control, genes, groupby, layer, truth.rows)
+    sources = _sources(predicted, genes, groupby, list(truth.rows))
+    groups = _groups_to_compare(truth, controls, sources)
+    n_top = [n for n in n_top if n <= len(genes)]
+
+    # one space for all groups, so that their distances can be compared
+    real_rows = take_turns({g: truth.rows[g] for g in groups}, np.random.default_rng(seed))[:max_cells]
+    control_rows = take_turns(controls.cells.rows, np.random.default_rng(seed))[:max_cells]
+    control_sample = controls.cells.values(control_rows)
+    space = Projection(np.concatenate([truth.values(real_rows), control_sample]), n_components, seed)
+    control_space = Projection(control_sample, n_components, seed)
+    real_means = _Means(truth, controls)
+    seen_means = real_means if seen is None else _Means(CellGroups(seen, genes, groupby, "seen", layer), controls)
+    changes = {**seen_means.changes, **real_means.changes}
+
+    records = []
+    for i, g in enumerate(tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)):
+        rng = np.random.default_rng([seed, i])
+        halves = np.array_split(rng.permutation(truth.rows[g]), 2)
+        control_values = controls.cells.values(rng.permutation(controls.rows(g))[:max_cells])
+        arms = _Arms(control_values, controls.mean(g), space, n_cells=min(len(halves[1]), max_cells))
+
+        half, other_half = (arms.of_cells(truth, rows) for rows in halves)
+        whole = replace(half, change=changes[g], n=len(truth.rows[g]))
+        pairs = [(name, "generated", whole, arms.of_prediction(p, g, [seed, i])) for name, p in sources.items()]
+        if floors:
+            found = _floors(g, arms, seen_means, controls, control_space, rng)
+            pairs += [(name, "floor", whole, arm) for name, arm in found.items()]
+        pairs.append((CEILING, "ceiling", half, other_half))
+
+        others = np.array([change for h, change in changes.items() if h != g])
+        top = {n: top_responding(whole.change, n) for n in n_top}
+        bandwidths = [scale * median_squared_distance(half.cells, other_half.cells) for scale in SCALES]
+        for name, kind, real_arm, arm in pairs:
+            for metric, value in _metrics(real_arm, arm, others, top, bandwidths).items():
+                about = {"condition": g, "source": name, "kind": kind, "seed": seed}
+                records.append({**about, "metric": metric, "value": value, **_definition(metric, real_arm, arm, space)})
+    return finish(records)
 
 
 def perturbation_table(
@@ -159,15 +203,244 @@ def perturbation_table(
 
     def row(predicted: np.ndarray, real: np.ndarray) -> dict[str, float]:
         return {
-            "pearson": _pearson(predicted, real),
-            "pearson_top": _pearson(predicted[top], real[top]),
+            "pearson": pearson(predicted, real),
+            "pearson_top": pearson(predicted[top], real[top]),
             "rmse": float(np.sqrt(np.mean((predicted - real) ** 2))),
         }
 
     rows = {"control as it is": row(np.zeros_like(change), change)}
     for name, prediction in predictions.items():
-        rows[name] = row(_change(prediction, control), change)
+        rows[name] = row(change_of(prediction, control), change)
     order = np.random.default_rng(seed).permutation(len(real))
     one, other = (mean_change(real[half], control) for half in np.array_split(order, 2))
     rows["ceiling: real half to real half"] = row(one, other)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("prediction")
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """Perturbed cells of a group, real or predicted, as they are compared."""
+
+    change: np.ndarray
+    """Change over control of the mean of all cells, (genes,)."""
+    n: int
+    """How many cells that mean is of; 0 for a change that is no mean of cells."""
+    cells: np.ndarray
+    """The cells in principal components, or some of them, (cells, components)."""
+    de: np.ndarray
+    """Whether a gene is differentially expressed in these cells, boolean, (genes,)."""
+
+
+class _Arms:
+    """Make arms of one group.
+
+    Parameters
+    ----------
+    control
+        Log-normalised control cells, (cells, genes).
+    control_mean
+        Mean of all control cells there are, (genes,).
+    space
+        Where distances are taken.
+    n_cells
+        Perturbed cells of an arm at most.
+    """
+
+    def __init__(self, control: np.ndarray, control_mean: np.ndarray, space: Projection, n_cells: int) -> None:
+        self.control, self.control_mean, self.space, self.n_cells = control, control_mean, space, n_cells
+
+    def of_cells(
+        self, cells: CellGroups | LogNormalizedCells, rows: np.ndarray, mean: np.ndarray | None = None
+    ) -> _Arm:
+        """Arm of rows in random order; their mean is computed unless it is given."""
+        values = cells.values(rows[: self.n_cells])
+        change = (cells.mean(rows) if mean is None else mean) - self.control_mean
+        return _Arm(change, len(rows), self.space.transform(values), differentially_expressed(values, self.control))
+
+    def of_change(self, change: np.ndarray) -> _Arm:
+        """Arm of control cells moved by a change; all genes count as differentially expressed, or none without any."""
+        return _Arm(change, 0, self.space.transform(self.control + change), np.full(len(change), change.any()))
+
+    def of_prediction(self, prediction: Source, group: Hashable, seed: list[int]) -> _Arm:
+        """Arm of predicted cells, the same ones whichever predictions stand beside them, or of a predicted change."""
+        if isinstance(prediction, np.ndarray):
+            return self.of_change(prediction)
+        return self.of_cells(prediction, np.random.default_rng(seed).permutation(prediction.rows[group]))
+
+
+class _Controls:
+    """Control cells of every group: its own, or the same for all.
+
+    Parameters
+    ----------
+    control, genes, groupby, layer
+        As of :class:`CellGroups`.
+    groups
+        Groups of the real cells. Where the control cells have none of these, all groups share them.
+    """
+
+    def __init__(
+        self, control: AnnData, genes: pd.Index, groupby: str | None, layer: str | None, groups: Iterable[Hashable]
+    ) -> None:
+        check_anndata(control, "control")
+        self.shared = groupby not in control.obs or not control.obs[groupby].isin(list(groups)).any()
+        self.cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer)
+        self._means: dict[Hashable, np.ndarray] = {}
+
+    def rows(self, group: Hashable) -> np.ndarray:
+        """Rows of a group; none where it has no control cells."""
+        return self.cells.rows.get(ALL if self.shared else group, np.empty(0, dtype=int))
+
+    def mean(self, group: Hashable) -> np.ndarray:
+        """Mean profile of a group, (genes,)."""
+        key = ALL if self.shared else group
+        if key not in self._means:
+            self._means[key] = self.cells.mean(self.rows(group))
+        return self._means[key]
+
+
+class _Means:
+    """Mean profiles of the perturbed cells of every group, and their changes over control.
+
+    Groups with fewer than 10 perturbed or control cells are left out.
+
+    Parameters
+    ----------
+    cells, controls
+        Perturbed and control cells.
+    """
+
+    def __init__(self, cells: CellGroups, controls: _Controls) -> None:
+        self.cells = cells
+        enough = [g for g, rows in cells.rows.items() if min(len(rows), len(controls.rows(g))) >= MIN_CELLS]
+        self.means = {g: cells.mean(cells.rows[g]) for g in enough}
+        self.changes = {g: mean - controls.mean(g) for g, mean in self.means.items()}
+
+
+def _floors(
+    group: Hashable,
+    arms: _Arms,
+    seen: _Means,
+    controls: _Controls,
+    control_space: Projection,
+    rng: np.random.Generator,
+) -> dict[str, _Arm]:
+    """Floors of a group, by name, from what was seen of the other groups."""
+    floors = {CONTROL: arms.of_change(np.zeros_like(arms.control_mean))}
+    others = [g for g in seen.changes if g != group]
+    if not others:
+        return floors
+    rows = take_turns({g: seen.cells.rows[g] for g in others}, rng)
+    floors[CELL_MEAN] = arms.of_cells(seen.cells, rows, np.mean([seen.means[g] for g in others], axis=0))
+    changes = np.array([seen.changes[g] for g in others])
+    floors[MEAN_SHIFT] = arms.of_change(changes.mean(axis=0))
+    if not controls.shared:
+        control_means = control_space.transform(np.array([controls.mean(g) for g in [*others, group]]))
+        floors[LINEAR_SHIFT] = arms.of_change(ridge_shift(control_means[:-1], changes, control_means[-1]))
+    return floors
+
+
+def _metrics(
+    real: _Arm, predicted: _Arm, others: np.ndarray, top: dict[int, np.ndarray], bandwidths: list[float]
+) -> dict[str, float]:
+    """Every metric of a prediction; ``others`` are the real changes of the other groups, (groups, genes)."""
+    change, predicted_change = real.change, predicted.change
+    values = {}
+    for name, correlation in (("pearson", pearson), ("spearman", spearman)):
+        values[name] = correlation(change, predicted_change)
+        values |= {f"{name}_top{n}": correlation(change[genes], predicted_change[genes]) for n, genes in top.items()}
+    values["mse"] = float(np.mean((change - predicted_change) ** 2))
+    values["energy"] = energy_distance(real.cells, predicted.cells)
+    values["mmd2"] = mmd2(real.cells, predicted.cells, bandwidths)
+    values["direction"] = direction_match(change, predicted_change, real.de)
+    for n in top:
+        overlap, precision = overlap_and_precision(change, real.de, predicted_change, predicted.de, n)
+        values |= {f"de_overlap_{n}": overlap, f"de_precision_{n}": precision}
+    if len(others):
+        away = cdist(predicted_change[None], np.vstack([change, others]), "cityblock")[0]
+        values["discrimination"] = float(np.mean(away[1:] > away[0]) + np.mean(away[1:] == away[0]) / 2)
+    return values
+
+
+def _definition(metric: str, real: _Arm, predicted: _Arm, space: Projection) -> dict[str, object]:
+    """What a metric was computed from."""
+    of_means = metric.startswith(("pearson", "spearman")) or metric in ("mse", "discrimination")
+    in_components = metric in ("energy", "mmd2")
+    n_genes = int(metric.split("_top")[1]) if "_top" in metric else len(real.change)
+    return {
+        "better": "lower" if metric in LOWER_IS_BETTER else "higher",
+        "space": space.name if in_components else f"log1p CP10k, {n_genes} genes",
+        "n_components": space.n_components if in_components else None,
+        "n_real": real.n if of_means else len(real.cells),
+        "n_generated": predicted.n if of_means else len(predicted.cells),
+        "n_available": predicted.n,
+    }
+
+
+def _sources(
+    predicted: Prediction | Mapping[str, Prediction], genes: pd.Index, groupby: str | None, groups: Sequence[Hashable]
+) -> dict[str, Source]:
+    """Predictions by name, checked."""
+    several = isinstance(predicted, Mapping)
+    named = dict(predicted) if several else {"generated": predicted}
+    if not named:
+        raise ValueError("predicted is empty: give at least one prediction.")
+    taken = [name for name in named if name in (CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT, CEILING)]
+    if taken:
+        raise ValueError(f"predicted has the name {taken[0]!r}, which is that of a floor or the ceiling: rename it.")
+    sources: dict[str, Source] = {}
+    for name, prediction in named.items():
+        argument = f"predicted[{name!r}]" if several else "predicted"
+        if not isinstance(prediction, np.ndarray):
+            sources[name] = CellGroups(prediction, genes, groupby, argument)
+            continue
+        if len(groups) > 1:
+            raise ValueError(
+                f"{argument} is an array, which cannot say of which of the groups {groups[:5]} it is: give an AnnData "
+                "with groupby in its obs, or real cells of one group only and those of the others as seen."
+            )
+        if prediction.ndim not in (1, 2) or prediction.shape[-1] != len(genes):
+            raise ValueError(
+                f"{argument} has the shape {prediction.shape}: (cells, {len(genes)}) or ({len(genes)},) were expected, "
+                f"the {len(genes)} genes of real in their order."
+            )
+        if not np.isfinite(prediction).all() or prediction.max() > LARGEST:
+            raise ValueError(
+                f"{argument} has values that are NaN, infinite or above {LARGEST:.2f}, the largest there are after "
+                "log1p of counts per 10,000: give log-normalised cells, or the change of their mean."
+            )
+        sources[name] = prediction if prediction.ndim == 1 else LogNormalizedCells(prediction, groups[0])
+    return sources
+
+
+def _groups_to_compare(truth: CellGroups, controls: _Controls, sources: dict[str, Source]) -> list[Hashable]:
+    """Groups of real cells that all predictions have, with enough cells everywhere."""
+    cells = {name: source for name, source in sources.items() if not isinstance(source, np.ndarray)}
+    shared = [g for g in truth.rows if all(g in source.rows for source in cells.values())]
+    if not shared:
+        levels = {name: list(source.rows)[:5] for name, source in cells.items()}
+        raise ValueError(
+            f"real and predicted have no group in common: real has {list(truth.rows)[:5]}, predicted {levels}."
+        )
+    lost = {g for source in cells.values() for g in source.rows} - set(shared)
+    if lost:
+        warnings.warn(f"Not in real and in every prediction, and left out: {sorted(lost, key=str)}.", stacklevel=3)
+    without = [g for g in shared if not len(controls.rows(g))]
+    if without:
+        raise ValueError(
+            f"control has cells of some groups but not of {without[:5]}: add their control cells, or remove the column "
+            "groupby from control.obs so that all groups share all control cells."
+        )
+    enough = [
+        g
+        for g in shared
+        if len(truth.rows[g]) >= 2 * MIN_CELLS
+        and all(len(rows) >= MIN_CELLS for rows in (controls.rows(g), *(source.rows[g] for source in cells.values())))
+    ]
+    few = [g for g in shared if g not in enough]
+    message = f"{few} have too few cells: {2 * MIN_CELLS} real, {MIN_CELLS} predicted and {MIN_CELLS} control cells"
+    if not enough:
+        raise ValueError(f"{message} are needed.")
+    if few:
+        warnings.warn(f"{message} are needed. Left out.", stacklevel=3)
+    return enough

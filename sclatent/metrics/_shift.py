@@ -1,0 +1,154 @@
+"""Floors of a perturbation: the change over control in other groups, carried over to the one that is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+from anndata import AnnData
+from sklearn.linear_model import RidgeCV
+
+from sclatent.data import check_categorical
+
+from ._cells import CellGroups
+from ._projection import Projection
+from ._table import ALL
+
+PCA_CELLS = 2_000  # control cells that the components of the linear shift are fitted on
+PENALTIES = np.logspace(3, -3, 13)  # of the ridge; the largest leaves the mean shift, but for a thousandth
+
+
+def mean_shift(
+    adata: AnnData,
+    condition_key: str,
+    control: Hashable,
+    treated: Hashable,
+    group_key: str,
+    held_out: Hashable,
+    layer: str | None = None,
+    pooled: bool = False,
+) -> np.ndarray:
+    """Change over control in the groups that were seen: the floor for a group whose treated cells were not.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts. Cells of the held-out group do not enter.
+    condition_key, control, treated
+        Column of obs with the conditions, and the two that are compared.
+    group_key, held_out
+        Column of obs with the groups (cell types, patients), and the group that is predicted.
+    layer
+        Layer with the counts; X by default.
+    pooled
+        Whether to put the cells of the other groups together, which lets large groups decide and mixes in how much of
+        each group there is; by default every group counts the same.
+
+    Returns
+    -------
+    Mean over the other groups of (mean of treated cells - mean of control cells), (genes,). Groups that do not have
+    both are left out.
+    """
+    cells, arms = _arms(adata, condition_key, control, treated, group_key, layer)
+    arms.pop(held_out, None)
+    if pooled and arms:
+        arms = {ALL: [np.concatenate(rows) for rows in zip(*arms.values(), strict=True)]}
+    controls, treatments = _means(cells, arms, condition_key, control, treated, group_key, held_out)
+    return (treatments - controls).mean(axis=0)
+
+
+def linear_shift(
+    adata: AnnData,
+    condition_key: str,
+    control: Hashable,
+    treated: Hashable,
+    group_key: str,
+    held_out: Hashable,
+    layer: str | None = None,
+    n_components: int = 50,
+    seed: int = 0,
+) -> np.ndarray:
+    """Change over control as a linear function of the control cells: a floor that knows that groups differ.
+
+    A ridge regression from the mean of a group's control cells, in principal components of control cells, to the
+    change of every gene, over the groups that were seen; the penalty is chosen by leaving each of them out in turn.
+
+    Parameters
+    ----------
+    adata, condition_key, control, treated, group_key, held_out, layer
+        As of :func:`mean_shift`; here the control cells of the held-out group are looked at.
+    n_components
+        Principal components at most.
+    seed
+        Seed of the choice of at most 2,000 control cells that the components are fitted on.
+
+    Returns
+    -------
+    Predicted change, (genes,); with fewer than three other groups that of :func:`mean_shift`, since a slope cannot be
+    learned from two.
+    """
+    cells, arms = _arms(adata, condition_key, control, treated, group_key, layer)
+    held_out_control = arms.pop(held_out, ([], []))[0]
+    if not len(held_out_control):
+        raise ValueError(
+            f"held_out={held_out!r} has no cells of {control!r} in adata.obs[{condition_key!r}]: they are what the "
+            "linear shift starts from."
+        )
+    controls, treatments = _means(cells, arms, condition_key, control, treated, group_key, held_out)
+    rows = np.flatnonzero((adata.obs[condition_key] == control).to_numpy())
+    rows = np.random.default_rng(seed).permutation(rows)[:PCA_CELLS]
+    components = Projection(cells.values(rows), n_components, seed)
+    target = cells.mean(held_out_control)
+    return ridge_shift(components.transform(controls), treatments - controls, components.transform(target[None])[0])
+
+
+def ridge_shift(controls: np.ndarray, changes: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Change at a control mean, by ridge regression from the control means and changes of other groups.
+
+    Parameters
+    ----------
+    controls, changes
+        Control means (groups, components), and changes (groups, genes).
+    target
+        Control mean, (components,).
+
+    Returns
+    -------
+    Change, (genes,).
+    """
+    centre = controls.mean(axis=0)
+    scale = np.sqrt(((controls - centre) ** 2).sum(axis=1).mean())  # so that one range of penalties fits all data
+    if len(controls) < 3 or scale == 0:
+        return changes.mean(axis=0)
+    ridge = RidgeCV(alphas=PENALTIES).fit((controls - centre) / scale, changes)
+    return ridge.predict((target - centre)[None] / scale)[0]
+
+
+def _arms(
+    adata: AnnData, condition_key: str, control: Hashable, treated: Hashable, group_key: str, layer: str | None
+) -> tuple[CellGroups, dict[Hashable, list[np.ndarray]]]:
+    """Cells, and for every group the rows of its control and of its treated cells."""
+    check_categorical(adata.obs, condition_key, "condition_key")
+    cells = CellGroups(adata, adata.var_names, group_key, "adata", layer)
+    condition = adata.obs[condition_key].to_numpy()
+    return cells, {g: [rows[condition[rows] == c] for c in (control, treated)] for g, rows in cells.rows.items()}
+
+
+def _means(
+    cells: CellGroups,
+    arms: dict[Hashable, list[np.ndarray]],
+    condition_key: str,
+    control: Hashable,
+    treated: Hashable,
+    group_key: str,
+    held_out: Hashable,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means of control and of treated cells, (groups, genes) each, of the groups that have both."""
+    both = [arm for arm in arms.values() if all(len(rows) for rows in arm)]
+    if not both:
+        raise ValueError(
+            f"No group of adata.obs[{group_key!r}] but {held_out!r} has cells of both {control!r} and {treated!r} in "
+            f"adata.obs[{condition_key!r}]."
+        )
+    means = np.stack([[cells.mean(rows) for rows in arm] for arm in both])
+    return means[:, 0], means[:, 1]
