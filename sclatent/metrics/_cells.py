@@ -32,6 +32,8 @@ class CellGroups:
         What to call ``adata`` in a message.
     layer
         Layer with the counts; X by default.
+    whole
+        Whether counts must be whole numbers.
 
     Attributes
     ----------
@@ -40,10 +42,16 @@ class CellGroups:
     """
 
     def __init__(
-        self, adata: AnnData, genes: pd.Index, groupby: str | None, argument: str, layer: str | None = None
+        self,
+        adata: AnnData,
+        genes: pd.Index,
+        groupby: str | None,
+        argument: str,
+        layer: str | None = None,
+        whole: bool = True,
     ) -> None:
         check_anndata(adata, argument)
-        self._counts = _counts(adata, genes, argument, layer)
+        self._counts = _counts(adata, genes, argument, layer, whole)
         if groupby is None:
             self.rows: dict[Hashable, np.ndarray] = {ALL: np.arange(adata.n_obs)}
         else:
@@ -112,7 +120,9 @@ def check_anndata(adata: AnnData, argument: str) -> None:
         raise TypeError(f"{argument} must be an AnnData with raw counts, not {type(adata).__name__}.")
 
 
-def _counts(adata: AnnData, genes: pd.Index, argument: str, layer: str | None) -> np.ndarray | sparse.csr_matrix:
+def _counts(
+    adata: AnnData, genes: pd.Index, argument: str, layer: str | None, whole: bool
+) -> np.ndarray | sparse.csr_matrix:
     """Counts of cells x genes, checked, rows quick to take out."""
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()][0]
@@ -127,9 +137,11 @@ def _counts(adata: AnnData, genes: pd.Index, argument: str, layer: str | None) -
     if not isinstance(counts, np.ndarray):
         counts = sparse.csr_matrix(counts)
     values = counts.data if sparse.issparse(counts) else counts
-    if not (np.isfinite(values).all() and (values >= 0).all() and (values == np.floor(values)).all()):
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(f"{argument} has values that are negative, NaN or infinite; raw counts were expected.")
+    if whole and (values != np.floor(values)).any():
         raise ValueError(
-            f"{argument} has values that are negative, NaN or not whole numbers; raw counts were expected. Give the "
-            "counts, not log-normalised or scaled values."
+            f"{argument} has values that are not whole numbers; raw counts were expected, not log-normalised or "
+            "expected ones: give the layer or the AnnData that has the counts."
         )
     return counts

@@ -66,9 +66,9 @@ def evaluate_perturbation(
         Column of obs with the groups: cell types or patients under one perturbation, or perturbations. By default all
         cells are one group, ``"all"``.
     seen
-        Perturbed cells that were there to learn from, for the floors, with their groups in ``groupby``. By default the
-        other groups of ``real``: right where these were held out one at a time. Cells in ``seen`` of the group that
-        is predicted do not enter.
+        Perturbed cells that were there to learn from, for the floors, with their groups in ``groupby``; those of the
+        group that is predicted do not enter. By default the other groups of ``real``: right where these were held out
+        one at a time.
     n_top
         Numbers of genes for the metrics of few genes. A number above the number of genes is left out.
     n_components
@@ -77,7 +77,7 @@ def evaluate_perturbation(
     max_cells
         Cells of a group at most, in the distances and in the tests for differential expression.
     floors
-        Whether to compute the floors that learn from ``seen``; "control as it is" always is.
+        Whether to compute the floors.
     seed
         Seed of all choices of cells.
     progress_bar
@@ -102,18 +102,19 @@ def evaluate_perturbation(
       discovery rate 0.05; by one half of the real cells, so that the ceiling is found by as many.
     - ``de_overlap_50`` ...: overlap, and ``de_precision_50`` ...: precision at N of the differentially expressed genes,
       ranked by absolute change. Predicted cells have a test of their own against the same control cells; for a
-      prediction that is only a change all genes count as predicted.
-    - ``discrimination``: share of the other groups whose real change is farther from the predicted one than that of
-      the right group, by the L1 distance over genes (ties count half): 1 is best, 0.5 is chance. As in the Virtual
-      Cell Challenge (Roohani et al. 2025), there with the rank divided by the number of perturbations instead of that
-      of the others. Only with two groups of real cells or more.
+      prediction that is only a change all genes count as predicted. Guessing reaches the share of differentially
+      expressed genes among all genes in the precision.
+    - ``discrimination``: share of the other groups of ``real`` and ``seen`` whose real change is farther from the
+      predicted one than that of the right group, by the L1 distance over genes (ties count half): 1 is best, 0.5 is
+      chance. The Virtual Cell Challenge (Roohani et al. 2025) divides the rank by the number of groups and not by
+      that of the others, and leaves out the gene that is perturbed. Where groups have control cells of their own,
+      these are in the predicted and in the right change, and favour it: see what "cell mean" reaches.
 
     Floors:
 
     - ``control as it is``: nothing changes.
-    - ``cell mean``: the perturbed cells of the other groups; the mean over the groups of their means.
-    - ``mean shift``: the mean over the other groups of their changes, as of :func:`mean_shift`. The same change as
-      that of the cell mean where all groups have the same control cells, and left out there.
+    - ``cell mean``: the perturbed cells of the other groups, every group with the same weight.
+    - ``mean shift``: the mean over the other groups of their changes, as of :func:`mean_shift`.
     - ``linear shift``: as of :func:`linear_shift`, where groups have control cells of their own.
 
     Ceiling: ``real half``, one half of the real cells as a prediction of the other. Its means are of half as many cells
@@ -144,6 +145,7 @@ def evaluate_perturbation(
     real_means = _Means(truth, controls)
     seen_means = real_means if seen is None else _Means(CellGroups(seen, genes, groupby, "seen", layer), controls)
     changes = {**seen_means.changes, **real_means.changes}
+    place, all_changes = {h: k for k, h in enumerate(changes)}, np.array(list(changes.values()))
 
     records = []
     for i, g in enumerate(tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)):
@@ -154,17 +156,19 @@ def evaluate_perturbation(
 
         half, other_half = (arms.of_cells(truth, rows) for rows in halves)
         whole = replace(half, change=changes[g], n=len(truth.rows[g]))
-        pairs = [(name, "generated", whole, arms.of_prediction(p, g, [seed, i])) for name, p in sources.items()]
+        pairs = [(name, "generated", whole, arms.of_prediction(p, g, [seed, i, 1])) for name, p in sources.items()]
         if floors:
             found = _floors(g, arms, seen_means, controls, control_space, rng)
             pairs += [(name, "floor", whole, arm) for name, arm in found.items()]
         pairs.append((CEILING, "ceiling", half, other_half))
 
-        others = np.array([change for h, change in changes.items() if h != g])
         top = {n: top_responding(whole.change, n) for n in n_top}
         bandwidths = [scale * median_squared_distance(half.cells, other_half.cells) for scale in SCALES]
         for name, kind, real_arm, arm in pairs:
-            for metric, value in _metrics(real_arm, arm, others, top, bandwidths).items():
+            values = _metrics(real_arm, arm, top, bandwidths)
+            if len(changes) > 1:
+                values["discrimination"] = _discrimination(real_arm.change, arm.change, all_changes, place[g])
+            for metric, value in values.items():
                 about = {"condition": g, "source": name, "kind": kind, "seed": seed}
                 records.append({**about, "metric": metric, "value": value, **_definition(metric, real_arm, arm, space)})
     return finish(records)
@@ -340,10 +344,8 @@ def _floors(
     return floors
 
 
-def _metrics(
-    real: _Arm, predicted: _Arm, others: np.ndarray, top: dict[int, np.ndarray], bandwidths: list[float]
-) -> dict[str, float]:
-    """Every metric of a prediction; ``others`` are the real changes of the other groups, (groups, genes)."""
+def _metrics(real: _Arm, predicted: _Arm, top: dict[int, np.ndarray], bandwidths: list[float]) -> dict[str, float]:
+    """Every metric of a prediction that needs its own group alone."""
     change, predicted_change = real.change, predicted.change
     values = {}
     for name, correlation in (("pearson", pearson), ("spearman", spearman)):
@@ -356,10 +358,14 @@ def _metrics(
     for n in top:
         overlap, precision = overlap_and_precision(change, real.de, predicted_change, predicted.de, n)
         values |= {f"de_overlap_{n}": overlap, f"de_precision_{n}": precision}
-    if len(others):
-        away = cdist(predicted_change[None], np.vstack([change, others]), "cityblock")[0]
-        values["discrimination"] = float(np.mean(away[1:] > away[0]) + np.mean(away[1:] == away[0]) / 2)
     return values
+
+
+def _discrimination(change: np.ndarray, predicted: np.ndarray, changes: np.ndarray, group: int) -> float:
+    """Share of the other real changes, of (groups, genes), that are farther from the predicted one than the right."""
+    away = np.delete(cdist(predicted[None], changes, "cityblock")[0], group)
+    right = cdist(predicted[None], change[None], "cityblock")[0, 0]
+    return float(np.mean(away > right) + np.mean(away == right) / 2)
 
 
 def _definition(metric: str, real: _Arm, predicted: _Arm, space: Projection) -> dict[str, object]:
