@@ -1,21 +1,50 @@
 """Metrics, beside the floors and the ceiling without which a figure says nothing."""
 
 from ._change import mean_change, pearson_of_change, top_responding
+from ._classifiers import random_forest_auc, transfer_accuracy
+from ._distances import (
+    energy_distance,
+    frechet_distance,
+    median_squared_distance,
+    mmd2,
+    sinkhorn_divergence,
+    wasserstein,
+)
+from ._floors import cell_mean, independent_genes
+from ._generation import evaluate_generation
+from ._marginals import concordance
+from ._neighbors import density_coverage, nearest_neighbor_accuracy, precision_recall
 from ._perturbation import evaluate_perturbation, perturbation_table
-from ._projection import log_normalize
+from ._projection import Projection, log_normalize
 from ._reconstruction import evaluate_reconstruction
 from ._shift import linear_shift, mean_shift
 from ._table import summarize
 
 __all__ = [
+    "Projection",
+    "cell_mean",
+    "concordance",
+    "density_coverage",
+    "energy_distance",
+    "evaluate_generation",
     "evaluate_perturbation",
     "evaluate_reconstruction",
+    "frechet_distance",
+    "independent_genes",
     "linear_shift",
     "log_normalize",
     "mean_change",
     "mean_shift",
+    "median_squared_distance",
+    "mmd2",
+    "nearest_neighbor_accuracy",
     "pearson_of_change",
     "perturbation_table",
+    "precision_recall",
+    "random_forest_auc",
+    "sinkhorn_divergence",
     "summarize",
     "top_responding",
+    "transfer_accuracy",
+    "wasserstein",
 ]

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist, pdist
 
 CHUNK = 1024  # rows of a distance matrix that stand in memory together
 MEDIAN_CELLS = 2000  # the median of the distances between more cells than these is estimated from these many
-SINKHORN_REG = 0.25  # times the median squared distance
+SINKHORN_REG = 0.5  # times the median squared distance
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # bandwidths of MMD, times the median squared distance
 
 
@@ -59,7 +59,7 @@ def sinkhorn_divergence(x: np.ndarray, y: np.ndarray, reg: float | None = None) 
     x, y
         Cells, (n, d) and (m, d).
     reg
-        :math:`\epsilon`, in squared units of the space; by default 1/4 of :func:`median_squared_distance`. The smaller,
+        :math:`\epsilon`, in squared units of the space; by default 1/2 of :func:`median_squared_distance`. The smaller,
         the nearer to :math:`W_2^2`, and the more it shares the bias of that. To compare several samples with one, give
         the same to all.
 

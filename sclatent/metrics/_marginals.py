@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import wasserstein_distance
 
+from ._change import pearson
+
 MOST_VARIABLE = 200  # genes whose correlations are compared at most
 
 
@@ -29,14 +31,6 @@ def concordance(x: np.ndarray, y: np.ndarray) -> float:
     if spread == 0:
         return 1.0
     return float(2 * ((x - x.mean()) * (y - y.mean())).mean() / spread)
-
-
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson correlation of two arrays of values; 0 where one of them is constant."""
-    # rounding in the mean of equal numbers must not pass for variation, hence ptp and not the standard deviation
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
 
 
 def gene_agreement(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:

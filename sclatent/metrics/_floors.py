@@ -1,0 +1,98 @@
+"""Floors of generation: cells made by the simplest means, which a model has to beat."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from ._cells import BLOCK, CellGroups
+
+
+def independent_genes(
+    adata: AnnData, groupby: str | None = None, n: int | None = None, seed: int = 0, layer: str | None = None
+) -> AnnData:
+    r"""Generate cells whose genes know nothing of each other: a negative binomial per gene and condition.
+
+    .. math:: x_{ng} \sim \mathrm{NegativeBinomial}(\mu_{ng} = \ell_n \rho_g,\ \theta_g),
+              \qquad \mathrm{Var}\, x = \mu + \mu^2 / \theta
+
+    with library sizes :math:`\ell_n` drawn from those of the cells of the condition, and :math:`\rho_g` and
+    :math:`\theta_g` fitted to these cells by the method of moments (Poisson where the variance is not above that of
+    a Poisson variable).
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts.
+    groupby
+        Column of obs with the conditions; None for one.
+    n
+        Cells to generate for every condition; by default as many as it has.
+    seed
+        Seed.
+    layer
+        Layer with the counts; X by default.
+
+    Returns
+    -------
+    AnnData with counts (CSR, float32), the same genes, and the condition in ``obs[groupby]``.
+    """
+    if n is not None and n < 1:
+        raise ValueError(f"n={n} is not possible: at least 1 cell must be generated for every condition.")
+    cells = CellGroups(adata, adata.var_names, groupby, "adata", layer)
+    rng = np.random.default_rng(seed)
+    sizes = {level: len(rows) if n is None else n for level, rows in cells.rows.items()}
+    counts = [draw_independent_genes(cells.counts(cells.rows[level]), size, rng) for level, size in sizes.items()]
+    obs = pd.DataFrame(index=[f"cell_{i}" for i in range(sum(sizes.values()))])
+    if groupby is not None:
+        obs[groupby] = pd.Categorical(np.repeat(list(sizes), list(sizes.values())))
+    return ad.AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=pd.DataFrame(index=adata.var_names))
+
+
+def cell_mean(adata: AnnData, groupby: str | None = None, layer: str | None = None) -> pd.DataFrame:
+    """Mean log-normalised profile of every condition: a floor whose cells are all the same one.
+
+    Parameters
+    ----------
+    adata
+        Cells with raw counts.
+    groupby
+        Column of obs with the conditions; None for one, ``"all"``.
+    layer
+        Layer with the counts; X by default.
+
+    Returns
+    -------
+    Data frame, conditions x genes.
+    """
+    cells = CellGroups(adata, adata.var_names, groupby, "adata", layer)
+    means = {level: cells.mean(rows) for level, rows in cells.rows.items()}
+    return pd.DataFrame.from_dict(means, orient="index", columns=adata.var_names)
+
+
+def draw_independent_genes(
+    counts: np.ndarray | sparse.csr_matrix, n: int, rng: np.random.Generator
+) -> sparse.csr_matrix:
+    """Fit counts of one condition (cells, genes), and draw (n, genes); see :func:`independent_genes`."""
+    counts = sparse.csr_matrix(counts, dtype=np.float64)
+    n_cells, n_genes = counts.shape
+    sizes = np.asarray(counts.sum(axis=1)).ravel()
+    total, squares = max(sizes.sum(), 1.0), max((sizes**2).sum(), 1.0)
+    fraction = np.asarray(counts.sum(axis=0)).ravel() / total  # rho
+    # the sum over cells of (x - l rho)^2 is that of l rho + (l rho)^2 / theta
+    residual = np.asarray(counts.multiply(counts).sum(axis=0)).ravel()
+    residual += fraction**2 * squares - 2 * fraction * (counts.T @ sizes)
+    excess = residual * n_cells / max(n_cells - 1, 1) - fraction * total
+    varies = (excess > 0) & (fraction > 0)
+    theta = fraction[varies] ** 2 * squares / excess[varies]
+
+    library = rng.choice(sizes, n)
+    blocks = []
+    for start in range(0, n, step := max(1, BLOCK // n_genes)):
+        rate = library[start : start + step, None] * fraction
+        rate[:, varies] *= rng.standard_gamma(theta, (len(rate), len(theta))) / theta
+        blocks.append(sparse.csr_matrix(rng.poisson(rate), dtype=np.float32))
+    return sparse.vstack(blocks, format="csr")

@@ -1,0 +1,294 @@
+"""Whether generated cells can pass for real ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable, Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from ._cells import CellGroups, check_anndata
+from ._floors import draw_independent_genes
+from ._projection import Projection
+from ._samples import Comparison, Sample
+from ._table import ALL, MEAN, finish
+
+MIN_CELLS = 10  # in a half
+PCA_CELLS = 5  # times max_cells: the components are fitted on no more
+FLOORS = OTHERS, CELL_MEAN, INDEPENDENT = "other conditions", "cell mean", "independent genes"
+HALF = "real half"
+
+Sizes = dict[Hashable, int]
+"""Cells of every condition in a half."""
+Rows = Mapping[Hashable, np.ndarray]
+"""Rows of an AnnData by condition."""
+
+
+def evaluate_generation(
+    real: AnnData,
+    generated: AnnData | Mapping[str, AnnData],
+    groupby: str | None = None,
+    train: AnnData | None = None,
+    n_components: int = 50,
+    max_cells: int = 2000,
+    floors: bool = True,
+    seed: int = 0,
+    progress_bar: bool = True,
+    layer: str | None = None,
+) -> pd.DataFrame:
+    """Compare generated cells with real ones, between floors and a ceiling.
+
+    The real cells of a condition are split into two halves of m cells. The generator gives m cells for each half, and
+    its value is the mean of the two; the floors give m cells for one half; the ceiling is the value of one half for the
+    other. So all values of a condition and metric are of the same numbers of cells, without which most of them could
+    not be compared.
+
+    Parameters
+    ----------
+    real
+        Cells with raw counts, best such as the generator was not trained on.
+    generated
+        Generated cells with raw counts, or several such by name; genes are matched by name.
+    groupby
+        Column of obs, in all of them, with the conditions. None compares all cells with all.
+    train
+        Cells that the generator was trained on: the principal components are fitted on them, and the floors. By
+        default the components are fitted on ``real``, and the floors on the real cells they are not compared with.
+    n_components
+        Principal components at most.
+    max_cells
+        Most cells of a half: m is the least of this, half the real and half the generated cells of the condition. The
+        components are fitted on 5 times as many at most. More are subsampled; memory does not grow with the rest.
+    floors
+        Whether to compute the floors.
+    seed
+        Seed of the split, the subsampling, the floors, the components and the classifiers.
+    progress_bar
+        Whether to show progress.
+    layer
+        Layer with the counts of ``real`` and ``train``; X by default. Generated cells have theirs in X.
+
+    Returns
+    -------
+    A row for every condition, source and metric; columns ``condition``, ``source``, ``kind`` ("generated", "floor" or
+    "ceiling"), ``metric``, ``value``, ``floor`` (the best one's value for the condition and metric), ``ceiling``,
+    ``better`` ("lower" or "higher"), ``space``, ``n_components``, ``n_real``, ``n_generated``, ``n_available``,
+    ``seed``. :func:`summarize` lays it out for reading.
+
+    Conditions are those with at least 20 real cells, ``"mean"`` (over them) and ``"all"`` (their cells together, in
+    the proportions of the real ones). Sources are what was generated, ``"real half"`` (the ceiling), and the floors:
+    ``"other conditions"`` (real cells of those; not in ``"all"``), ``"cell mean"`` (the mean profile of the condition
+    in place of every cell) and ``"independent genes"`` (:func:`independent_genes`). ``n_real`` and ``n_generated`` are
+    the cells of a half and what was compared with it, ``n_available`` the cells that the source was drawn from or
+    fitted on.
+
+    Distances in many dimensions are shorter the less cells vary: W1, W2 and, with few cells, the Sinkhorn divergence
+    and the 1-nearest-neighbour accuracy of cells that vary too little can be better than the ceiling's; so can their
+    precision and density. Look at ``mmd2``, ``energy``, ``rf_auc`` and ``recall`` beside them.
+
+    Metrics on principal components:
+
+    - ``w1``, ``w2``: :func:`wasserstein`; ``sinkhorn``: :func:`sinkhorn_divergence`; ``mmd2``: :func:`mmd2`;
+      ``energy``: :func:`energy_distance`; ``frechet``: :func:`frechet_distance`
+    - ``nn_accuracy``: :func:`nearest_neighbor_accuracy`, ``rf_auc``: :func:`random_forest_auc`; 0.5 is perfect
+    - ``precision``, ``recall``: :func:`precision_recall`; ``density``, ``coverage``: :func:`density_coverage`; k = 5
+    - ``real_to_generated``, ``generated_to_real``: accuracy of a random forest of the conditions, trained on one and
+      tested on the other; only in ``"all"``
+
+    Metrics on genes:
+
+    - ``gene_mean``, ``gene_variance`` (log-normalised), ``gene_zeros`` (fraction of zeros): Lin's concordance over
+      genes, and ``gene_mean_pearson`` and so on: Pearson correlation, which a shift of all genes leaves at 1
+    - ``gene_correlation``: Pearson correlation over the pairs of the 200 most variable genes of the real cells, of
+      their correlations
+    - ``library_size``: Wasserstein distance of log10 counts of a cell
+
+    Warns
+    -----
+    UserWarning
+        If conditions are left out.
+
+    Examples
+    --------
+    >>> table = evaluate_generation(real, model.sample(2_000, {"cell_type": "B"}))  # doctest: +SKIP
+    >>> summarize(evaluate_generation(real, {"ours": a, "scVI": b}, groupby="cell_type"))  # doctest: +SKIP
+    """
+    if max_cells < MIN_CELLS:
+        raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
+    check_anndata(real, "real")
+    real_cells = CellGroups(real, real.var_names, groupby, "real", layer)
+    train_cells = None if train is None else CellGroups(train, real.var_names, groupby, "train", layer)
+    several = isinstance(generated, Mapping)
+    named = dict(generated) if several else {"generated": generated}
+    reserved = {*FLOORS, HALF} & set(named)
+    if reserved or not named:
+        raise ValueError(
+            f"generated has the names {list(named)}: one or more were expected, and none of {sorted(reserved)}, which "
+            "floors and ceiling have."
+        )
+    sources = {}
+    for name, adata in named.items():
+        argument = f"generated[{name!r}]" if several else "generated"
+        sources[name] = CellGroups(adata, real.var_names, groupby, argument)
+    levels = _levels(real_cells, sources, groupby)
+
+    fitted_on = train_cells or real_cells
+    some = np.random.default_rng(seed).permutation(np.concatenate(list(fitted_on.rows.values())))
+    projection = Projection(fitted_on.values(np.sort(some[: PCA_CELLS * max_cells])), n_components, seed)
+
+    groups = [real_cells, *sources.values()]
+    sizes = {} if groupby is None else {level: _sizes([level], groups, max_cells) for level in levels}
+    sizes[ALL] = _sizes(levels, groups, max_cells)
+    records = []
+    total = sum(sum(size.values()) for size in sizes.values()) * (1 + 2 * len(sources) + len(FLOORS) * floors)
+    with tqdm(total=total, unit=" cells", disable=not progress_bar) as bar:
+        for number, (condition, size) in enumerate(sizes.items()):
+            bar.set_description(f"evaluate {condition}")
+            trial = _Trial(real_cells, train_cells, size, projection, seed, number)
+            tasks = [(name, "generated", partial(trial.source, cells)) for name, cells in sources.items()]
+            tasks += [(name, "floor", partial(trial.floor, name)) for name in FLOORS if floors]
+            tasks += [(HALF, "ceiling", trial.ceiling)]
+            for name, kind, compare in tasks:
+                about = {"condition": condition, "source": name, "kind": kind, "seed": seed}
+                records += [{**about, **record} for record in compare()]
+                bar.update(sum(size.values()) * (2 if kind == "generated" else 1))
+    return finish(records)
+
+
+def _levels(real: CellGroups, sources: Mapping[str, CellGroups], groupby: str | None) -> list[Hashable]:
+    """Conditions with enough real cells; an error where there are not enough generated ones for them."""
+    few = [level for level, rows in real.rows.items() if len(rows) < 2 * MIN_CELLS]
+    levels = [level for level in real.rows if level not in few]
+    if not levels:
+        raise ValueError(f"real has fewer than {2 * MIN_CELLS} cells in every condition: two halves need as many.")
+    if few:
+        warnings.warn(
+            f"Left out, with fewer than {2 * MIN_CELLS} real cells: {', '.join(map(str, few))}.", stacklevel=3
+        )
+    for name, cells in sources.items():
+        for level in levels:
+            if (n := len(cells.rows.get(level, ()))) < 2 * MIN_CELLS:
+                where = "" if groupby is None else f" with {groupby}={level!r}"
+                raise ValueError(
+                    f"{name} has {n} cells{where}: at least {2 * MIN_CELLS} were expected. Generate more"
+                    + ("." if groupby is None else ", or leave this condition out of real.")
+                )
+    if groupby is not None and (reserved := {ALL, MEAN} & set(levels)):
+        raise ValueError(f"groupby={groupby!r} has the levels {sorted(reserved)}, which the table needs: rename them.")
+    return levels
+
+
+def _sizes(levels: list[Hashable], groups: list[CellGroups], max_cells: int) -> Sizes:
+    """Cells of every condition in a half: in the proportions of the first group, twice as many in all groups."""
+    n = {level: len(groups[0].rows[level]) for level in levels}
+    share = {level: n[level] / sum(n.values()) for level in levels}
+    m = min(len(group.rows[level]) / share[level] for group in groups for level in levels) / 2
+    return {level: max(1, int(min(m, max_cells) * share[level] + 1e-6)) for level in levels}
+
+
+class _Trial:
+    """The comparisons of one condition, or of several together, with two halves of its real cells.
+
+    Parameters
+    ----------
+    real
+        Real cells.
+    train
+        Cells that the floors are made from; None for the real cells that the half in question does not have.
+    size
+        Cells of every condition in a half.
+    projection
+        The principal components.
+    seed, number
+        Seed, also that of the classifiers, and number of the trial.
+    """
+
+    def __init__(
+        self,
+        real: CellGroups,
+        train: CellGroups | None,
+        size: Sizes,
+        projection: Projection,
+        seed: int,
+        number: int,
+    ) -> None:
+        self._real, self._train, self._size, self._projection = real, train, size, projection
+        self._seed = [seed, number]
+        self._rows = self._draw(real, stream=0)
+        self._halves = [self._sample(real, rows) for rows in self._rows]
+        self._comparison = Comparison(self._halves, projection, seed)
+
+    def ceiling(self) -> list[dict]:
+        """Records of one half as compared with the other."""
+        return self._records([tuple(self._halves)], self._n_available(self._real))
+
+    def source(self, cells: CellGroups) -> list[dict]:
+        """Records of cells as compared with both halves."""
+        samples = (self._sample(cells, rows) for rows in self._draw(cells, stream=1))
+        return self._records(zip(self._halves, samples, strict=True), self._n_available(cells))
+
+    def floor(self, name: str) -> list[dict]:
+        """Records of a floor as compared with one half; none where there are no cells to make it from."""
+        make = {OTHERS: self._others, CELL_MEAN: self._cell_mean, INDEPENDENT: self._independent_genes}[name]
+        cells = self._train or self._real
+        origin = {c: rows for c, rows in cells.rows.items() if (c in self._size) != (name == OTHERS)}
+        if not self._train:
+            origin = {c: np.setdiff1d(rows, self._rows[0].get(c, [])) for c, rows in origin.items()}
+        sample = make(cells, origin, np.random.default_rng([*self._seed, 2]))
+        if sample is None:
+            return []
+        pair = self._halves[0].head(len(sample.sizes)), sample
+        return self._records([pair], sum(map(len, origin.values())))
+
+    def _others(self, cells: CellGroups, origin: Rows, rng: np.random.Generator) -> Sample | None:
+        rows = np.concatenate([*origin.values(), []]).astype(int)
+        n = min(len(rows), sum(self._size.values()))
+        return self._sample(cells, {OTHERS: rng.choice(rows, n, replace=False)}) if n >= MIN_CELLS else None
+
+    def _cell_mean(self, cells: CellGroups, origin: Rows, rng: np.random.Generator) -> Sample | None:
+        if any(c not in origin for c in self._size):
+            return None
+        sizes = list(self._size.values())
+        values = np.stack([cells.mean(origin[c]) for c in self._size]).repeat(sizes, axis=0)
+        library = np.repeat([cells.counts(origin[c]).sum() / len(origin[c]) for c in self._size], sizes)
+        return Sample(values, self._projection.transform(values), library, self._labels(sizes))
+
+    def _independent_genes(self, cells: CellGroups, origin: Rows, rng: np.random.Generator) -> Sample | None:
+        if any(c not in origin for c in self._size):
+            return None
+        counts = [draw_independent_genes(cells.counts(origin[c]), n, rng) for c, n in self._size.items()]
+        labels = self._labels(list(self._size.values()))
+        return Sample.of_counts(sparse.vstack(counts, format="csr"), labels, self._projection)
+
+    def _draw(self, cells: CellGroups, stream: int) -> list[Rows]:
+        """Rows of two halves that share none."""
+        rng = np.random.default_rng([*self._seed, stream])
+        rows = {c: rng.choice(cells.rows[c], 2 * n, replace=False) for c, n in self._size.items()}
+        return [{c: r[side::2] for c, r in rows.items()} for side in (0, 1)]
+
+    def _sample(self, cells: CellGroups, rows: Rows) -> Sample:
+        labels = self._labels([len(r) for r in rows.values()])
+        return Sample.of_counts(cells.counts(np.concatenate(list(rows.values()))), labels, self._projection)
+
+    def _n_available(self, cells: CellGroups) -> int:
+        return sum(len(cells.rows[c]) for c in self._size)
+
+    @staticmethod
+    def _labels(sizes: list[int]) -> np.ndarray:
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+    def _records(self, pairs: Iterable[tuple[Sample, Sample]], n_available: int) -> list[dict]:
+        """The mean of every metric over pairs of real and other cells."""
+        values = []
+        for real, other in pairs:
+            values.append(self._comparison.metrics(real, other))
+        about = {"n_real": len(real.sizes), "n_generated": len(other.sizes), "n_available": n_available}
+        return [
+            {"metric": m, "value": np.mean([v[m] for v in values]), **about, **self._comparison.describe(m)}
+            for m in values[0]
+        ]
