@@ -59,8 +59,8 @@ def evaluate_perturbation(
         there is one group, a prediction may also be an array: log-normalised cells (cells, genes), or just the change
         over control (genes,), such as of :func:`mean_shift`.
     control
-        Control cells with raw counts. Where ``control.obs`` has levels of ``real.obs[groupby]``, every group is
-        compared with its own control cells (a drug in several patients or cell types); where not, with all of them
+        Control cells with raw counts. Where ``control.obs[groupby]`` has groups of ``real`` or ``seen``, every group
+        is compared with its own control cells (a drug in several patients or cell types); where not, with all of them
         (several drugs, or genes knocked out).
     groupby
         Column of obs with the groups: cell types or patients under one perturbation, or perturbations. By default all
@@ -131,7 +131,8 @@ def evaluate_perturbation(
     check_anndata(real, "real")
     genes = real.var_names
     truth = CellGroups(real, genes, groupby, "real", layer)
-    controls = _Controls(control, genes, groupby, layer, truth.rows)
+    seen_cells = truth if seen is None else CellGroups(seen, genes, groupby, "seen", layer)
+    controls = _Controls(control, genes, groupby, layer, {**truth.rows, **seen_cells.rows})
     sources = _sources(predicted, genes, groupby, list(truth.rows))
     groups = _groups_to_compare(truth, controls, sources)
     n_top = [n for n in n_top if n <= len(genes)]
@@ -139,11 +140,10 @@ def evaluate_perturbation(
     # one space for all groups, so that their distances can be compared
     real_rows = take_turns({g: truth.rows[g] for g in groups}, np.random.default_rng(seed))[:max_cells]
     control_rows = take_turns(controls.cells.rows, np.random.default_rng(seed))[:max_cells]
-    control_sample = controls.cells.values(control_rows)
-    space = Projection(np.concatenate([truth.values(real_rows), control_sample]), n_components, seed)
-    control_space = Projection(control_sample, n_components, seed)
+    sample = np.concatenate([truth.values(real_rows), controls.cells.values(control_rows)])
+    space = Projection(sample, n_components, seed)
     real_means = _Means(truth, controls)
-    seen_means = real_means if seen is None else _Means(CellGroups(seen, genes, groupby, "seen", layer), controls)
+    seen_means = real_means if seen is None else _Means(seen_cells, controls)
     changes = {**seen_means.changes, **real_means.changes}
     place, all_changes = {h: k for k, h in enumerate(changes)}, np.array(list(changes.values()))
 
@@ -158,7 +158,7 @@ def evaluate_perturbation(
         whole = replace(half, change=changes[g], n=len(truth.rows[g]))
         pairs = [(name, "generated", whole, arms.of_prediction(p, g, [seed, i, 1])) for name, p in sources.items()]
         if floors:
-            found = _floors(g, arms, seen_means, controls, control_space, rng)
+            found = _floors(g, arms, seen_means, controls, rng)
             pairs += [(name, "floor", whole, arm) for name, arm in found.items()]
         pairs.append((CEILING, "ceiling", half, other_half))
 
@@ -280,7 +280,7 @@ class _Controls:
     control, genes, groupby, layer
         As of :class:`CellGroups`.
     groups
-        Groups of the real cells. Where the control cells have none of these, all groups share them.
+        Groups of perturbed cells. Where the control cells have none of these, all groups share them.
     """
 
     def __init__(
@@ -322,12 +322,7 @@ class _Means:
 
 
 def _floors(
-    group: Hashable,
-    arms: _Arms,
-    seen: _Means,
-    controls: _Controls,
-    control_space: Projection,
-    rng: np.random.Generator,
+    group: Hashable, arms: _Arms, seen: _Means, controls: _Controls, rng: np.random.Generator
 ) -> dict[str, _Arm]:
     """Floors of a group, by name, from what was seen of the other groups."""
     floors = {CONTROL: arms.of_change(np.zeros_like(arms.control_mean))}
@@ -339,8 +334,8 @@ def _floors(
     changes = np.array([seen.changes[g] for g in others])
     floors[MEAN_SHIFT] = arms.of_change(changes.mean(axis=0))
     if not controls.shared:
-        control_means = control_space.transform(np.array([controls.mean(g) for g in [*others, group]]))
-        floors[LINEAR_SHIFT] = arms.of_change(ridge_shift(control_means[:-1], changes, control_means[-1]))
+        control_means = np.array([controls.mean(g) for g in others])
+        floors[LINEAR_SHIFT] = arms.of_change(ridge_shift(control_means, changes, arms.control_mean))
     return floors
 
 

@@ -11,10 +11,8 @@ from sklearn.linear_model import RidgeCV
 from sclatent.data import check_categorical
 
 from ._cells import CellGroups
-from ._projection import Projection
 from ._table import ALL
 
-PCA_CELLS = 2_000  # control cells that the components of the linear shift are fitted on
 PENALTIES = np.logspace(3, -3, 13)  # of the ridge; the largest leaves the mean shift, but for a thousandth
 
 
@@ -65,41 +63,32 @@ def linear_shift(
     group_key: str,
     held_out: Hashable,
     layer: str | None = None,
-    n_components: int = 50,
-    seed: int = 0,
 ) -> np.ndarray:
     """Change over control as a linear function of the control cells: a floor that knows that groups differ.
 
-    A ridge regression from the mean of a group's control cells, in principal components of control cells, to the
-    change of every gene, over the groups that were seen; the penalty is chosen by leaving each of them out in turn.
+    A ridge regression, over the groups that were seen, from the mean of a group's control cells to the change of every
+    gene. It is the same in genes as in all principal components of these means, of which the penalty leaves the large
+    ones; how large it is, is chosen by leaving each group out in turn.
 
     Parameters
     ----------
     adata, condition_key, control, treated, group_key, held_out, layer
-        As of :func:`mean_shift`; here the control cells of the held-out group are looked at.
-    n_components
-        Principal components at most.
-    seed
-        Seed of the choice of at most 2,000 control cells that the components are fitted on.
+        As of :func:`mean_shift`, but that the control cells of the held-out group enter.
 
     Returns
     -------
-    Predicted change, (genes,); with fewer than three other groups that of :func:`mean_shift`, since a slope cannot be
-    learned from two.
+    Predicted change, (genes,); with fewer than three other groups that of :func:`mean_shift`, since leaving one out
+    would then leave no slope.
     """
     cells, arms = _arms(adata, condition_key, control, treated, group_key, layer)
-    held_out_control = arms.pop(held_out, ([], []))[0]
-    if not len(held_out_control):
+    start, _ = arms.pop(held_out, ([], []))
+    if not len(start):
         raise ValueError(
             f"held_out={held_out!r} has no cells of {control!r} in adata.obs[{condition_key!r}]: they are what the "
             "linear shift starts from."
         )
     controls, treatments = _means(cells, arms, condition_key, control, treated, group_key, held_out)
-    rows = np.flatnonzero((adata.obs[condition_key] == control).to_numpy())
-    rows = np.random.default_rng(seed).permutation(rows)[:PCA_CELLS]
-    components = Projection(cells.values(rows), n_components, seed)
-    target = cells.mean(held_out_control)
-    return ridge_shift(components.transform(controls), treatments - controls, components.transform(target[None])[0])
+    return ridge_shift(controls, treatments - controls, cells.mean(start))
 
 
 def ridge_shift(controls: np.ndarray, changes: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -108,9 +97,9 @@ def ridge_shift(controls: np.ndarray, changes: np.ndarray, target: np.ndarray) -
     Parameters
     ----------
     controls, changes
-        Control means (groups, components), and changes (groups, genes).
+        Control means and changes, (groups, genes) each.
     target
-        Control mean, (components,).
+        Control mean, (genes,).
 
     Returns
     -------
