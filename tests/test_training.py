@@ -322,7 +322,7 @@ def test_conditions_are_lost_together_and_key_by_key():
         denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2].numpy()))
     codes = torch.stack([torch.arange(6_000) % 3, torch.arange(6_000) % 2], dim=1)
     for losses in (plan.losses, plan.validation_losses):
-        losses((torch.zeros(6_000, 2, 4), codes), torch.Generator().manual_seed(0))
+        losses((torch.zeros(6_000, 2, 4), codes, torch.zeros(6_000)), torch.Generator().manual_seed(0))
     lost = seen[0] == -1
     np.testing.assert_allclose(lost.mean(axis=0), 0.1 + 0.9 * 0.2, atol=0.02)
     assert lost.all(axis=1).mean() == pytest.approx(0.1 + 0.9 * 0.2**2, abs=0.02)

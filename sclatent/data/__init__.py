@@ -1,6 +1,6 @@
 """From AnnData to minibatches: checks, conditions, genes by name, sparse loaders."""
 
-from ._additive import additive_effects
+from ._additive import additive_effects, common_slope
 from ._checks import (
     check_categorical,
     check_counts,
@@ -28,6 +28,7 @@ __all__ = [
     "check_keys",
     "check_size_factors",
     "check_var_names",
+    "common_slope",
     "get_matrix",
     "make_loader",
 ]

@@ -8,6 +8,29 @@ import numpy as np
 from scipy import sparse
 
 
+def common_slope(codes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Slope of y on x within the combinations of conditions, one for all of them (analysis of covariance).
+
+    Parameters
+    ----------
+    codes
+        Condition codes, (cells, n_keys).
+    x
+        Covariate, (cells,).
+    y
+        What is explained, (cells, dim).
+
+    Returns
+    -------
+    The slope (dim,); 0 if the covariate does not vary within any combination.
+    """
+    _, index, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    index = index.ravel()
+    x = x - (np.bincount(index, x) / sizes)[index]
+    square = x @ x
+    return (x @ y) / square if square > 1e-6 * len(x) else np.zeros(y.shape[1])
+
+
 def additive_effects(
     codes: np.ndarray, values: np.ndarray, n_levels: Sequence[int], ridge: float = 1e-3
 ) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -161,20 +161,20 @@ def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = F
 
 
 class TokenRows(Dataset):
-    """Tokens and condition codes of cells, by position: what stage two trains on."""
+    """Tokens, condition codes and standardised log library sizes of cells, by position: what stage two trains on."""
 
-    def __init__(self, tokens: Tensor, codes: np.ndarray, cells: Sequence[int] | None = None) -> None:
-        self.tokens, self.codes = tokens, codes
+    def __init__(self, tokens: Tensor, codes: np.ndarray, sizes: Tensor, cells: Sequence[int] | None = None) -> None:
+        self.tokens, self.codes, self.sizes = tokens, codes, sizes
         self.cells = np.arange(len(tokens)) if cells is None else np.asarray(cells)
 
     def subset(self, positions: np.ndarray) -> TokenRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""
-        return TokenRows(self.tokens, self.codes, self.cells[positions])
+        return TokenRows(self.tokens, self.codes, self.sizes, self.cells[positions])
 
     def __len__(self) -> int:
         return len(self.cells)
 
-    def __getitem__(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, positions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Read a minibatch by the positions of its cells."""
-        cells = self.cells[np.asarray(positions)]
-        return self.tokens[torch.from_numpy(cells)], torch.from_numpy(self.codes[cells])
+        cells = torch.from_numpy(self.cells[np.asarray(positions)])
+        return self.tokens[cells], torch.from_numpy(self.codes)[cells], self.sizes[cells]

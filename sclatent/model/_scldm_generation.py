@@ -103,7 +103,8 @@ class GenerationMixin:
             shape = p["n_tokens"], p["token_dim"]
             noise = np.stack([cell_rng(seed, "noise", i).standard_normal(shape) for i in cells]).astype(np.float32)
             code = torch.from_numpy(codes[cells]).to(self._device)
-            tokens = self._flow(torch.from_numpy(noise).to(self._device), code, weight, 0.0, 1.0, solver, n_steps)
+            noise, size = torch.from_numpy(noise).to(self._device), self._size(library[cells])
+            tokens = self._flow(noise, code, size, weight, 0.0, 1.0, solver, n_steps)
             mean = self._mean(tokens, batches[cells], library[cells])
             blocks.append(self._draw(mean, seed, cells))
 
@@ -175,15 +176,17 @@ class GenerationMixin:
             x = batch.sets.dense().numpy().astype(np.float64)
             old, new = (torch.from_numpy(c[cells]).to(self._device) for c in (source, target))
             tokens = self.module.standardize(self._encode_batch(batch))
-            moved = self._flow(tokens, old, 1.0, 1.0, keep, solver, n_steps)
-            with torch.inference_mode():
-                moved = moved + keep * (mean_effect(new) - mean_effect(old))  # same place around the new centre
-            moved = self._flow(moved, new, weight, keep, 1.0, solver, n_steps)
-
             codes = batch.batch.numpy()
             share = self._mean(tokens, codes, np.ones(len(cells)))
             measured = share[:, panel].sum(axis=1) if rows.library is None else np.ones(len(cells))
             library = batch.library.numpy() / measured  # a total over a panel leaves out the counts of other genes
+            size = self._size(library)
+
+            moved = self._flow(tokens, old, size, 1.0, 1.0, keep, solver, n_steps)
+            with torch.inference_mode():  # same place around the new centre
+                moved = moved + keep * (mean_effect(new, size) - mean_effect(old, size))
+            moved = self._flow(moved, new, size, weight, keep, 1.0, solver, n_steps)
+
             # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
             mean = library[:, None] * share
             new_mean = library[:, None] * self._mean(moved, codes, np.ones(len(cells)))
@@ -250,13 +253,21 @@ class GenerationMixin:
         self,
         x: Tensor,
         codes: Tensor,
+        size: Tensor,
         weight: float | list[float],
         start: float,
         end: float,
         solver: str,
         n_steps: int | None,
     ) -> Tensor:
-        return solve(classifier_free(self.module.denoiser, codes, weight), x, start, end, solver, n_steps)
+        def denoiser(x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+            # guidance stacks variants of the conditions of the same cells
+            return self.module.denoiser(x, t, codes, size.repeat(len(x) // len(size)))
+
+        return solve(classifier_free(denoiser, codes, weight), x, start, end, solver, n_steps)
+
+    def _size(self, library: np.ndarray) -> Tensor:
+        return self.module.size(torch.tensor(library, dtype=torch.float32, device=self._device))
 
     @torch.inference_mode()
     def _mean(self, tokens: Tensor, batch: np.ndarray, library: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from sclatent.data import CellRows, TokenRows, additive_effects, make_loader
+from sclatent.data import CellRows, TokenRows, additive_effects, common_slope, make_loader
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
 
 from .base import StageDirectory, fingerprint, fit_stage, quiet_lightning
@@ -135,7 +135,7 @@ class TrainingMixin:
             if name == "diffusion":
                 self._prepare_tokens(rows)
             plan = self._plan(name, seed, plan_kwargs)
-            cells = rows.subset if name == "autoencoder" else TokenRows(self._tokens, rows.conditions).subset
+            cells = rows.subset if name == "autoencoder" else self._token_rows(rows).subset
             try:
                 fit_stage(
                     plan,
@@ -196,10 +196,21 @@ class TrainingMixin:
         first = "diffusion" not in self.trained_stages  # a trained denoiser keeps the frame it was trained in
         if first:
             self.module.standardize.cpu().fit(tokens)
+            self.module.standardize_size.cpu().fit(torch.from_numpy(rows.library_sizes()).log())
         self._tokens = self.module.standardize.cpu()(tokens)
         if first:
-            effects = additive_effects(rows.conditions, self._tokens.flatten(1).numpy(), self.conditions.n_levels)[1]
-            self.module.denoiser.mean.fit([torch.from_numpy(effect).float() for effect in effects])
+            size, values = self._token_rows(rows).sizes.numpy(), self._tokens.flatten(1).numpy()
+            slope = common_slope(rows.conditions, size, values)
+            values = values - size[:, None] * slope
+            effects = additive_effects(rows.conditions, values, self.conditions.n_levels)[1]
+            self.module.denoiser.mean.fit(
+                [torch.from_numpy(effect).float() for effect in effects], torch.from_numpy(slope).float()
+            )
+
+    def _token_rows(self, rows: CellRows) -> TokenRows:
+        self.module.standardize_size.cpu()
+        sizes = self.module.size(torch.from_numpy(rows.library_sizes()).float())
+        return TokenRows(self._tokens, rows.conditions, sizes)
 
     def _extend_history(self, frames: dict[str, pd.DataFrame], unfinished: bool) -> None:
         for key, frame in frames.items():

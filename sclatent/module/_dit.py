@@ -13,13 +13,14 @@ from sclatent.nn import AdaLNBlock, ConditionEmbedding, ConditionMean, TimeEmbed
 class DiT(nn.Module):
     r"""Diffusion Transformer with adaLN-zero (Peebles & Xie 2023) around an additive mean of the conditions.
 
-    The velocity of tokens x at time t under conditions c is
+    The velocity of tokens x at time t under conditions c and library size s (its standardised logarithm) is
 
-    .. math:: v(x, t, c) = m(c) + f(x - t \, m(c), t, c),
+    .. math:: v(x, t, c, s) = m(c, s) + f(x - t \, m(c, s), t, c, s),
 
     with :math:`m` the :class:`~sclatent.nn.ConditionMean` and :math:`f` the transformer. As :math:`x_t = (1 - t)
-    \varepsilon + t z`, the transformer sees :math:`z - m(c)`: cells of all conditions around one centre. A
-    combination that was never trained on is therefore no foreign place to it.
+    \varepsilon + t z`, the transformer sees :math:`z - m(c, s)`: cells of all conditions around one centre. A
+    combination that was never trained on is therefore no foreign place to it. The library size is told because tokens
+    know it: drawn without regard to it, they would not agree with the size that the counts are decoded at.
 
     Parameters
     ----------
@@ -46,6 +47,7 @@ class DiT(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(n_tokens, width))
         self.time = TimeEmbedding(width)
         self.conditions = ConditionEmbedding(n_levels, width)
+        self.size = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = nn.ModuleList(AdaLNBlock(width, n_heads) for _ in range(n_blocks))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
@@ -54,7 +56,7 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, codes: Tensor, size: Tensor) -> Tensor:
         """Predict the velocity.
 
         Parameters
@@ -65,13 +67,15 @@ class DiT(nn.Module):
             Times in [0, 1], (cells,); 0 is noise, 1 is data.
         codes
             Condition codes, (cells, n_keys); -1 leaves a key open.
+        size
+            Standardised log library sizes, (cells,).
 
         Returns
         -------
         Tensor of the shape of ``x``.
         """
-        m = self.mean(codes)
-        c = self.time(t) + self.conditions(codes)
+        m = self.mean(codes, size)
+        c = self.time(t) + self.conditions(codes) + self.size(size[:, None])
         h = self.embed(x - t[:, None, None] * m) + self.position
         for block in self.blocks:
             h = block(h, c)

@@ -8,13 +8,18 @@ from ._standardize import Standardize
 
 
 class LatentDiffusion(nn.Module):
-    """An autoencoder, the standardisation of its tokens, and a denoiser of standardised tokens."""
+    """An autoencoder, the standardisation of its tokens and of library sizes, and a denoiser of standardised tokens."""
 
     def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.standardize = standardize
+        self.standardize_size = Standardize()
         self.denoiser = denoiser
+
+    def size(self, library: Tensor) -> Tensor:
+        """Standardised log library sizes (cells,); those far from all of training are taken as its extremes."""
+        return self.standardize_size(library.log()).clamp(-4, 4)
 
     def decode(self, tokens: Tensor, panel: Tensor, batch: Tensor) -> Tensor:
         """Decode standardised tokens (cells, n_tokens, token_dim) to logits (cells, len(panel))."""

@@ -97,7 +97,12 @@ class SetAutoencoder(nn.Module):
         return self.readout(self.genes_out.index_select(0, panel), values) + self.gene_bias.index_select(0, panel)
 
     def forward(
-        self, sets: CellSets, library: Tensor, batch: Tensor, generator: torch.Generator | None = None
+        self,
+        sets: CellSets,
+        library: Tensor,
+        batch: Tensor,
+        generator: torch.Generator | None = None,
+        seen: CellSets | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Reconstruct cells.
 
@@ -107,12 +112,14 @@ class SetAutoencoder(nn.Module):
             Cells, their library sizes (cells,) and batch codes (cells,).
         generator
             Source of the noise on variational tokens; without it the tokens are the means.
+        seen
+            What the encoder sees of the cells, such as a part of their molecules; all by default.
 
         Returns
         -------
         Negative log-likelihood and KL divergence of each cell, both (cells,); the latter is 0 unless variational.
         """
-        tokens, h = self._encode(sets)
+        tokens, h = self._encode(sets if seen is None else seen)
         kl = tokens.new_zeros(len(tokens))
         if self.to_log_sd is not None:
             log_sd = self.to_log_sd(h).clamp(-7, 2)

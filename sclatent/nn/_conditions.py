@@ -35,12 +35,13 @@ class ConditionEmbedding(nn.Module):
 
 
 class ConditionMean(nn.Module):
-    r"""Additive mean of the tokens under their conditions, fitted by least squares and then fixed.
+    r"""Additive mean of the tokens under their conditions and library size, fitted by least squares and then fixed.
 
-    .. math:: m(c) = \sum_k \delta_k(c_k), \qquad \delta_k(\text{open}) = 0,
+    .. math:: m(c, s) = \sum_k \delta_k(c_k) + s \, \beta, \qquad \delta_k(\text{open}) = 0,
 
-    on standardised tokens. It carries an effect that was seen in some combinations to combinations that were not: the
-    network that is added to it has to learn only in what combinations differ from a sum.
+    on standardised tokens, with s the standardised log library size. It carries an effect that was seen in some
+    combinations to combinations that were not: the network that is added to it has to learn only in what combinations
+    differ from a sum.
 
     Parameters
     ----------
@@ -56,15 +57,17 @@ class ConditionMean(nn.Module):
         self.shape = shape
         for k, n in enumerate(n_levels):
             self.register_buffer(f"effect{k}", torch.zeros(n + 1, *shape))
+        self.register_buffer("slope", torch.zeros(shape))
 
-    def fit(self, effects: Sequence[Tensor]) -> None:
-        """Take over the effects of all levels of each key, (n_levels, *shape)."""
+    def fit(self, effects: Sequence[Tensor], slope: Tensor) -> None:
+        """Take over the effects of all levels of each key, (n_levels, *shape), and the slope, (*shape)."""
+        self.slope.copy_(slope.view(self.shape))
         for k, effect in enumerate(effects):
             self.get_buffer(f"effect{k}")[:-1] = effect.view(-1, *self.shape)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """Mean tokens (cells, *shape) under codes (cells, n_keys), -1 where a key is open."""
-        total = torch.zeros(len(codes), *self.shape, device=codes.device)
+    def forward(self, codes: Tensor, size: Tensor) -> Tensor:
+        """Mean tokens (cells, *shape) under codes (cells, n_keys), -1 where a key is open, and sizes s (cells,)."""
+        total = size.view(-1, *[1] * len(self.shape)) * self.slope
         for k, code in enumerate(codes.unbind(1)):
             total = total + self.get_buffer(f"effect{k}")[code]
         return total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class CellSets:
         """Pick from values (n_cells, n_measured) those of the elements, (n_elements,)."""
         # index_select, whose gradient is far cheaper than that of indexing by two tensors
         return values.flatten().index_select(0, self.cell * len(self.panel) + self.column)
+
+    def thinned(self, share: Tensor, generator: torch.Generator) -> CellSets:
+        """Keep each molecule of a cell with the probability ``share`` (n_cells,), as shallower sequencing would."""
+        count = torch.binomial(self.count, share.index_select(0, self.cell), generator=generator)
+        return replace(self, count=count)
 
     def to(self, device: torch.device | str, **kwargs: object) -> CellSets:
         """Copy to a device."""

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from sclatent.data import CellBatch
 from sclatent.diffusion import LinearFlow
 from sclatent.module import DiT, SetAutoencoder
-from sclatent.nn import OPEN
+from sclatent.nn import OPEN, CellSets
 
 
 class TrainingDivergedError(RuntimeError):
@@ -53,9 +53,18 @@ class StagePlan(pl.LightningModule):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """AdamW over what is trained."""
-        parameters = [p for p in self.trained.parameters() if p.requires_grad]
         fused = self.device.type in ("cpu", "cuda")
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=fused)
+        return torch.optim.AdamW(
+            self.parameter_groups(), lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=fused
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Matrices with weight decay, vectors without: there is no reason why a bias or a scale should be small."""
+        parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer()
@@ -108,23 +117,61 @@ class StagePlan(pl.LightningModule):
 
 
 class AutoencoderPlan(StagePlan):
-    r"""Stage one: the negative log-likelihood of the counts, plus ``kl_weight`` times the KL divergence to N(0, I)."""
+    r"""Stage one: the negative log-likelihood of the counts, plus ``kl_weight`` times the KL divergence to N(0, I).
+
+    Parameters
+    ----------
+    autoencoder
+        What is trained.
+    kl_weight
+        Weight of the KL divergence.
+    thinning
+        The encoder sees a share of the molecules of a cell, drawn for each cell anew between this and 1 (binomial
+        thinning, as in molecular cross-validation, Batson et al. 2019), and the decoder has to explain all of them.
+        Tokens that remember the sampling noise of the counts do not help it then. 1 is no thinning; counts only.
+    """
+
+    dispersion_lr = 10.0  # relative: log dispersions have far to go, over several orders of magnitude
 
     def __init__(
         self,
         autoencoder: SetAutoencoder,
         kl_weight: float = 0.0,
+        thinning: float = 0.2,
         lr: float = 4e-3,
         weight_decay: float = 0.01,
         **kwargs: Any,
     ) -> None:
         super().__init__("autoencoder", lr, weight_decay, **kwargs)
+        if not 0 < thinning <= 1:
+            raise ValueError(f"thinning={thinning!r} must be above 0 and at most 1 (the encoder sees every molecule).")
         self.trained = autoencoder
         self.kl_weight = kl_weight
+        self.thinning = thinning if autoencoder.likelihood.is_count else 1.0
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Give the parameters of the likelihood, which are those of its dispersion, a learning rate of their own."""
+        dispersion = list(self.trained.likelihood.parameters())
+        is_own = set(map(id, dispersion))
+        groups = super().parameter_groups()
+        for group in groups:
+            group["params"] = [p for p in group["params"] if id(p) not in is_own]
+        return [*groups, {"params": dispersion, "weight_decay": 0.0, "lr": self.dispersion_lr * self.lr}]
 
     def losses(self, batch: CellBatch, generator: torch.Generator) -> Tensor:
-        """Loss of each cell, (cells,)."""
-        nll, kl = self.trained(batch.sets, batch.library, batch.batch, generator)
+        """Loss of each cell, (cells,), from a part of its molecules."""
+        if self.thinning == 1:
+            return self._losses(batch, generator)
+        share = torch.rand(len(batch), generator=generator, device=generator.device)
+        share = self.thinning + (1 - self.thinning) * share
+        return self._losses(batch, generator, batch.sets.thinned(share, generator))
+
+    def validation_losses(self, batch: CellBatch, generator: torch.Generator) -> Tensor:
+        """Loss of each cell, (cells,), from all of its molecules, as they are encoded after training."""
+        return self._losses(batch, generator)
+
+    def _losses(self, batch: CellBatch, generator: torch.Generator, seen: CellSets | None = None) -> Tensor:
+        nll, kl = self.trained(batch.sets, batch.library, batch.batch, generator, seen)
         return nll + self.kl_weight * kl
 
 
@@ -164,23 +211,23 @@ class DiffusionPlan(StagePlan):
 
         self.averaged = AveragedModel(denoiser, avg_fn=average)
 
-    def losses(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    def losses(self, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,)."""
-        tokens, codes = batch
+        tokens, codes, size = batch
         uniform = torch.rand(len(codes), 1 + codes.shape[1], generator=generator, device=generator.device)
         lost = (uniform[:, :1] < self.dropout_all) | (uniform[:, 1:] < self.dropout_key)
-        return self._flow_losses(self.trained, tokens, codes.masked_fill(lost, OPEN), generator)
+        return self._flow_losses(self.trained, tokens, codes.masked_fill(lost, OPEN), size, generator)
 
-    def validation_losses(self, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    def validation_losses(self, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
         """Loss of each cell under the averaged weights and all its conditions, (cells,)."""
         return self._flow_losses(self.averaged, *batch, generator)
 
     def _flow_losses(
-        self, denoiser: torch.nn.Module, tokens: Tensor, codes: Tensor, generator: torch.Generator
+        self, denoiser: torch.nn.Module, tokens: Tensor, codes: Tensor, size: Tensor, generator: torch.Generator
     ) -> Tensor:
         t = self.process.draw_time(len(tokens), generator)
         noise = torch.randn(tokens.shape, generator=generator, device=generator.device)
-        return self.process.loss(lambda x, t: denoiser(x, t, codes), tokens, noise, t)
+        return self.process.loss(lambda x, t: denoiser(x, t, codes, size), tokens, noise, t)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the average."""
