@@ -41,9 +41,9 @@ def means(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def screen() -> dict[str, AnnData]:
-    """Eight perturbations of one cell type with one control; a half of the perturbed cells predicts the other."""
-    names = ["control", *(f"gene {i}" for i in range(8))]
-    adata = simulate(1_200, 120, cell_types=["K562"], conditions=names, library_size=600, effect_size=0.8, seed=4)
+    """Six perturbations of one cell type with one control; a half of the perturbed cells predicts the other."""
+    names = ["control", *(f"gene {i}" for i in range(6))]
+    adata = simulate(980, 120, cell_types=["K562"], conditions=names, library_size=600, effect_size=0.8, seed=4)
     control = adata[adata.obs["condition"] == "control"].copy()
     perturbed = adata[adata.obs["condition"] != "control"]
     return {"control": control, "real": perturbed[::2].copy(), "predicted": perturbed[1::2].copy()}
@@ -106,7 +106,7 @@ def test_direction_overlap_and_precision_by_hand():
 def test_discrimination_by_hand():
     changes = np.array([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
     for group, predicted, expected in ((0, 0.1, 1), (0, 0.9, 0.5), (0, 9, 0), (2, 9, 1), (0, 0.5, 0.75)):
-        assert _discrimination(changes[group], np.array([predicted, 0.0]), changes, group) == expected
+        assert _discrimination(np.array([predicted, 0.0]), changes, group) == expected
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -184,6 +184,7 @@ def test_floors_are_those_of_the_public_functions(glio, glio_table):
 
 def test_groups_that_are_held_out_in_turn_are_each_others_floor(glio):
     treated = glio["all"][glio["all"].obs["condition"] == KEYS[2]]
+    treated = treated[treated.obs["patient_id"].isin(["PW030", "PW032", KEYS[4]])]
     first, second = treated[::4], treated[1::4]  # every fourth cell of each patient
     table = evaluate(first, second, glio["control"], "patient_id", n_top=[50])
     alone = (first.obs["patient_id"] == KEYS[4]).to_numpy()
@@ -310,7 +311,7 @@ def test_groups_that_cannot_be_compared_are_named(screen):
     few = predicted[(condition != "gene 3") | (np.arange(predicted.n_obs) < 20)]
     with pytest.warns(UserWarning, match=r"\['gene 3'\] have too few cells"):
         table = evaluate(real, few, control, "condition", floors=False, n_top=[])
-    assert set(table["condition"]) == {f"gene {i}" for i in range(8) if i != 3} | {"mean"}
+    assert set(table["condition"]) == {f"gene {i}" for i in range(6) if i != 3} | {"mean"}
     with pytest.warns(UserWarning, match=r"Not in real and in every prediction, and left out: \['gene 0'\]"):
         table = evaluate(
             real, {"a": predicted, "b": predicted[condition != "gene 0"]}, control, "condition", floors=False, n_top=[]

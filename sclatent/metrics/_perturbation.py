@@ -91,9 +91,10 @@ def evaluate_perturbation(
     those of :func:`evaluate_generation`. Metrics:
 
     - ``pearson``, ``spearman``: correlation, over genes, of the predicted with the real change; 0 where one of them is
-      constant. ``pearson_top20`` ...: over the genes with the largest absolute real change. Real and predicted change
-      share their control cells, whose sampling noise correlates: with few control cells all correlations are too high,
-      also those of floors and ceiling.
+      constant. ``pearson_top20`` ...: over the genes with the largest absolute real change; where these all change in
+      one direction and by as much, little is left to correlate, as the ceiling shows. Real and predicted change share
+      their control cells, whose sampling noise correlates: with few control cells all correlations are too high, also
+      those of floors and ceiling.
     - ``mse``: mean squared error of the change, over genes.
     - ``energy``, ``mmd2``: distance of predicted from real cells, :func:`energy_distance` and :func:`mmd2` in
       principal components. A prediction that is only a change moves control cells by it.
@@ -117,8 +118,9 @@ def evaluate_perturbation(
     - ``mean shift``: the mean over the other groups of their changes, as of :func:`mean_shift`.
     - ``linear shift``: as of :func:`linear_shift`, where groups have control cells of their own.
 
-    Ceiling: ``real half``, one half of the real cells as a prediction of the other. Its means are of half as many cells
-    as those of predictions, which may come out above it by a little.
+    Ceiling: ``real half``, one half of the real cells as a prediction of the other. It has the noise of half as many
+    cells as the real cells that predictions are compared with: the fewer the cells and the weaker the effect, the more
+    can a good prediction be above it. Where floors are above it, the effect is too weak for so few cells.
 
     Raises
     ------
@@ -146,28 +148,33 @@ def evaluate_perturbation(
     seen_means = real_means if seen is None else _Means(seen_cells, controls)
     changes = {**seen_means.changes, **real_means.changes}
     place, all_changes = {h: k for k, h in enumerate(changes)}, np.array(list(changes.values()))
+    rngs = {g: np.random.default_rng([seed, i]) for i, g in enumerate(groups)}
+    all_halves = {g: np.array_split(rngs[g].permutation(truth.rows[g]), 2) for g in groups}
+    # the ceiling is told from changes that are as noisy as its own, that is of halves
+    half_changes = all_changes.copy()
+    for g in groups:
+        half_changes[place[g]] = truth.mean(all_halves[g][0]) - controls.mean(g)
 
     records = []
     for i, g in enumerate(tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)):
-        rng = np.random.default_rng([seed, i])
-        halves = np.array_split(rng.permutation(truth.rows[g]), 2)
+        rng, halves = rngs[g], all_halves[g]
         control_values = controls.cells.values(rng.permutation(controls.rows(g))[:max_cells])
         arms = _Arms(control_values, controls.mean(g), space, n_cells=min(len(halves[1]), max_cells))
 
         half, other_half = (arms.of_cells(truth, rows) for rows in halves)
         whole = replace(half, change=changes[g], n=len(truth.rows[g]))
-        pairs = [(name, "generated", whole, arms.of_prediction(p, g, [seed, i, 1])) for name, p in sources.items()]
+        predictions = {("generated", name): arms.of_prediction(p, g, [seed, i, 1]) for name, p in sources.items()}
         if floors:
             found = _floors(g, arms, seen_means, controls, rng)
-            pairs += [(name, "floor", whole, arm) for name, arm in found.items()]
-        pairs.append((CEILING, "ceiling", half, other_half))
+            predictions |= {("floor", name): arm for name, arm in found.items()}
+        predictions["ceiling", CEILING] = other_half
 
-        top = {n: top_responding(whole.change, n) for n in n_top}
         bandwidths = [scale * median_squared_distance(half.cells, other_half.cells) for scale in SCALES]
-        for name, kind, real_arm, arm in pairs:
-            values = _metrics(real_arm, arm, top, bandwidths)
+        for (kind, name), arm in predictions.items():
+            real_arm, known = (half, half_changes) if kind == "ceiling" else (whole, all_changes)
+            values = _metrics(real_arm, arm, n_top, bandwidths)
             if len(changes) > 1:
-                values["discrimination"] = _discrimination(real_arm.change, arm.change, all_changes, place[g])
+                values["discrimination"] = _discrimination(arm.change, known, place[g])
             for metric, value in values.items():
                 about = {"condition": g, "source": name, "kind": kind, "seed": seed}
                 records.append({**about, "metric": metric, "value": value, **_definition(metric, real_arm, arm, space)})
@@ -339,28 +346,30 @@ def _floors(
     return floors
 
 
-def _metrics(real: _Arm, predicted: _Arm, top: dict[int, np.ndarray], bandwidths: list[float]) -> dict[str, float]:
+def _metrics(real: _Arm, predicted: _Arm, n_top: Sequence[int], bandwidths: list[float]) -> dict[str, float]:
     """Every metric of a prediction that needs its own group alone."""
     change, predicted_change = real.change, predicted.change
     values = {}
     for name, correlation in (("pearson", pearson), ("spearman", spearman)):
         values[name] = correlation(change, predicted_change)
-        values |= {f"{name}_top{n}": correlation(change[genes], predicted_change[genes]) for n, genes in top.items()}
+        for n in n_top:
+            genes = top_responding(change, n)
+            values[f"{name}_top{n}"] = correlation(change[genes], predicted_change[genes])
     values["mse"] = float(np.mean((change - predicted_change) ** 2))
     values["energy"] = energy_distance(real.cells, predicted.cells)
     values["mmd2"] = mmd2(real.cells, predicted.cells, bandwidths)
     values["direction"] = direction_match(change, predicted_change, real.de)
-    for n in top:
+    for n in n_top:
         overlap, precision = overlap_and_precision(change, real.de, predicted_change, predicted.de, n)
         values |= {f"de_overlap_{n}": overlap, f"de_precision_{n}": precision}
     return values
 
 
-def _discrimination(change: np.ndarray, predicted: np.ndarray, changes: np.ndarray, group: int) -> float:
+def _discrimination(predicted: np.ndarray, changes: np.ndarray, group: int) -> float:
     """Share of the other real changes, of (groups, genes), that are farther from the predicted one than the right."""
-    away = np.delete(cdist(predicted[None], changes, "cityblock")[0], group)
-    right = cdist(predicted[None], change[None], "cityblock")[0, 0]
-    return float(np.mean(away > right) + np.mean(away == right) / 2)
+    away = cdist(predicted[None], changes, "cityblock")[0]
+    others = np.delete(away, group)
+    return float(np.mean(others > away[group]) + np.mean(others == away[group]) / 2)
 
 
 def _definition(metric: str, real: _Arm, predicted: _Arm, space: Projection) -> dict[str, object]:
