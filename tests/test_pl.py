@@ -136,7 +136,8 @@ def test_response_by_group_has_the_control_of_the_group(cells):
     np.testing.assert_allclose(offsets[:, 0], offsets[:, 1])
     np.testing.assert_array_equal(axes[1, 1].collections[0].get_offsets()[:, 1], 0)
 
-    common = of_type[1]  # has no cells of the other type: control of both
+    common = control.copy()
+    del common.obs["cell_type"]
     axes = pl.response(real, real, common, groupby="cell_type", n_names=1)
     assert [ax.get_title() for ax in axes.flat] == ["type_0", "type_1"]
     expected = mean_change(real[real.obs["cell_type"] == "type_0"], common)
@@ -150,6 +151,8 @@ def test_response_by_group_says_what_is_wrong(cells):
         pl.response(real, real, control, groupby="dose")
     with pytest.raises(ValueError, match=r"'generated' has no cells of \['type_0'\], levels of 'cell_type'"):
         pl.response(real, one, control, groupby="cell_type")
+    with pytest.raises(ValueError, match=r"control has cells of some groups but not of \['type_0'\]"):
+        pl.response(real, real, control[control.obs["cell_type"] == "type_1"], groupby="cell_type")
     with pytest.raises(TypeError, match="'shift' is an array"):
         pl.response(real, {"shift": np.zeros(30)}, control, groupby="cell_type")
 
@@ -177,7 +180,7 @@ def labels(axis) -> list[str]:
 
 def test_metrics_heatmap_colours_by_floor_and_ceiling(table, tmp_path):
     axes = pl.metrics_heatmap(table, save=tmp_path / "heatmap.png")
-    assert [ax.get_title() for ax in axes] == ["floor", "ours", "theirs", "ceiling"]
+    assert [ax.get_title() for ax in axes] == ["best floor", "ours", "theirs", "ceiling"]
     assert labels(axes[0].xaxis) == ["B cells", "T cells", "mean", "all"]
     assert labels(axes[0].yaxis) == ["w2 ↓", "recall ↑"]
     position = [ax.images[0].get_array() for ax in axes]
@@ -202,16 +205,25 @@ def test_metrics_heatmap_colours_by_floor_and_ceiling(table, tmp_path):
 
 def test_metrics_heatmap_draws_what_is_asked_for(table):
     axes = pl.metrics_heatmap(table, metrics=["recall"], conditions=["mean", "B cells"], sources=["cell mean", "ours"])
-    assert [ax.get_title() for ax in axes] == ["floor", "cell mean", "ours", "ceiling"]
+    assert [ax.get_title() for ax in axes] == ["best floor", "cell mean", "ours", "ceiling"]
     assert labels(axes[0].xaxis) == ["mean", "B cells"]
     assert labels(axes[0].yaxis) == ["recall ↑"]
     np.testing.assert_allclose(axes[1].images[0].get_array(), 0)
 
 
+def test_metrics_heatmap_measures_by_the_floor_that_is_named(table):
+    row = (table["source"] == "theirs") & (table["condition"] == "T cells") & (table["metric"] == "recall")
+    table.loc[row, "value"] = 0.2
+    axes = pl.metrics_heatmap(table, conditions=["T cells"], sources=["ours"], floor="theirs")
+    assert [ax.get_title() for ax in axes] == ["theirs", "ours", "ceiling"]
+    np.testing.assert_allclose(axes[1].images[0].get_array(), [[1.0], [0.5]])
+    assert [text.get_text() for text in axes[0].texts] == ["30.0", "0.20"]
+
+
 def test_metrics_heatmap_says_what_is_missing(table):
     with pytest.raises(KeyError, match=r"table has no columns \['floor', 'ceiling'\]"):
         pl.metrics_heatmap(table.drop(columns=["floor", "ceiling"]))
-    with pytest.raises(ValueError, match=r"metrics=\['w3'\] are not in the table, which has \['w2', 'recall'\]"):
+    with pytest.raises(ValueError, match=r"table has no metric \['w3'\], but \['w2', 'recall'\]"):
         pl.metrics_heatmap(table, metrics=["w2", "w3"])
     with pytest.raises(ValueError, match='no rows of the kind "generated"'):
         pl.metrics_heatmap(table[table["kind"] != "generated"])

@@ -10,8 +10,8 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 
-from sclatent.metrics import log_normalize, mean_change, pearson_of_change, top_responding
-from sclatent.metrics._marginals import concordance, pearson
+from sclatent.metrics import concordance, log_normalize, mean_change, pearson_of_change, top_responding
+from sclatent.metrics._change import pearson
 
 from ._figures import grid, levels, save_figure
 from ._names import name_points
@@ -67,8 +67,8 @@ def response(
         of :func:`sclatent.metrics.mean_shift`. Genes are those of ``real``, in the same order.
     groupby
         Column of obs with groups (perturbations, cell types, patients), in ``real`` and in all predicted cells: a panel
-        for each group of ``real``. Where ``control`` has cells of all these groups, each is compared with its own,
-        else with all of ``control``.
+        for each group of ``real``. Where ``control`` has cells of these groups, each is compared with its own, else
+        with all of ``control``.
     n_names
         How many genes to name: those with the largest real change.
     save
@@ -174,7 +174,12 @@ def _by_group(
     for name, cells in predicted.items():
         if missing := [group for group in groups if group not in levels(cells, key)]:
             raise ValueError(f"{name!r} has no cells of {missing}, levels of {key!r} in real: leave them out of real.")
-    own = key in control.obs and set(groups) <= set(levels(control, key))
+    own = key in control.obs and set(groups) & set(levels(control, key))
+    if own and (missing := [group for group in groups if group not in levels(control, key)]):
+        raise ValueError(
+            f"control has cells of some groups but not of {missing}: add theirs, or remove the column {key!r} from "
+            "control.obs so that all groups share all control cells."
+        )
 
     def of(group: str, cells: AnnData) -> AnnData:
         return cells[(cells.obs[key].astype(str) == group).to_numpy()]

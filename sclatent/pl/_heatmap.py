@@ -26,6 +26,7 @@ def metrics_heatmap(
     metrics: Sequence[str] | None = None,
     conditions: Sequence[str] | None = None,
     sources: Sequence[str] | None = None,
+    floor: str | None = None,
     save: str | os.PathLike | None = None,
 ) -> np.ndarray:
     """Draw the metrics of an evaluation by condition: a panel of numbers with a colour for each source.
@@ -43,12 +44,15 @@ def metrics_heatmap(
         and ``"all"`` last.
     sources
         What to compare: by default everything that was generated. The floors of the table can be had by their names.
+    floor
+        Name of the floor to measure by, such as ``"independent genes"``; by default the best one for each condition
+        and metric. Some metrics have a floor that beats the ceiling: repeating the mean cell has a perfect precision.
     save
         File to write the picture to.
 
     Returns
     -------
-    Array of the axes: best floor, sources, ceiling.
+    Array of the axes: floor, sources, ceiling.
     """
     if missing := [column for column in NEEDED if column not in table]:
         raise KeyError(
@@ -60,6 +64,7 @@ def metrics_heatmap(
     metrics = _chosen(table, "metric", metrics, list(table["metric"].unique()))
     conditions = _chosen(table, "condition", conditions, in_order)
     sources = _chosen(table, "source", sources, list(table.loc[table["kind"] == "generated", "source"].unique()))
+    floor = None if floor is None else _chosen(table, "source", [floor], [])[0]
     if not sources:
         raise ValueError('table has no rows of the kind "generated": say by sources= what to draw.')
 
@@ -67,11 +72,12 @@ def metrics_heatmap(
     of_source = rows.pivot(index=["metric", "condition"], columns="source", values="value")
     both = rows.drop_duplicates(["metric", "condition"]).set_index(["metric", "condition"])
     cells = pd.MultiIndex.from_product([metrics, conditions])
-    floor, ceiling, better = (both[column].reindex(cells) for column in ("floor", "ceiling", "better"))
-    span = (ceiling - floor).where(np.where(better == "higher", ceiling > floor, ceiling < floor))
+    best_floor, ceiling, better = (both[column].reindex(cells) for column in ("floor", "ceiling", "better"))
+    low = best_floor if floor is None else of_source[floor].reindex(cells)
+    span = (ceiling - low).where(np.where(better == "higher", ceiling > low, ceiling < low))
     values = {source: of_source[source].reindex(cells) for source in sources}
-    panels = [("floor", floor, floor * np.nan)]
-    panels += [(source, value, ((value - floor) / span).round(6)) for source, value in values.items()]
+    panels = [(floor or "best floor", low, low * np.nan)]
+    panels += [(source, value, ((value - low) / span).round(6)) for source, value in values.items()]
     panels += [("ceiling", ceiling, ceiling * np.nan)]
 
     shape = len(metrics), len(conditions)
@@ -103,7 +109,7 @@ def _chosen(table: pd.DataFrame, column: str, wanted: Sequence[str] | None, defa
     if isinstance(wanted, str):
         wanted = [wanted]
     if unknown := [name for name in wanted if name not in set(table[column])]:
-        raise ValueError(f"{column}s={unknown} are not in the table, which has {list(table[column].unique())}.")
+        raise ValueError(f"table has no {column} {unknown}, but {list(table[column].unique())}.")
     return list(wanted)
 
 

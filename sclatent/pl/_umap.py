@@ -12,8 +12,7 @@ import scanpy as sc
 from anndata import AnnData
 from matplotlib.lines import Line2D
 
-from sclatent.metrics import log_normalize
-from sclatent.metrics._projection import Projection
+from sclatent.metrics import Projection, log_normalize
 
 from ._figures import grid, levels, save_figure
 
