@@ -353,6 +353,8 @@ def test_input_that_cannot_be_compared_is_refused(screen, glio):
         evaluate(real, predicted, control, "guide")
     with pytest.raises(ValueError, match="seen needs groupby"):
         evaluate(one, predicted, control, seen=real)
+    with pytest.raises(ValueError, match="max_cells=5 is not possible: at least 10"):
+        evaluate(one, predicted, control, max_cells=5)
     twice = predicted.copy()
     twice.var_names = ["gene"] * 120
     with pytest.raises(ValueError, match="predicted has genes twice"):

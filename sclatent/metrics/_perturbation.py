@@ -130,6 +130,8 @@ def evaluate_perturbation(
     """
     if seen is not None and groupby is None:
         raise ValueError("seen needs groupby, the column of obs that tells its groups from the one that is predicted.")
+    if max_cells < MIN_CELLS:
+        raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
     check_anndata(real, "real")
     genes = real.var_names
     truth = CellGroups(real, genes, groupby, "real", layer)
