@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,12 @@ class CellGroups:
             codes, levels = pd.factorize(adata.obs[groupby], sort=True)
             order = np.argsort(codes, kind="stable")
             self.rows = dict(zip(levels, np.split(order, np.cumsum(np.bincount(codes))[:-1]), strict=True))
+
+    def take(self, rows: Mapping[Hashable, np.ndarray]) -> CellGroups:
+        """The same cells, but only some rows of every group."""
+        some = copy(self)
+        some.rows = dict(rows)
+        return some
 
     def counts(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:
         """Counts of some rows, (rows, genes), dense or CSR as they were given."""

@@ -30,8 +30,9 @@ def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     -------
     Data frame with the columns :data:`COLUMNS`. To the rows of the records it adds, where there are conditions other
     than "all", those of the condition "mean": the unweighted mean over these conditions, NaN values left out, with the
-    sums of their cells. ``floor`` is the best value of the floors for the condition and metric, ``ceiling`` that of
-    the ceiling; NaN where there is none.
+    sums of their cells. A source that lacks one of them has no mean, which could not be compared with that of others.
+    ``floor`` is the best value of the floors for the condition and metric, ``ceiling`` that of the ceiling; NaN where
+    there is none.
     """
     if not records:
         raise ValueError("There is nothing to put into the table: no condition could be compared.")
@@ -41,7 +42,10 @@ def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     if len(single):
         sums = dict.fromkeys(COUNTS[1:], "sum")
         same = dict.fromkeys(["kind", "better", "space", "n_components", "seed"], "first")
-        mean = single.groupby(["source", "metric"], sort=False).agg({"value": "mean", **sums, **same}).reset_index()
+        of_source = single.groupby(["source", "metric"], sort=False)
+        n_conditions = single.groupby("metric")["condition"].nunique()
+        mean = of_source.agg({"value": "mean", "condition": "size", **sums, **same}).reset_index()
+        mean = mean[mean["condition"] == mean["metric"].map(n_conditions)]
         table = pd.concat([table, mean.assign(condition=MEAN)], ignore_index=True)
 
     key = ["condition", "metric"]
