@@ -79,12 +79,12 @@ def test_wasserstein_of_gaussians():
     assert wasserstein(x, y) ** 2 == pytest.approx(1 + (3 - 1) ** 2, rel=0.05)
 
 
-@pytest.mark.parametrize("reg", [1.0, 4.0])
+@pytest.mark.parametrize("reg", [2.0, 6.0])
 def test_sinkhorn_divergence_is_that_of_a_long_iteration(reg):
     x, y = gauss(0, 60), gauss(1, 80, mean=0.3, sd=1.5)
 
     def value(a, b):
-        return ot.solve_sample(a, b, reg=reg, tol=1e-8, max_iter=10_000).value
+        return ot.solve_sample(a, b, reg=reg, tol=1e-7, max_iter=10_000).value
 
     expected = value(x, y) - (value(x, x) + value(y, y)) / 2
     assert sinkhorn_divergence(x, y, reg) == pytest.approx(expected, rel=1e-3)
