@@ -281,6 +281,10 @@ def test_projection_is_centred_pca():
     centred = x - x.mean(axis=0)
     expected = centred @ np.linalg.svd(centred, full_matrices=False)[2][:3].T
     np.testing.assert_allclose(np.abs(projection.transform(x)), np.abs(expected), atol=1e-3)
+    many = gauss(0, 600, 520) * np.linspace(1, 2, 520)  # so many that scikit-learn would approximate
+    expected = np.linalg.svd(many - many.mean(axis=0), compute_uv=False)[:20] ** 2
+    for seed in (0, 1):
+        np.testing.assert_allclose((Projection(many, 20, seed).transform(many) ** 2).sum(axis=0), expected, rtol=1e-6)
     assert projection.name == "3 PCs of log1p CP10k"
     assert projection.transform(x).dtype == np.float64
     assert Projection(x, 50).n_components == 8

@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from sclatent.data import get_matrix
 
 TARGET_SUM = 1e4
+EXACT_GENES = 2_000  # up to here the exact decomposition takes at most a second or two
 
 
 def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
@@ -50,7 +51,7 @@ class Projection:
     n_components
         Components at most; there are never more than cells - 1 or genes.
     seed
-        Seed of the randomised decomposition, by which scikit-learn takes a large matrix apart.
+        Seed of the randomised decomposition, which scikit-learn uses above 2,000 genes; below that it is exact.
 
     Attributes
     ----------
@@ -66,7 +67,8 @@ class Projection:
         if len(values) < 2:
             raise ValueError(f"Principal components need at least 2 cells, not {len(values)}.")
         self.n_components = min(n_components, len(values) - 1, values.shape[1])
-        self._pca = PCA(self.n_components, random_state=seed).fit(values)
+        solver = "covariance_eigh" if values.shape[1] <= EXACT_GENES else "auto"
+        self._pca = PCA(self.n_components, svd_solver=solver, random_state=seed).fit(values)
         self.name = f"{self.n_components} PCs of log1p CP10k"
 
     def transform(self, values: np.ndarray) -> np.ndarray:
