@@ -13,7 +13,6 @@ from sclatent.metrics import (
     mean_change,
     mean_shift,
     pearson_of_change,
-    perturbation_table,
     top_responding,
 )
 
@@ -113,27 +112,6 @@ def test_mean_shift_says_what_is_missing(groups):
         mean_shift(groups[groups.obs.group != "b"], "condition", "ctrl", "drug", "group", "a")
     with pytest.raises(KeyError, match="'dose' is not a column"):
         mean_shift(groups, "dose", "ctrl", "drug", "group", "a")
-
-
-def test_the_table_has_its_floor_and_its_ceiling():
-    real, control, good = cells(0, 80, fold=1), cells(1, 80), cells(2, 80, fold=1)
-    change = mean_change(real, control)
-    predictions = {"good": good, "opposite": -change}
-    table = perturbation_table(real, control, predictions, n_top=10)
-    assert list(table.index) == ["control as it is", "good", "opposite", "ceiling: real half to real half"]
-    assert list(table.columns) == ["pearson", "pearson_top", "rmse"]
-    floor = table.loc["control as it is"]
-    assert floor["pearson"] == floor["pearson_top"] == 0
-    assert floor["rmse"] == pytest.approx(np.sqrt((change**2).mean()))
-    predicted, top = mean_change(good, control), np.argsort(-np.abs(change))[:10]
-    assert table.loc["good", "pearson"] == pytest.approx(pearsonr(predicted, change).statistic)
-    assert table.loc["good", "pearson_top"] == pytest.approx(pearsonr(predicted[top], change[top]).statistic)
-    assert table.loc["good", "rmse"] == pytest.approx(np.sqrt(((predicted - change) ** 2).mean()))
-    assert table.loc["opposite", "pearson"] == pytest.approx(-1)
-    assert table.iloc[-1]["pearson"] > 0.9
-    pd.testing.assert_frame_equal(
-        table, perturbation_table(real, control, {"good": good, "opposite": -change}, n_top=10)
-    )
 
 
 def test_genes_in_another_order_are_refused():

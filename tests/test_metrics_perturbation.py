@@ -10,7 +10,10 @@ from scipy.stats import false_discovery_control, mannwhitneyu, pearsonr, spearma
 
 from sclatent.datasets import glioblastoma, simulate
 from sclatent.metrics import (
+    Projection,
     _cells,
+    _perturbation,
+    energy_distance,
     evaluate_perturbation,
     linear_shift,
     log_normalize,
@@ -167,6 +170,42 @@ def test_the_mean_shift_beats_control_as_it_is(glio_table):
         assert shift[metric] > control[metric] == 0
     for metric in ("mse", "energy", "mmd2"):
         assert shift[metric] < control[metric]
+
+
+def test_components_are_of_control_cells_and_of_what_was_seen(glio, glio_table, monkeypatch):
+    fitted = []
+
+    def spy(values, *arguments):
+        fitted.append({row.tobytes() for row in values})
+        return Projection(values, *arguments)
+
+    monkeypatch.setattr(_perturbation, "Projection", spy)
+    arguments = glio["real"][::2], glio["real"][1::2], glio["control"], "patient_id"
+    everything = glio["all"][glio["all"].obs["condition"] == KEYS[2]]  # with the cells that are compared
+    pd.testing.assert_frame_equal(evaluate(*arguments, everything), glio_table)
+    evaluate(*arguments, floors=False)
+    evaluate(*arguments, glio["seen"], max_cells=40, floors=False)
+    control, seen = ([row.tobytes() for row in log_normalize(glio[key])] for key in ("control", "seen"))
+    with_seen, without, few = fitted
+    assert set(seen) < with_seen < {*control, *seen}
+    assert without < set(control)
+    assert len(without) == 2_000  # max_cells; seen has as many, control more
+    assert len(few) == 80
+    patients = glio["seen"].obs["patient_id"][[row in few for row in seen]]
+    assert patients.value_counts().tolist() == [10] * 4  # groups take turns
+
+
+def test_real_cells_are_as_good_a_prediction_as_the_ceiling():
+    """Few cells of many genes, where components of the compared cells would tell them from all others."""
+    adata = simulate(600, 400, cell_types=["a", "b", "c"], library_size=1_000, effect_size=0.5, seed=1)
+    treated, of_a = adata.obs["condition"] == "stimulated", adata.obs["cell_type"] == "a"
+    control, held_out = adata[~treated], adata[treated & of_a]
+    real, predicted = held_out[:66], held_out[66:99]
+    for seen in (adata[treated & ~of_a], None):
+        table = evaluate(real, predicted, control, "cell_type", seen, floors=False)
+        assert value(table, "energy") == pytest.approx(value(table, "energy", "real half"), abs=0.2)
+    biased = Projection(np.concatenate([log_normalize(real), log_normalize(control)]))
+    assert energy_distance(*(biased.transform(log_normalize(cells)) for cells in (real[:33], predicted))) > 1
 
 
 def test_floors_are_those_of_the_public_functions(glio, glio_table):

@@ -14,7 +14,7 @@ from ._floors import cell_mean, independent_genes
 from ._generation import evaluate_generation
 from ._marginals import concordance
 from ._neighbors import density_coverage, nearest_neighbor_accuracy, precision_recall
-from ._perturbation import evaluate_perturbation, perturbation_table
+from ._perturbation import evaluate_perturbation
 from ._projection import Projection, log_normalize
 from ._reconstruction import evaluate_reconstruction
 from ._shift import linear_shift, mean_shift
@@ -39,7 +39,6 @@ __all__ = [
     "mmd2",
     "nearest_neighbor_accuracy",
     "pearson_of_change",
-    "perturbation_table",
     "precision_recall",
     "random_forest_auc",
     "sinkhorn_divergence",

@@ -47,18 +47,13 @@ def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
     The correlation; 0 where one of the changes is the same for all genes, as of control cells left as they are, since
     such a prediction says nothing of which genes respond.
     """
-    return pearson(mean_change(real, control), change_of(predicted, control))
+    is_change = isinstance(predicted, np.ndarray) and predicted.ndim == 1
+    return pearson(mean_change(real, control), predicted if is_change else mean_change(predicted, control))
 
 
 def top_responding(change: np.ndarray, n_genes: int) -> np.ndarray:
     """Positions of the genes with the largest absolute change, largest first; ties in the order of the genes."""
     return np.argsort(-np.abs(change), kind="stable")[:n_genes]
-
-
-def change_of(predicted: Cells, control: Cells) -> np.ndarray:
-    """Change that is predicted, from predicted cells or as it was given, (genes,)."""
-    is_change = isinstance(predicted, np.ndarray) and predicted.ndim == 1
-    return predicted if is_change else mean_change(predicted, control)
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

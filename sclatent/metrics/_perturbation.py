@@ -13,10 +13,10 @@ from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
-from ._change import Cells, change_of, mean_change, pearson, spearman, top_responding
+from ._change import pearson, spearman, top_responding
 from ._differential import differentially_expressed, direction_match, overlap_and_precision
 from ._distances import SCALES, energy_distance, median_squared_distance, mmd2
-from ._projection import TARGET_SUM, Projection, log_normalize
+from ._projection import TARGET_SUM, Projection
 from ._shift import ridge_shift
 from ._table import ALL, finish
 
@@ -50,6 +50,10 @@ def evaluate_perturbation(
     Cells are log-normalised (log1p of counts per 10,000 of the genes of ``real``). The change of a gene is the mean of
     perturbed cells less the mean of control cells, over all cells there are.
 
+    Principal components are not fitted on ``real``, since they fit the cells they were fitted on better than any
+    others (see :func:`evaluate_generation`), and a perfect prediction would seem farther away than the ceiling. Give
+    ``seen``: components of control cells alone miss what of the response lies where control cells do not vary.
+
     Parameters
     ----------
     real
@@ -66,14 +70,14 @@ def evaluate_perturbation(
         Column of obs with the groups: cell types or patients under one perturbation, or perturbations. By default all
         cells are one group, ``"all"``.
     seen
-        Perturbed cells that were there to learn from, for the floors, with their groups in ``groupby``; those of the
-        group that is predicted do not enter. By default the other groups of ``real``: right where these were held out
-        one at a time.
+        Perturbed cells that were there to learn from, for the floors and the components, with their groups in
+        ``groupby``; those of the group that is predicted do not enter. By default the floors are made from the other
+        groups of ``real``, which is right where these were held out one at a time, and the components from ``control``.
     n_top
         Numbers of genes for the metrics of few genes. A number above the number of genes is left out.
     n_components
-        Principal components at most, for the distances. They are fitted on as many real as control cells, of
-        ``max_cells`` each at most, in which groups take turns.
+        Principal components at most, for the distances: of all control cells together with those groups of ``seen``
+        that are not compared, ``max_cells`` of either at most, in which groups take turns.
     max_cells
         Cells of a group at most, in the distances and in the tests for differential expression.
     floors
@@ -141,11 +145,7 @@ def evaluate_perturbation(
     groups = _groups_to_compare(truth, controls, sources)
     n_top = [n for n in n_top if n <= len(genes)]
 
-    # one space for all groups, so that their distances can be compared
-    real_rows = take_turns({g: truth.rows[g] for g in groups}, np.random.default_rng(seed))[:max_cells]
-    control_rows = take_turns(controls.cells.rows, np.random.default_rng(seed))[:max_cells]
-    sample = np.concatenate([truth.values(real_rows), controls.cells.values(control_rows)])
-    space = Projection(sample, n_components, seed)
+    space = _space(controls, None if seen is None else seen_cells, groups, n_components, max_cells, seed)
     real_means = _Means(truth, controls)
     seen_means = real_means if seen is None else _Means(seen_cells, controls)
     changes = {**seen_means.changes, **real_means.changes}
@@ -181,53 +181,6 @@ def evaluate_perturbation(
                 about = {"condition": g, "source": name, "kind": kind, "seed": seed}
                 records.append({**about, "metric": metric, "value": value, **_definition(metric, real_arm, arm, space)})
     return finish(records)
-
-
-def perturbation_table(
-    real: Cells, control: Cells, predictions: Mapping[str, Cells], n_top: int = 50, seed: int = 0
-) -> pd.DataFrame:
-    """Compare predictions of treated cells with the real ones, between a floor and a ceiling.
-
-    Parameters
-    ----------
-    real, control
-        Treated cells that the predictions were made without, and control cells of the same group.
-    predictions
-        By name: predicted cells, or a predicted change (genes,), such as of :func:`mean_shift`.
-    n_top
-        How many of the genes with the largest real change the second correlation looks at.
-    seed
-        Seed of the split of the real cells in two halves.
-
-    Returns
-    -------
-    A row for ``"control as it is"`` (the floor), for every prediction, and for the ceiling: one half of the real
-    treated cells as a prediction of the other. Columns:
-
-    - ``pearson``: :func:`pearson_of_change` over all genes
-    - ``pearson_top``: the same over the top genes
-    - ``rmse``: root mean square error of the change, over all genes
-    """
-    real, control = (log_normalize(c) if isinstance(c, AnnData) else np.asarray(c) for c in (real, control))
-    if len(real) < 2:
-        raise ValueError(f"real has {len(real)} cells: at least 2 are needed, to tell one half from the other.")
-    change = mean_change(real, control)
-    top = top_responding(change, n_top)
-
-    def row(predicted: np.ndarray, real: np.ndarray) -> dict[str, float]:
-        return {
-            "pearson": pearson(predicted, real),
-            "pearson_top": pearson(predicted[top], real[top]),
-            "rmse": float(np.sqrt(np.mean((predicted - real) ** 2))),
-        }
-
-    rows = {"control as it is": row(np.zeros_like(change), change)}
-    for name, prediction in predictions.items():
-        rows[name] = row(change_of(prediction, control), change)
-    order = np.random.default_rng(seed).permutation(len(real))
-    one, other = (mean_change(real[half], control) for half in np.array_split(order, 2))
-    rows["ceiling: real half to real half"] = row(one, other)
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("prediction")
 
 
 @dataclass(frozen=True)
@@ -328,6 +281,27 @@ class _Means:
         enough = [g for g, rows in cells.rows.items() if min(len(rows), len(controls.rows(g))) >= MIN_CELLS]
         self.means = {g: cells.mean(cells.rows[g]) for g in enough}
         self.changes = {g: mean - controls.mean(g) for g, mean in self.means.items()}
+
+
+def _space(
+    controls: _Controls,
+    seen: CellGroups | None,
+    compared: Sequence[Hashable],
+    n_components: int,
+    max_cells: int,
+    seed: int,
+) -> Projection:
+    """One space for all groups, so that their distances can be compared, fitted on no real and no predicted cells.
+
+    Floors are made of cells that it is fitted on; that was measured to move them by less than sampling noise does.
+    """
+    origins = [(controls.cells, controls.cells.rows)]
+    if seen is not None:
+        origins.append((seen, {g: rows for g, rows in seen.rows.items() if g not in compared}))
+    values = [
+        cells.values(take_turns(rows, np.random.default_rng(seed))[:max_cells]) for cells, rows in origins if rows
+    ]
+    return Projection(np.concatenate(values), n_components, seed)
 
 
 def _floors(
