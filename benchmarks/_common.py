@@ -18,6 +18,7 @@ import torch
 from anndata import AnnData
 
 RESULTS = Path(__file__).parent / "results"  # ignored by git
+FOLDS = Path(__file__).parent / "folds"  # which cells are held out
 
 
 def quiet() -> None:

@@ -1,36 +1,38 @@
 """Perturbations of groups that were never seen perturbed: SCLDM between the floors and the ceiling.
 
-A fold holds out the treated cells of one group and trains on the rest: the treated cells of each glioblastoma
-patient in turn (bundled), and with --kang the stimulated cells of some cell types. The 2,000 most variable genes
-(scanpy's flavour "seurat") are chosen on the training cells alone. Every prediction is compared with the cells that
-were held out: Pearson correlation of the change of the mean over the group's control cells, on log1p of counts per
-10,000 of these genes.
+A fold (`benchmarks/folds/perturbation.json`) holds out the treated cells of one group and trains on the rest: the
+treated cells of each glioblastoma patient in turn (bundled), and with --kang the stimulated cells of each of the six
+largest cell types. The 2,000 most variable genes (scanpy's flavour "seurat") are chosen on the training cells alone.
+`sclatent.metrics.evaluate_perturbation` compares every prediction with the cells that were held out.
 
-Rows: the floors (control as it is, mean shift of the other groups, and of their cells pooled); cells that were
-sampled; control cells that were moved (counterfactual), with more or less of the cell kept; the ceiling, one half
-of the real cells against the other.
+Rows: cells that were sampled; control cells that were moved (counterfactual), with more or less of the cell kept;
+peers, each run in a Python environment of its own (`benchmarks/peers/`); the floors; the ceiling, one half of the
+real cells against the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import RESULTS, environment, quiet, variable_genes, with_counts, write_json
-from anndata import AnnData
+from _common import FOLDS, RESULTS, environment, quiet, variable_genes, with_counts, write_json
+from anndata import AnnData, read_h5ad
 
 from sclatent.datasets import glioblastoma, kang
-from sclatent.metrics import mean_shift, perturbation_table
+from sclatent.metrics import evaluate_perturbation, summarize
 from sclatent.model import SCLDM
 
 N_GENES = 2_000
-KANG_TYPES = ("CD4 T cells", "CD14+ Monocytes", "B cells")
+PEERS = Path(__file__).parent / "peers"
+METRICS = ("pearson", "pearson_top50", "mse", "energy", "mmd2", "direction", "de_overlap_50")
 
 
 @dataclass(frozen=True)
@@ -49,91 +51,131 @@ class Fold:
     def name(self) -> str:
         return f"{self.dataset}/{self.group}"
 
-    def split(self) -> tuple[AnnData, AnnData, AnnData]:
-        """Training cells, control cells of the group (part of the former), and treated cells that are held out."""
+    def split(self) -> tuple[AnnData, AnnData]:
+        """Training cells, and treated cells that are held out."""
         obs = self.adata.obs
         in_group = obs[self.group_key] == self.group
         held_out = in_group & (obs[self.condition_key] == self.treated)
         train = self.adata[~held_out]
         genes = variable_genes(train, N_GENES)
-        train = with_counts(train[:, genes])
-        is_control = (train.obs[self.group_key] == self.group) & (train.obs[self.condition_key] == self.control)
-        return train, train[is_control].copy(), with_counts(self.adata[held_out, genes])
+        return with_counts(train[:, genes]), with_counts(self.adata[held_out, genes])
 
 
-def all_folds(kang_path: Path | None, types: list[str]) -> Iterator[Fold]:
-    adata = glioblastoma()
-    for patient in adata.obs["patient_id"].cat.categories:
-        yield Fold("glioblastoma", adata, "patient_id", patient, "ctrl", "panobinostat")
-    if kang_path is not None:
-        adata = kang(kang_path)
-        unknown = sorted(set(types) - set(adata.obs["cell_type"]))
-        if unknown:
-            raise SystemExit(f"--types {unknown}: the cell types are {list(adata.obs['cell_type'].cat.categories)}.")
-        for cell_type in types:
-            yield Fold("kang", adata, "cell_type", cell_type, "control", "stimulated")
+def all_folds(kang_path: Path | None) -> Iterator[Fold]:
+    for dataset, fold in json.loads((FOLDS / "perturbation.json").read_text()).items():
+        if dataset == "kang" and kang_path is None:
+            continue
+        adata = kang(kang_path) if dataset == "kang" else glioblastoma()
+        for group in fold["held_out"]:
+            yield Fold(dataset, adata, fold["group_key"], group, fold["control"], fold["treated"])
 
 
-def run_fold(fold: Fold, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def run_fold(fold: Fold, seed: int, arguments: argparse.Namespace) -> pd.DataFrame:
     """Train without the cells that are held out, predict them in every way, and compare."""
-    train, control, real = fold.split()
-    floor = (train, fold.condition_key, fold.control, fold.treated, fold.group_key, fold.group)
-    predictions: dict[str, AnnData | np.ndarray] = {
-        "mean shift of the other groups": mean_shift(*floor),
-        "mean shift, cells pooled": mean_shift(*floor, pooled=True),
-    }
+    train, real = fold.split()
+    treated = train.obs[fold.condition_key] == fold.treated
+    control, seen = train[~treated].copy(), train[treated].copy()
+    moved = control[control.obs[fold.group_key] == fold.group].copy()
+    predictions, seconds = {}, {}
+
     start = time.perf_counter()
     SCLDM.setup_anndata(train, condition_keys=[fold.group_key, fold.condition_key])
     model = SCLDM(train, seed=seed)
     model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
-    seconds = time.perf_counter() - start
+    seconds["SCLDM"] = time.perf_counter() - start
 
     target = {fold.group_key: fold.group, fold.condition_key: fold.treated}
     options = {"seed": seed, "progress_bar": False}
     for w in arguments.guidance:
-        predictions[f"sample, guidance {w:g}"] = model.sample(
+        predictions[f"SCLDM sample, guidance {w:g}"] = model.sample(
             real.n_obs, target, guidance_weight={fold.condition_key: w}, **options
         )
     for keep in arguments.keep:
         # with all of the cell kept there is no flow to guide
         for w in arguments.guidance if keep < 1 else [1.0]:
-            name = f"counterfactual, keep {keep:g}" + (f", guidance {w:g}" if keep < 1 else "")
+            name = f"SCLDM counterfactual, keep {keep:g}" + (f", guidance {w:g}" if keep < 1 else "")
             predictions[name] = model.counterfactual(
-                control,
+                moved,
                 {fold.condition_key: fold.treated},
                 keep=keep,
                 guidance_weight={fold.condition_key: w},
                 **options,
             )
-    table = perturbation_table(real, control, predictions, seed=seed).reset_index()
+    for peer, python in arguments.peer.items():
+        predictions[peer], seconds[peer] = run_peer(peer, python, fold, train, seed)
+    table = evaluate_perturbation(
+        real, predictions, control, fold.group_key, seen, seed=seed, progress_bar=arguments.progress
+    )
     table.insert(0, "fold", fold.name)
-    table.insert(1, "seed", seed)
-    return table.assign(train_seconds=seconds, n_real=real.n_obs, n_control=control.n_obs).to_dict("records")
+    return table.assign(seconds=table["source"].str.split(" ").str[0].map(seconds))
 
 
-def show(table: pd.DataFrame, metric: str, title: str) -> None:
-    """Print a row a prediction and a column a fold; the mean over seeds."""
-    order = table["prediction"].unique()
-    wide = table.pivot_table(index="prediction", columns="fold", values=metric, aggfunc="mean", sort=False).loc[order]
-    wide = wide.rename_axis(None).rename_axis(None, axis=1)
-    print(f"\n{title}\n{wide.round(3).to_string()}")
+def run_peer(peer: str, python: str, fold: Fold, train: AnnData, seed: int) -> tuple[np.ndarray, float]:
+    """Log-normalised cells that a peer predicts, and its seconds of training."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        AnnData(train.X, obs=train.obs[[fold.group_key, fold.condition_key]], var=train.var[[]]).write_h5ad(
+            work / "train.h5ad"
+        )
+        names = ("control", "treated", "group_key", "condition_key")
+        what = {name: getattr(fold, name) for name in names} | {"held_out": fold.group}
+        (work / "predict.json").write_text(json.dumps(what))
+        command = [python, PEERS / f"{peer}.py", work / "train.h5ad", "--predict", work / "predict.json"]
+        done = subprocess.run(
+            [*map(str, command), "--out", str(work / "out.h5ad"), "--seed", str(seed)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f"{peer} failed:\n{done.stderr[-2000:]}")
+        predicted = read_h5ad(work / "out.h5ad")
+    return predicted[:, train.var_names].X, float(predicted.uns["seconds"])
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print, for each data set, the mean over folds and seeds, and Pearson by fold; and what was aimed at."""
+    table = table[table["condition"] != "mean"]
+    for dataset, part in table.groupby(table["fold"].str.partition("/")[0], sort=False):
+        mean = part.groupby(["source", "kind", "metric", "better"], sort=False)["value"].mean().reset_index()
+        wide = summarize(mean.assign(condition="mean"))
+        print(f"\n{dataset}: mean over {part['fold'].nunique()} folds and {part['seed'].nunique()} seeds")
+        print(wide.loc[list(METRICS)].T.rename_axis(None).to_string(float_format="{:.3f}".format))
+        for metric in ("pearson", "pearson_top50"):
+            by_fold = part[part["metric"] == metric].pivot_table(index="source", columns="fold", values="value")
+            by_fold.columns = by_fold.columns.str.partition("/").get_level_values(2)
+            print(f"\n{metric} by fold\n{by_fold.reindex(wide.columns.drop('better')).round(3).to_string()}")
+        values = mean.pivot(index="source", columns="metric", values="value")
+        kinds = mean.groupby("source")["kind"].first()
+        rivals = values[(kinds == "floor") | ((kinds == "generated") & ~kinds.index.str.startswith("SCLDM"))]
+        for source in values.index[values.index.str.startswith("SCLDM")]:
+            for metric in ("pearson", "pearson_top50"):
+                best = rivals[metric].idxmax()
+                ours, theirs = values.loc[source, metric], rivals.loc[best, metric]
+                met = "met   " if ours > theirs else "MISSED"
+                print(f"{met} {source}, {metric} {ours:.3f} above every floor and peer (best: {best}, {theirs:.3f})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kang", type=Path, help="h5ad file of Kang et al. 2018")
-    parser.add_argument("--types", nargs="+", default=list(KANG_TYPES), help="cell types of Kang to hold out in turn")
     parser.add_argument("--folds", nargs="+", help='folds to run, such as "glioblastoma/PW034" or all of "kang"')
-    parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.8, 0.5, 0.0])
+    parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.0])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
+    parser.add_argument(
+        "--peer",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "PYTHON"),
+        help="run benchmarks/peers/NAME.py with this interpreter; may be given more than once",
+    )
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--progress", action="store_true", help="show progress of training")
     parser.add_argument("--json", default="perturbation.json", help="name of the file in benchmarks/results/")
     arguments = parser.parse_args()
+    arguments.peer = dict(arguments.peer)
     quiet()
 
-    folds = list(all_folds(arguments.kang, arguments.types))
+    folds = list(all_folds(arguments.kang))
     names = [fold.name for fold in folds]
     if arguments.folds:
         known = {*names, *(fold.dataset for fold in folds)}
@@ -144,19 +186,23 @@ def main() -> None:
     around = environment()
     print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
 
-    records: list[dict[str, Any]] = []
-    for fold in folds:
-        for seed in arguments.seeds:
-            records += run_fold(fold, seed, arguments)
-            print(f"{fold.name}, seed {seed}: trained in {records[-1]['train_seconds']:.0f} s", flush=True)
+    for peer in sorted({path.stem for path in PEERS.glob("[a-z]*.py")} - set(arguments.peer)):
+        print(f"{peer}: missing (no --peer {peer} PYTHON)")
+
+    tables: list[pd.DataFrame] = []
+    for seed in arguments.seeds:
+        for fold in folds:
+            tables.append(run_fold(fold, seed, arguments))
+            took = tables[-1].groupby("source")["seconds"].first().dropna()
+            took = {name.split(" ")[0]: s for name, s in took.items()}
+            print(f"{fold.name}, seed {seed}: " + ", ".join(f"{k} {s:.0f} s" for k, s in took.items()), flush=True)
             # after every fold, so that a long run that is cut short leaves what it has
-            settings = {key: value for key, value in vars(arguments).items() if key not in ("kang", "json")}
-            path = write_json(arguments.json, {"environment": around, "settings": settings, "results": records})
-            table = pd.DataFrame(records)
+            table = pd.concat(tables, ignore_index=True)
+            settings = {key: value for key, value in vars(arguments).items() if key not in ("kang", "json", "peer")}
+            results = table.astype(object).where(table.notna(), None).to_dict("records")
+            path = write_json(arguments.json, {"environment": around, "settings": settings, "results": results})
             table.to_csv(RESULTS / Path(arguments.json).with_suffix(".csv"), index=False)
-    show(table, "pearson", "Pearson of the change over control, all genes")
-    show(table, "pearson_top", "Pearson of the change over control, 50 genes with the largest real change")
-    show(table, "rmse", "Root mean square error of the change, all genes")
+    show(table)
     print(f"\n{path}")
 
 

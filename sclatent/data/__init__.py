@@ -13,6 +13,7 @@ from ._conditions import Conditions
 from ._genes import align_genes
 from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
+from ._loadings import gene_loadings
 
 __all__ = [
     "CellBatch",
@@ -29,6 +30,7 @@ __all__ = [
     "check_size_factors",
     "check_var_names",
     "common_slope",
+    "gene_loadings",
     "get_matrix",
     "make_loader",
 ]

@@ -28,6 +28,7 @@ from sclatent.data import (
     check_keys,
     check_size_factors,
     check_var_names,
+    gene_loadings,
     get_matrix,
     make_loader,
 )
@@ -280,7 +281,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
         self.batch_codes = rows.batch
 
     def _look_at_training_data(self) -> None:
-        """Set what follows from the data alone: scale of size factors, library sizes, mean expression."""
+        """Set what follows from the data alone: size factors, library sizes, mean expression, embeddings of genes."""
         rows = self._rows(conditions=True)
         if rows.library is not None and self.registry["setup_args"]["is_count_data"]:
             self.size_factor_scale = rows.totals().sum() / rows.library.sum()
@@ -291,9 +292,15 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
             genes, counts = batch.sets.column.numpy(), batch.sets.count.numpy()
             total_of_gene += np.bincount(genes, counts, minlength=len(self.genes))
         mean = total_of_gene / len(rows)
-        if self.module.autoencoder.likelihood.is_count:
+        autoencoder = self.module.autoencoder
+        is_count = autoencoder.likelihood.is_count
+        if is_count:
             mean = np.log((total_of_gene + 1) / (total_of_gene + 1).sum())
-        self.module.autoencoder.gene_bias.data.copy_(torch.from_numpy(mean))
+        autoencoder.gene_bias.data.copy_(torch.from_numpy(mean))
+        dim = autoencoder.genes_in.shape[1]
+        loadings = gene_loadings(rows, len(self.genes), dim, is_count, seed=self.init_params_["seed"])
+        for genes in (autoencoder.genes_in, autoencoder.genes_out):
+            genes.data.copy_(torch.from_numpy(loadings))
 
     def save(self, dir_path: str | os.PathLike, overwrite: bool = False) -> None:
         """Save the model as a folder of safetensors and JSON, with all it needs to sample; not the cells.

@@ -51,7 +51,7 @@ class TrainingMixin:
         ----------
         max_epochs
             Epochs of each stage: a number for both, or ``{"autoencoder": ..., "diffusion": ...}``. By default
-            :math:`3000 / \sqrt{n}` for n cells, between 10 and 400.
+            :math:`4000 / \sqrt{n}` for n cells, between 10 and 400.
         stage
             ``"both"``, or one stage alone.
         accelerator, devices
@@ -169,7 +169,7 @@ class TrainingMixin:
     def _n_epochs(max_epochs: int | Mapping[str, int] | None, stage: str, n_cells: int) -> int:
         asked = max_epochs.get(stage) if isinstance(max_epochs, Mapping) else max_epochs
         if asked is None:
-            return int(np.clip(round(3000 / n_cells**0.5), 10, 400))
+            return int(np.clip(round(4000 / n_cells**0.5), 10, 400))
         if asked < 1:
             raise ValueError(f"max_epochs={max_epochs!r} must be at least 1.")
         return int(asked)

@@ -28,8 +28,8 @@ class SetAutoencoder(nn.Module):
     width, n_blocks, n_heads
         Width of the transformer, number of its blocks on either side, and heads of every attention.
     gene_dim
-        Width of the gene embeddings. Encoder and decoder have one each: with one in common the tokens become a
-        hash of the very counts, sampling noise included, which reconstructs well and generates badly.
+        Width of the gene embeddings, of which encoder and decoder have one each; they start from the loadings of the
+        genes (:func:`sclatent.data.gene_loadings`).
     gene_likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"`` or ``"normal"``.
     variational

@@ -1,0 +1,211 @@
+"""Generation conditioned on the cell type: SCLDM beside scVI, between the floors and the ceiling.
+
+Half of the cells of every type are held out (`benchmarks/folds/`, by name), and every model is trained on the others.
+Each then makes as many cells of every type as were held out, and `sclatent.metrics.evaluate_generation` compares
+them with these cells, on 50 principal components of the training cells.
+
+Data sets: PBMC3k with the 2,000 genes that are bundled; all of its genes with --pbmc3k; the control cells of Kang et
+al. 2018 with --kang, 2,000 genes chosen on the training cells (scanpy's flavour "seurat").
+
+Sources beside SCLDM:
+
+- scVI, prior: a model that is told the type as its batch; z from N(0, I), library sizes of training cells of the type
+- scVI, aggregated posterior: a model that is not; z of training cells of the type, and their library sizes
+- training cells: handed back as they are, which is what a model that remembers would do. The components were fitted on
+  them, so that they are recognised by these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+import torch
+from _common import FOLDS, RESULTS, environment, keep_threads, quiet, variable_genes, with_counts, write_json
+from anndata import AnnData, read_h5ad
+from scipy import sparse
+
+from sclatent.datasets import kang, pbmc3k
+from sclatent.metrics import evaluate_generation, summarize
+from sclatent.model import SCLDM
+
+KEY = "cell_type"
+N_GENES, MIN_CELLS_OF_GENE = 2_000, 3
+SCVI_EPOCHS = 400  # at most, with early stopping; scVI's own default for data sets of this size
+MAIN_METRICS = ("rf_auc", "nn_accuracy", "precision", "recall", "mmd2", "energy", "frechet", "w2")
+
+
+def datasets(arguments: argparse.Namespace) -> Iterator[tuple[str, AnnData, AnnData]]:
+    """Name, training cells and held-out cells of every data set that is there."""
+    yield "pbmc3k", *split(pbmc3k(), "pbmc3k")
+    if arguments.pbmc3k is not None:
+        yield "pbmc3k, all genes", *split(read_h5ad(arguments.pbmc3k), "pbmc3k", all_genes=True)
+    if arguments.kang is not None:
+        adata = kang(arguments.kang)
+        yield "kang, control", *split(adata[adata.obs["condition"] == "control"], "kang_control")
+
+
+@keep_threads()
+def split(adata: AnnData, fold: str, all_genes: bool = False) -> tuple[AnnData, AnnData]:
+    """Cells of a fold, training and held out, with the genes chosen on the former."""
+    names = json.loads((FOLDS / f"{fold}.json").read_text())
+    train, held_out = adata[names["train"]].copy(), adata[names["held_out"]].copy()
+    if all_genes:
+        sc.pp.filter_genes(train, min_cells=MIN_CELLS_OF_GENE)
+        genes = train.var_names
+    else:
+        genes = variable_genes(train, N_GENES)
+    return with_counts(train[:, genes]), with_counts(held_out[:, genes])
+
+
+def run_scldm(train: AnnData, types: pd.DataFrame, seed: int, arguments: argparse.Namespace) -> dict[str, AnnData]:
+    """Train SCLDM and sample cells of the given types."""
+    SCLDM.setup_anndata(train, condition_keys=[KEY])
+    model = SCLDM(train, seed=seed)
+    model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
+    options = {"seed": seed, "progress_bar": False}
+    sources = {"SCLDM": model.sample(conditions=types, **options)}
+    for w in arguments.guidance:
+        sources[f"SCLDM, guidance {w:g}"] = model.sample(conditions=types, guidance_weight=w, **options)
+    return sources
+
+
+def run_scvi(train: AnnData, rows: np.ndarray, seed: int) -> dict[str, AnnData]:
+    """Train scVI with and without the type, and draw a cell for each of these training cells."""
+    scvi.settings.seed = seed
+    generated = {}
+    for name, batch_key in (("scVI, prior", KEY), ("scVI, aggregated posterior", None)):
+        cells = AnnData(train.X, obs=train.obs[[KEY]].copy(), var=train.var[[]].copy())
+        scvi.model.SCVI.setup_anndata(cells, batch_key=batch_key)
+        model = scvi.model.SCVI(cells, n_latent=30, gene_likelihood="nb")
+        model.train(
+            SCVI_EPOCHS, early_stopping=True, accelerator="cpu", enable_model_summary=False, enable_progress_bar=False,
+            logger=False,
+        )  # fmt: skip
+        counts = []
+        for tensors in model._make_data_loader(cells, indices=rows, batch_size=512):
+            with torch.inference_mode():
+                latent = model.module.inference(**model.module._get_inference_input(tensors))
+                if batch_key is not None:
+                    latent["z"] = torch.randn_like(latent["z"])
+                px = model.module.generative(**model.module._get_generative_input(tensors, latent))["px"]
+                counts.append(sparse.csr_matrix(px.sample().numpy()))
+        obs = cells.obs[[KEY]].iloc[rows].reset_index(drop=True)
+        obs.index = obs.index.astype(str)
+        generated[name] = AnnData(sparse.vstack(counts, format="csr"), obs=obs, var=cells.var)
+    return generated
+
+
+def training_cells_like(train: AnnData, held_out: AnnData, seed: int) -> np.ndarray:
+    """Rows of training cells with the types of the held-out cells, each used once before any is used again."""
+    rng = np.random.default_rng(seed)
+    rows = np.empty(held_out.n_obs, dtype=int)
+    for cell_type in held_out.obs[KEY].unique():
+        wanted = np.flatnonzero(held_out.obs[KEY] == cell_type)
+        there = rng.permutation(np.flatnonzero(train.obs[KEY] == cell_type))
+        rows[wanted] = np.resize(there, len(wanted))
+    return rows
+
+
+def run(name: str, train: AnnData, held_out: AnnData, seed: int, arguments: argparse.Namespace) -> pd.DataFrame:
+    """Train every model, generate, compare."""
+    start = time.perf_counter()
+    generated = run_scldm(train, held_out.obs[[KEY]], seed, arguments)
+    seconds = {"SCLDM": time.perf_counter() - start}
+    rows = training_cells_like(train, held_out, seed)
+    if not arguments.without_scvi:
+        start = time.perf_counter()
+        generated |= run_scvi(train, rows, seed)
+        seconds["scVI"] = time.perf_counter() - start
+    again = train[rows].copy()
+    again.obs_names_make_unique()
+    generated["training cells"] = again
+    table = evaluate_generation(
+        held_out, generated, groupby=KEY, train=train, seed=seed, progress_bar=arguments.progress
+    )
+    table.insert(0, "dataset", name)
+    return table.assign(seconds=table["source"].str.partition(",")[0].map(seconds))
+
+
+def targets(table: pd.DataFrame) -> None:
+    """Print what was aimed at, for the mean over cell types and seeds, and whether it was met."""
+    values = table[table["condition"] == "mean"].groupby(["source", "metric"])["value"].mean().unstack()
+    if "SCLDM" not in values.index:
+        return
+    ours, ceiling = values.loc["SCLDM"], values.loc["real half"]
+    aims = [
+        ("random-forest AUC at most 0.70", ours["rf_auc"], ours["rf_auc"] <= 0.70),
+        ("1-nearest-neighbour accuracy at most 0.60", ours["nn_accuracy"], ours["nn_accuracy"] <= 0.60),
+        ("precision at least 0.85 of the ceiling", ours["precision"], ours["precision"] >= 0.85 * ceiling["precision"]),
+        ("recall at least 0.85 of the ceiling", ours["recall"], ours["recall"] >= 0.85 * ceiling["recall"]),
+        ("MMD2 at most twice the ceiling", ours["mmd2"], ours["mmd2"] <= 2 * ceiling["mmd2"]),
+    ]
+    for peer in values.index[values.index.str.startswith("scVI")]:
+        better = table.drop_duplicates("metric").set_index("metric")["better"].reindex(values.columns)
+        sign = np.where(better == "higher", 1.0, -1.0)
+        behind = values.columns[(sign * (values.loc[peer] - ours) > 0).to_numpy()]
+        aims.append((f"ahead of {peer} on every metric", float(len(behind)), not len(behind)))
+        if len(behind):
+            aims[-1] = (f"ahead of {peer} on every metric (behind on {', '.join(behind)})", float(len(behind)), False)
+    for aim, value, met in aims:
+        print(f"{'met   ' if met else 'MISSED'} {aim}: {value:.3g}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pbmc3k", type=Path, help="h5ad of PBMC3k with all genes, raw counts and obs['cell_type']")
+    parser.add_argument("--kang", type=Path, help="h5ad file of Kang et al. 2018")
+    parser.add_argument("--only", nargs="+", help='data sets to run, such as "pbmc3k" or "kang, control"')
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--guidance", type=float, nargs="*", default=[], help="further rows with these weights")
+    parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
+    parser.add_argument("--without-scvi", action="store_true")
+    parser.add_argument("--progress", action="store_true", help="show progress of training and evaluation")
+    parser.add_argument("--json", default="generation.json", help="name of the file in benchmarks/results/")
+    arguments = parser.parse_args()
+    quiet()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    around = environment()
+    print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
+
+    tables: list[pd.DataFrame] = []
+    for name, train, held_out in datasets(arguments):
+        if arguments.only and name not in arguments.only:
+            continue
+        print(f"\n{name}: {train.n_obs:,} cells to train on, {held_out.n_obs:,} held out, {train.n_vars:,} genes")
+        for seed in arguments.seeds:
+            tables.append(run(name, train, held_out, seed, arguments))
+            took = tables[-1].groupby("source")["seconds"].first().dropna()
+            print(f"seed {seed}: " + ", ".join(f"{k} {v:.0f} s" for k, v in took.items()), flush=True)
+            everything = pd.concat(tables, ignore_index=True)  # after every seed: a long run may be cut short
+            settings = {k: v for k, v in vars(arguments).items() if k not in ("kang", "pbmc3k", "json")}
+            results = everything.astype(object).where(everything.notna(), None).to_dict("records")
+            path = write_json(arguments.json, {"environment": around, "settings": settings, "results": results})
+            everything.to_csv(RESULTS / Path(arguments.json).with_suffix(".csv"), index=False)
+        show(everything[everything["dataset"] == name])
+    print(f"\n{path}")
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print metrics by source, for the mean over cell types and for all cells together, and what was aimed at."""
+    of_metric = ["condition", "source", "kind", "metric", "better"]
+    mean = table.groupby(of_metric, sort=False)["value"].mean().reset_index()
+    for condition, title in (("mean", "Mean over cell types"), ("all", "All cells together")):
+        print(f"\n{title}, mean over {table['seed'].nunique()} seeds")
+        print(summarize(mean, (condition,)).round(3).to_string())
+    spread = table[table["condition"] == "mean"].groupby(["source", "metric"], sort=False)["value"].std().unstack()
+    print("\nStandard deviation over seeds of the mean over cell types")
+    print(spread[list(MAIN_METRICS)].round(3).to_string())
+    targets(table)
+
+
+if __name__ == "__main__":
+    main()

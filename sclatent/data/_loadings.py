@@ -1,0 +1,56 @@
+"""Gene embeddings to start from: which genes vary together."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from sklearn.decomposition import PCA
+
+from ._loader import CellRows
+
+
+def gene_loadings(
+    rows: CellRows, n_genes: int, dim: int, is_count_data: bool = True, max_cells: int = 20_000, seed: int = 0
+) -> np.ndarray:
+    r"""Principal loadings of the genes, times the standard deviation of their component.
+
+    Genes that vary together start close to each other, and genes that do not vary close to 0, so a few hundred cells
+    are enough to learn what thousands of genes do.
+
+    Parameters
+    ----------
+    rows
+        Cells; log1p of counts per 10,000 is taken of counts.
+    n_genes
+        Number of genes of the model.
+    dim
+        Number of components. Those that the data cannot give are 0.
+    is_count_data
+        Whether the values are counts, and not log-normalised already.
+    max_cells
+        Of more cells, so many are drawn.
+    seed
+        Seed of the draw and of the solver.
+
+    Returns
+    -------
+    Array (n_genes, dim), float32, of mean square 1.
+    """
+    positions = np.arange(len(rows))
+    if len(rows) > max_cells:
+        positions = np.sort(np.random.default_rng(seed).choice(len(rows), max_cells, replace=False))
+    blocks = []
+    for block in np.array_split(positions, -(-len(positions) // 4096)):
+        cells = rows.rows(block).astype(np.float64)
+        if is_count_data:
+            total = np.asarray(cells.sum(axis=1)).ravel()
+            cells = sparse.diags(1e4 / np.maximum(total, 1)) @ cells
+            cells.data = np.log1p(cells.data)
+        blocks.append(cells)
+    cells = sparse.vstack(blocks, format="csr")
+    loadings = np.zeros((n_genes, dim), dtype=np.float32)
+    k = min(dim, min(cells.shape) - 1)
+    if k > 0:
+        pca = PCA(k, svd_solver="arpack", random_state=seed).fit(cells)
+        loadings[rows.panel.numpy(), :k] = (pca.components_ * np.sqrt(pca.explained_variance_)[:, None]).T
+    return loadings / max(np.sqrt(np.mean(loadings**2)), 1e-12)
