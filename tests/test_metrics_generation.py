@@ -13,7 +13,15 @@ from sclatent.datasets import pbmc3k
 from sclatent.metrics import _cells as cells_module
 from sclatent.metrics import _classifiers as classifiers
 from sclatent.metrics import _samples as samples
-from sclatent.metrics import cell_mean, evaluate_generation, independent_genes, log_normalize, summarize
+from sclatent.metrics import (
+    Projection,
+    cell_mean,
+    evaluate_generation,
+    independent_genes,
+    log_normalize,
+    random_forest_auc,
+    summarize,
+)
 from sclatent.metrics._table import COLUMNS, finish
 
 PRINCIPAL = ["w1", "w2", "sinkhorn", "mmd2", "frechet", "energy", "nn_accuracy", "rf_auc", "precision", "recall"]
@@ -122,6 +130,26 @@ def test_another_condition_is_worse_and_its_labels_give_it_away(two_halves):
         assert value(table, metric, "right") > 0.8
         assert value(table, metric, "swapped") < 0.5
         assert value(table, metric, "real half") > 0.8
+
+
+@pytest.mark.usefixtures("small_forests")
+def test_copies_of_the_training_cells_are_seen_beside_these_only(two_halves):
+    train, held_out = two_halves
+    copies = train[np.random.default_rng(0).permutation(train.n_obs)].copy()
+    table = evaluate(held_out, copies, train=train, floors=False)
+    assert value(table, "nn_accuracy") == pytest.approx(value(table, "nn_accuracy", "real half"), abs=0.1)
+    table = evaluate(train, copies, train=held_out, floors=False)
+    assert value(table, "nn_accuracy") < 0.35 < 0.42 < value(table, "nn_accuracy", "real half")
+    assert value(table, "w2") < 0.9 * value(table, "w2", "real half")
+
+
+@pytest.mark.usefixtures("small_forests")
+def test_components_tell_the_cells_they_were_fitted_on_from_others():
+    values = log_normalize(pbmc3k())[np.random.default_rng(0).permutation(2_638)]
+    x, y, others = np.split(values[:900], 3)
+    for fitted_on, least, most in ((x, 0.85, 1), (others, 0.4, 0.6)):
+        points = (Projection(fitted_on).transform(cells) for cells in (x, y))
+        assert least < random_forest_auc(*points) < most
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -348,8 +376,8 @@ def test_bad_input(two_halves):
         (ValueError, r"generated\['ours'\] has values", (real, {"ours": log})),
         (TypeError, "generated", (real, more.X)),
         (TypeError, "real", (real.X, more)),
-        (ValueError, "one or more were expected", (real, {})),
-        (ValueError, r"none of \['cell mean'\]", (real, {"cell mean": more})),
+        (ValueError, "at least one was expected", (real, {})),
+        (ValueError, r"and none of \['cell mean', 'independent genes'", (real, {"cell mean": more})),
         (KeyError, "'dose' is not a column", (real, more, "dose")),
         (ValueError, r"generated has 0 cells with cell_type='b': at least 20", (real, no_b, "cell_type")),
         (ValueError, r"generated has 10 cells: at least 20", (real, more[:10])),

@@ -73,6 +73,10 @@ def test_cells_are_paired_by_name_or_by_row_and_genes_by_name(real, noisy):
     unnamed = noisy.copy()
     unnamed.obs_names = [f"row {i}" for i in range(real.n_obs)]
     pd.testing.assert_frame_equal(evaluate_reconstruction(real, unnamed, progress_bar=False), expected)
+    twice = [adata.copy() for adata in (real, noisy)]
+    for adata in twice:
+        adata.obs_names = ["cell"] * real.n_obs
+    pd.testing.assert_frame_equal(evaluate_reconstruction(*twice, progress_bar=False), expected)
     # a reconstruction may have more cells than are asked for, as of the training data
     part = evaluate_reconstruction(real[:50], noisy, progress_bar=False)
     pd.testing.assert_frame_equal(part, evaluate_reconstruction(real[:50], noisy[:50], progress_bar=False))

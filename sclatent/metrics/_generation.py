@@ -16,7 +16,7 @@ from ._cells import CellGroups, check_anndata
 from ._floors import draw_independent_genes
 from ._projection import Projection
 from ._samples import Comparison, Sample
-from ._table import ALL, MEAN, finish
+from ._table import ALL, MEAN, finish, named_sources
 
 MIN_CELLS = 10  # in a half
 PCA_CELLS = 5  # times max_cells: the components are fitted on no more
@@ -133,18 +133,8 @@ def evaluate_generation(
         real_cells, train_cells = _set_aside(real_cells, seed)
     else:
         train_cells = CellGroups(train, real.var_names, groupby, "train", layer)
-    several = isinstance(generated, Mapping)
-    named = dict(generated) if several else {"generated": generated}
-    reserved = {*FLOORS, HALF} & set(named)
-    if reserved or not named:
-        raise ValueError(
-            f"generated has the names {list(named)}: one or more were expected, and none of {sorted(reserved)}, which "
-            "floors and ceiling have."
-        )
-    sources = {}
-    for name, adata in named.items():
-        argument = f"generated[{name!r}]" if several else "generated"
-        sources[name] = CellGroups(adata, real.var_names, groupby, argument)
+    named = named_sources(generated, "generated", [*FLOORS, HALF])
+    sources = {name: CellGroups(adata, real.var_names, groupby, a) for name, (a, adata) in named.items()}
     levels = _levels(real_cells, sources, groupby)
 
     some = np.random.default_rng(seed).permutation(np.concatenate(list(train_cells.rows.values())))
@@ -258,6 +248,7 @@ class _Trial:
     def floor(self, name: str) -> list[dict]:
         """Records of a floor as compared with one half; none where there are no cells to make it from."""
         make = {OTHERS: self._others, CELL_MEAN: self._cell_mean, INDEPENDENT: self._independent_genes}[name]
+        # the conditions themselves, or all but these
         origin = {c: rows for c, rows in self._train.rows.items() if (c in self._size) != (name == OTHERS)}
         sample = make(origin, np.random.default_rng([*self._seed, 2]))
         if sample is None:

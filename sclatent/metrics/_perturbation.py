@@ -18,7 +18,7 @@ from ._differential import differentially_expressed, direction_match, overlap_an
 from ._distances import SCALES, energy_distance, median_squared_distance, mmd2
 from ._projection import TARGET_SUM, Projection
 from ._shift import ridge_shift
-from ._table import ALL, finish
+from ._table import ALL, finish, named_sources
 
 MIN_CELLS = 10  # of control cells, of predicted ones, and of each half of the real ones
 CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT = "control as it is", "cell mean", "mean shift", "linear shift"
@@ -367,16 +367,9 @@ def _sources(
     predicted: Prediction | Mapping[str, Prediction], genes: pd.Index, groupby: str | None, groups: Sequence[Hashable]
 ) -> dict[str, Source]:
     """Predictions by name, checked."""
-    several = isinstance(predicted, Mapping)
-    named = dict(predicted) if several else {"generated": predicted}
-    if not named:
-        raise ValueError("predicted is empty: give at least one prediction.")
-    taken = [name for name in named if name in (CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT, CEILING)]
-    if taken:
-        raise ValueError(f"predicted has the name {taken[0]!r}, which is that of a floor or the ceiling: rename it.")
+    named = named_sources(predicted, "predicted", [CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT, CEILING])
     sources: dict[str, Source] = {}
-    for name, prediction in named.items():
-        argument = f"predicted[{name!r}]" if several else "predicted"
+    for name, (argument, prediction) in named.items():
         if not isinstance(prediction, np.ndarray):
             sources[name] = CellGroups(prediction, genes, groupby, argument)
             continue

@@ -14,10 +14,14 @@ from ._cells import BLOCK, CellGroups, check_anndata
 from ._change import pearson
 from ._marginals import concordance
 from ._projection import log_normalize_counts
-from ._table import ALL, finish
+from ._table import ALL, finish, named_sources
 
 FLOOR = "condition mean"
 LOWER_IS_BETTER = {"mse", "library_size_error"}
+SPACES = {  # of the metrics that are not of log-normalised cells
+    "library_size_error": "log10 counts of a cell",
+    **dict.fromkeys(("gene_zeros", "gene_zeros_pearson"), "counts, {} genes"),
+}
 
 
 def evaluate_reconstruction(
@@ -61,7 +65,8 @@ def evaluate_reconstruction(
       their fractions of zeros say nothing.
     - ``library_size_error``: mean over cells of the absolute difference of log10 counts of the cell, in tenfolds
 
-    Floor, for the first two: ``condition mean``, every cell predicted as the mean profile of its condition.
+    Floor, for the first two: ``condition mean``, every cell predicted as the mean profile of its condition, that of
+    these very cells, which is the more in its favour the fewer there are.
 
     Raises
     ------
@@ -69,14 +74,10 @@ def evaluate_reconstruction(
         If cells cannot be paired, if genes are missing, or if values are no counts.
     """
     check_anndata(real, "real")
-    several = isinstance(reconstructed, Mapping)
-    named = dict(reconstructed) if several else {"reconstructed": reconstructed}
-    if not named or FLOOR in named:
-        raise ValueError(f"reconstructed has the names {list(named)}: at least one was expected, and none {FLOOR!r}.")
     cells = CellGroups(real, real.var_names, groupby, "real", layer)
     sources = {}
-    for name, adata in named.items():
-        argument = f"reconstructed[{name!r}]" if several else "reconstructed"
+    named = named_sources(reconstructed, "reconstructed", [FLOOR], name="reconstructed")
+    for name, (argument, adata) in named.items():
         source = CellGroups(adata, real.var_names, None, argument, whole=False)
         sources[name] = source, _partners(real.obs_names, adata.obs_names, argument)
 
@@ -128,7 +129,7 @@ def _records(
             "metric": metric,
             "value": float(value),
             "better": "lower" if metric in LOWER_IS_BETTER else "higher",
-            "space": "counts" if metric == "library_size_error" else f"log1p CP10k, {n_genes} genes",
+            "space": SPACES.get(metric, "log1p CP10k, {} genes").format(n_genes),
         }
         for metric, value in values.items()
     ]
@@ -156,6 +157,8 @@ def _log_library_size(counts: np.ndarray | sparse.csr_matrix) -> np.ndarray:
 
 def _partners(names: pd.Index, others: pd.Index, argument: str) -> np.ndarray:
     """Row of each cell in the other AnnData."""
+    if names.equals(others):
+        return np.arange(len(names))
     if names.is_unique and others.is_unique and names.isin(others).all():
         return others.get_indexer(names)
     if len(names) != len(others) or names.isin(others).any():

@@ -81,8 +81,7 @@ class Comparison:
         self._spaces = {
             "library_size": "log10 counts of a cell",
             "gene_correlation": f"log1p CP10k, {len(self._genes)} most variable genes",
-            "gene_zeros": (zeros := f"counts, {n_genes} genes"),
-            "gene_zeros_pearson": zeros,
+            **dict.fromkeys(["gene_zeros", "gene_zeros_pearson"], f"counts, {n_genes} genes"),
             **dict.fromkeys(
                 ["gene_mean", "gene_mean_pearson", "gene_variance", "gene_variance_pearson"],
                 f"log1p CP10k, {n_genes} genes",

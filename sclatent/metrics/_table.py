@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,38 @@ COLUMNS = [
 COUNTS = ["n_components", "n_real", "n_generated", "n_available"]
 ALL, MEAN = "all", "mean"  # conditions that are not levels of groupby
 KINDS = ["generated", "floor", "ceiling"]
+
+T = TypeVar("T")
+
+
+def named_sources(
+    given: T | Mapping[str, T], argument: str, reserved: Collection[str], name: str = "generated"
+) -> dict[str, tuple[str, T]]:
+    """Name what is to be evaluated.
+
+    Parameters
+    ----------
+    given
+        One source, or several by name.
+    argument
+        The argument that has them.
+    reserved
+        Names of floors and ceiling.
+    name
+        Name of a single source.
+
+    Returns
+    -------
+    By name in the table: what to call a source in a message, and the source.
+    """
+    several = isinstance(given, Mapping)
+    named = dict(given) if several else {name: given}
+    if not named or not set(named).isdisjoint(reserved):
+        raise ValueError(
+            f"{argument} has the names {list(named)}: at least one was expected, and none of {sorted(reserved)}, which "
+            "floors and ceiling have."
+        )
+    return {n: (f"{argument}[{n!r}]" if several else argument, source) for n, source in named.items()}
 
 
 def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
