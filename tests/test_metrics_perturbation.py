@@ -143,7 +143,7 @@ def test_every_row_says_what_it_is(glio_table):
     assert (energy["n_real"], energy["n_generated"], energy["n_components"]) == (125, 125, 50)
     assert rows.loc[("cell mean", "mse"), "n_generated"] == 2_000
     assert rows.loc[("mean shift", "mse"), "n_generated"] == 0  # a change, not cells
-    assert rows.loc[("mean shift", "energy"), "n_generated"] == 500  # control cells that are moved
+    assert rows.loc[("mean shift", "energy"), "n_generated"] == 250  # control cells that are moved: half of them
     assert set(rows["seed"]) == {0}
     for metric, best in (("pearson", "max"), ("mse", "min")):
         of_metric = rows.xs(metric, level="metric")
@@ -190,6 +190,8 @@ def test_components_are_of_control_cells_and_of_what_was_seen(glio, glio_table, 
     assert set(seen) < with_seen < {*control, *seen}
     assert without < set(control)
     assert len(without) == 2_000  # max_cells; seen has as many, control more
+    own = {row.tobytes() for row in log_normalize(glio["control"][glio["control"].obs["patient_id"] == KEYS[4]])}
+    assert len(without & own) == 250  # of 500: the floors move the others
     assert len(few) == 80
     patients = glio["seen"].obs["patient_id"][[row in few for row in seen]]
     assert patients.value_counts().tolist() == [10] * 4  # groups take turns

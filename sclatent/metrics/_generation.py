@@ -61,8 +61,8 @@ def evaluate_generation(
     groupby
         Column of obs, in all of them, with the conditions. None compares all cells with all.
     train
-        Cells to fit the principal components on, and to make the floors from: those that the generator was trained on,
-        if ``real`` has none of them. By default a third of the cells of every condition of ``real``, chosen at random,
+        Cells to fit the principal components and the last two floors on: those that the generator was trained on, if
+        ``real`` has none of them. By default a third of the cells of every condition of ``real``, chosen at random,
         which is then not compared.
     n_components
         Principal components at most.
@@ -88,8 +88,8 @@ def evaluate_generation(
 
     Conditions are those with at least 20 real cells (30 without ``train``), ``"mean"`` (over them) and ``"all"`` (their
     cells together, in the proportions of the real ones). Sources are what was generated, ``"real half"`` (the
-    ceiling), and the floors: ``"other conditions"`` (real cells of those; not in ``"all"``), ``"cell mean"`` (the mean
-    profile of the condition in place of every cell) and ``"independent genes"`` (:func:`independent_genes`).
+    ceiling), and the floors: ``"other conditions"`` (real cells of all the others; not in ``"all"``), ``"cell mean"``
+    (the mean profile of the condition in place of every cell) and ``"independent genes"`` (:func:`independent_genes`).
     ``n_real`` and ``n_generated`` are the cells of a half and what was compared with it, ``n_available`` the cells that
     the source was drawn from or fitted on.
 
@@ -247,33 +247,32 @@ class _Trial:
 
     def floor(self, name: str) -> list[dict]:
         """Records of a floor as compared with one half; none where there are no cells to make it from."""
-        make = {OTHERS: self._others, CELL_MEAN: self._cell_mean, INDEPENDENT: self._independent_genes}[name]
-        # the conditions themselves, or all but these
-        origin = {c: rows for c, rows in self._train.rows.items() if (c in self._size) != (name == OTHERS)}
-        sample = make(origin, np.random.default_rng([*self._seed, 2]))
-        if sample is None:
+        rng = np.random.default_rng([*self._seed, 2])
+        if name == OTHERS:  # not of the training cells, which the components know
+            origin = {c: rows for c, rows in self._real.rows.items() if c not in self._size}
+            enough = sum(map(len, origin.values())) >= MIN_CELLS and len(self._size) == 1
+        else:
+            origin = {c: rows for c, rows in self._train.rows.items() if c in self._size}
+            enough = len(origin) == len(self._size)
+        if not enough:
             return []
+        make = {OTHERS: self._others, CELL_MEAN: self._cell_mean, INDEPENDENT: self._independent_genes}[name]
+        sample = make(origin, rng)
         pair = self._halves[0].head(len(sample.sizes)), sample
         return self._records([pair], sum(map(len, origin.values())))
 
-    def _others(self, origin: Rows, rng: np.random.Generator) -> Sample | None:
-        rows = np.concatenate([*origin.values(), []]).astype(int)
+    def _others(self, origin: Rows, rng: np.random.Generator) -> Sample:
+        rows = np.concatenate(list(origin.values()))
         n = min(len(rows), sum(self._size.values()))  # where there are fewer, the half is cut to them
-        if len(self._size) > 1 or n < MIN_CELLS:
-            return None
-        return self._sample(self._train, {OTHERS: rng.choice(rows, n, replace=False)})
+        return self._sample(self._real, {OTHERS: rng.choice(rows, n, replace=False)})
 
-    def _cell_mean(self, origin: Rows, rng: np.random.Generator) -> Sample | None:
-        if any(c not in origin for c in self._size):
-            return None
+    def _cell_mean(self, origin: Rows, rng: np.random.Generator) -> Sample:
         sizes = list(self._mixes[0].values())
         values = np.stack([self._train.mean(origin[c]) for c in self._size]).repeat(sizes, axis=0)
         library = np.repeat([self._train.counts(origin[c]).sum() / len(origin[c]) for c in self._size], sizes)
         return Sample(values, self._projection.transform(values), library, self._labels(sizes))
 
-    def _independent_genes(self, origin: Rows, rng: np.random.Generator) -> Sample | None:
-        if any(c not in origin for c in self._size):
-            return None
+    def _independent_genes(self, origin: Rows, rng: np.random.Generator) -> Sample:
         mix = self._mixes[0]
         counts = [draw_independent_genes(self._train.counts(origin[c]), n, rng) for c, n in mix.items()]
         labels = self._labels(list(mix.values()))

@@ -51,8 +51,11 @@ def evaluate_perturbation(
     perturbed cells less the mean of control cells, over all cells there are.
 
     Principal components are not fitted on ``real``, since they fit the cells they were fitted on better than any
-    others (see :func:`evaluate_generation`), and a perfect prediction would seem farther away than the ceiling. Give
-    ``seen``: components of control cells alone miss what of the response lies where control cells do not vary.
+    others (see :func:`evaluate_generation`), and a perfect prediction would seem farther away than the ceiling. They
+    are fitted on one half of the control cells, and the floors move the other; those of groups that are not compared
+    take part with all their cells, control and ``seen``. Give ``seen``: control cells alone do not tell the components
+    of a response along which they do not vary. Predictions that are control cells moved (counterfactuals) have some
+    of the cells of the components among them, and seem a little farther away than they are.
 
     Parameters
     ----------
@@ -76,8 +79,8 @@ def evaluate_perturbation(
     n_top
         Numbers of genes for the metrics of few genes. A number above the number of genes is left out.
     n_components
-        Principal components at most, for the distances: of all control cells together with those groups of ``seen``
-        that are not compared, ``max_cells`` of either at most, in which groups take turns.
+        Principal components at most, for the distances. They are fitted on ``max_cells`` of the control and as many
+        of the ``seen`` cells at most, in which groups take turns.
     max_cells
         Cells of a group at most, in the distances and in the tests for differential expression.
     floors
@@ -140,7 +143,7 @@ def evaluate_perturbation(
     genes = real.var_names
     truth = CellGroups(real, genes, groupby, "real", layer)
     seen_cells = truth if seen is None else CellGroups(seen, genes, groupby, "seen", layer)
-    controls = _Controls(control, genes, groupby, layer, {**truth.rows, **seen_cells.rows})
+    controls = _Controls(control, genes, groupby, layer, {**truth.rows, **seen_cells.rows}, seed)
     sources = _sources(predicted, genes, groupby, list(truth.rows))
     groups = _groups_to_compare(truth, controls, sources)
     n_top = [n for n in n_top if n <= len(genes)]
@@ -160,8 +163,7 @@ def evaluate_perturbation(
     records = []
     for i, g in enumerate(tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)):
         rng, halves = rngs[g], all_halves[g]
-        control_values = controls.cells.values(rng.permutation(controls.rows(g))[:max_cells])
-        arms = _Arms(control_values, controls.mean(g), space, n_cells=min(len(halves[1]), max_cells))
+        arms = _Arms(controls, g, space, max_cells, n_cells=min(len(halves[1]), max_cells))
 
         half, other_half = (arms.of_cells(truth, rows) for rows in halves)
         whole = replace(half, change=changes[g], n=len(truth.rows[g]))
@@ -202,18 +204,19 @@ class _Arms:
 
     Parameters
     ----------
-    control
-        Log-normalised control cells, (cells, genes).
-    control_mean
-        Mean of all control cells there are, (genes,).
+    controls, group
+        Control cells, and the group.
     space
         Where distances are taken.
-    n_cells
-        Perturbed cells of an arm at most.
+    n_control, n_cells
+        Control cells, and perturbed cells of an arm, at most.
     """
 
-    def __init__(self, control: np.ndarray, control_mean: np.ndarray, space: Projection, n_cells: int) -> None:
-        self.control, self.control_mean, self.space, self.n_cells = control, control_mean, space, n_cells
+    def __init__(self, controls: _Controls, group: Hashable, space: Projection, n_control: int, n_cells: int) -> None:
+        self.space, self.n_cells = space, n_cells
+        self.control_mean = controls.mean(group)  # of all there are
+        self._control = controls.cells.values(controls.rows(group)[:n_control])
+        self._to_move = self._control[: controls.n_to_move(group)]
 
     def of_cells(
         self, cells: CellGroups | LogNormalizedCells, rows: np.ndarray, mean: np.ndarray | None = None
@@ -221,11 +224,12 @@ class _Arms:
         """Arm of rows in random order; their mean is computed unless it is given."""
         values = cells.values(rows[: self.n_cells])
         change = (cells.mean(rows) if mean is None else mean) - self.control_mean
-        return _Arm(change, len(rows), self.space.transform(values), differentially_expressed(values, self.control))
+        return _Arm(change, len(rows), self.space.transform(values), differentially_expressed(values, self._control))
 
     def of_change(self, change: np.ndarray) -> _Arm:
         """Arm of control cells moved by a change; all genes count as differentially expressed, or none without any."""
-        return _Arm(change, 0, self.space.transform(self.control + change), np.full(len(change), change.any()))
+        points = self.space.transform(self._to_move + change)
+        return _Arm(change, 0, points, np.full(len(change), change.any()))
 
     def of_prediction(self, prediction: Source, group: Hashable, seed: list[int]) -> _Arm:
         """Arm of predicted cells, the same ones whichever predictions stand beside them, or of a predicted change."""
@@ -243,19 +247,39 @@ class _Controls:
         As of :class:`CellGroups`.
     groups
         Groups of perturbed cells. Where the control cells have none of these, all groups share them.
+    seed
+        Seed of the order of their rows.
     """
 
     def __init__(
-        self, control: AnnData, genes: pd.Index, groupby: str | None, layer: str | None, groups: Iterable[Hashable]
+        self,
+        control: AnnData,
+        genes: pd.Index,
+        groupby: str | None,
+        layer: str | None,
+        groups: Iterable[Hashable],
+        seed: int,
     ) -> None:
         check_anndata(control, "control")
         self.shared = groupby not in control.obs or not control.obs[groupby].isin(list(groups)).any()
-        self.cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer)
+        cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer)
+        rng = np.random.default_rng(seed)
+        self.cells = cells.take({g: rng.permutation(rows) for g, rows in cells.rows.items()})
         self._means: dict[Hashable, np.ndarray] = {}
 
     def rows(self, group: Hashable) -> np.ndarray:
-        """Rows of a group; none where it has no control cells."""
+        """Rows of a group in random order; none where it has no control cells."""
         return self.cells.rows.get(ALL if self.shared else group, np.empty(0, dtype=int))
+
+    def n_to_move(self, group: Hashable) -> int:
+        """How many of the rows of a group, the first ones, are kept from the components: one half."""
+        return len(self.rows(group)) // 2
+
+    def rows_to_fit(self, compared: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
+        """Rows that the components are fitted on: the others of groups that are compared, and all of further groups."""
+        return {
+            g: rows[len(rows) // 2 :] if self.shared or g in compared else rows for g, rows in self.cells.rows.items()
+        }
 
     def mean(self, group: Hashable) -> np.ndarray:
         """Mean profile of a group, (genes,)."""
@@ -291,11 +315,11 @@ def _space(
     max_cells: int,
     seed: int,
 ) -> Projection:
-    """One space for all groups, so that their distances can be compared, fitted on no real and no predicted cells.
+    """One space for all groups, so that their distances can be compared, fitted on no cells that are compared.
 
-    Floors are made of cells that it is fitted on; that was measured to move them by less than sampling noise does.
+    But for the "cell mean": the cells that it is made of are far from the real ones, in these components or in others.
     """
-    origins = [(controls.cells, controls.cells.rows)]
+    origins = [(controls.cells, controls.rows_to_fit(compared))]
     if seen is not None:
         origins.append((seen, {g: rows for g, rows in seen.rows.items() if g not in compared}))
     values = [
