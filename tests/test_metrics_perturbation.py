@@ -172,28 +172,31 @@ def test_the_mean_shift_beats_control_as_it_is(glio_table):
         assert shift[metric] < control[metric]
 
 
-def test_components_are_of_control_cells_and_of_what_was_seen(glio, glio_table, monkeypatch):
-    fitted = []
+def test_components_are_of_half_of_the_control_cells_and_of_what_was_seen(glio, monkeypatch):
+    fitted, projected = [], []
 
-    def spy(values, *arguments):
-        fitted.append({row.tobytes() for row in values})
-        return Projection(values, *arguments)
+    class Spy(Projection):
+        def __init__(self, values, *arguments):
+            fitted.append({row.tobytes() for row in values})
+            projected.append(set())
+            super().__init__(values, *arguments)
 
-    monkeypatch.setattr(_perturbation, "Projection", spy)
+        def transform(self, values):
+            projected[-1] |= {row.tobytes() for row in values}
+            return super().transform(values)
+
+    monkeypatch.setattr(_perturbation, "Projection", Spy)
     arguments = glio["real"][::2], glio["real"][1::2], glio["control"], "patient_id"
-    everything = glio["all"][glio["all"].obs["condition"] == KEYS[2]]  # with the cells that are compared
-    pd.testing.assert_frame_equal(evaluate(*arguments, everything), glio_table)
-    evaluate(*arguments, floors=False)
-    evaluate(*arguments, glio["seen"], max_cells=40, floors=False)
+    evaluate(*arguments, glio["all"][glio["all"].obs["condition"] == KEYS[2]])  # with the cells that are compared
+    evaluate(*arguments)
+    evaluate(*arguments, glio["seen"], max_cells=40)
     control, seen = ([row.tobytes() for row in log_normalize(glio[key])] for key in ("control", "seen"))
-    with_seen, without, few = fitted
-    assert set(seen) < with_seen < {*control, *seen}
-    assert without < set(control)
-    assert len(without) == 2_000  # max_cells; seen has as many, control more
-    own = {row.tobytes() for row in log_normalize(glio["control"][glio["control"].obs["patient_id"] == KEYS[4]])}
-    assert len(without & own) == 250  # of 500: the floors move the others
-    assert len(few) == 80
-    patients = glio["seen"].obs["patient_id"][[row in few for row in seen]]
+    assert [len(cells) for cells in fitted] == [1_250 + 1_000, 1_250, 80]  # of 2,500 and 2,000; max_cells of both
+    assert fitted[0] < {*control, *seen}
+    assert fitted[1] < set(control)
+    for used, compared in zip(fitted, projected, strict=True):
+        assert used.isdisjoint(compared)
+    patients = glio["seen"].obs["patient_id"][[row in fitted[2] for row in seen]]
     assert patients.value_counts().tolist() == [10] * 4  # groups take turns
 
 

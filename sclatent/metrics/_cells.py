@@ -67,6 +67,11 @@ class CellGroups:
         some.rows = dict(rows)
         return some
 
+    def shuffled(self, seed: int) -> CellGroups:
+        """The same cells, rows of every group in random order."""
+        rng = np.random.default_rng(seed)
+        return self.take({group: rng.permutation(rows) for group, rows in self.rows.items()})
+
     def counts(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:
         """Counts of some rows, (rows, genes), dense or CSR as they were given."""
         return self._counts[rows]

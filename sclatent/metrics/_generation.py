@@ -161,8 +161,7 @@ def evaluate_generation(
 
 def _set_aside(cells: CellGroups, seed: int) -> tuple[CellGroups, CellGroups]:
     """Two thirds and one third of the cells of every condition."""
-    rng = np.random.default_rng(seed)
-    rows = {c: rng.permutation(r) for c, r in cells.rows.items()}
+    rows = cells.shuffled(seed).rows
     return (
         cells.take({c: r[len(r) // 3 :] for c, r in rows.items()}),
         cells.take({c: r[: len(r) // 3] for c, r in rows.items()}),

@@ -52,10 +52,10 @@ def evaluate_perturbation(
 
     Principal components are not fitted on ``real``, since they fit the cells they were fitted on better than any
     others (see :func:`evaluate_generation`), and a perfect prediction would seem farther away than the ceiling. They
-    are fitted on one half of the control cells, and the floors move the other; those of groups that are not compared
-    take part with all their cells, control and ``seen``. Give ``seen``: control cells alone do not tell the components
-    of a response along which they do not vary. Predictions that are control cells moved (counterfactuals) have some
-    of the cells of the components among them, and seem a little farther away than they are.
+    are fitted on one half of the control cells and of ``seen``, and the cells of the floors are of the other. Give
+    ``seen``: control cells alone do not tell the components of a response along which they do not vary. Predictions
+    that are control cells moved (counterfactuals) have cells of the components among them, and seem a little farther
+    away than they are.
 
     Parameters
     ----------
@@ -74,8 +74,9 @@ def evaluate_perturbation(
         cells are one group, ``"all"``.
     seen
         Perturbed cells that were there to learn from, for the floors and the components, with their groups in
-        ``groupby``; those of the group that is predicted do not enter. By default the floors are made from the other
-        groups of ``real``, which is right where these were held out one at a time, and the components from ``control``.
+        ``groupby``; a group that is predicted enters neither its own floors nor the components. By default the floors
+        are made from the other groups of ``real``, which is right where these were held out one at a time, and the
+        components from ``control`` alone.
     n_top
         Numbers of genes for the metrics of few genes. A number above the number of genes is left out.
     n_components
@@ -141,8 +142,8 @@ def evaluate_perturbation(
         raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
     check_anndata(real, "real")
     genes = real.var_names
-    truth = CellGroups(real, genes, groupby, "real", layer)
-    seen_cells = truth if seen is None else CellGroups(seen, genes, groupby, "seen", layer)
+    truth = CellGroups(real, genes, groupby, "real", layer).shuffled(seed)
+    seen_cells = truth if seen is None else CellGroups(seen, genes, groupby, "seen", layer).shuffled(seed)
     controls = _Controls(control, genes, groupby, layer, {**truth.rows, **seen_cells.rows}, seed)
     sources = _sources(predicted, genes, groupby, list(truth.rows))
     groups = _groups_to_compare(truth, controls, sources)
@@ -216,7 +217,7 @@ class _Arms:
         self.space, self.n_cells = space, n_cells
         self.control_mean = controls.mean(group)  # of all there are
         self._control = controls.cells.values(controls.rows(group)[:n_control])
-        self._to_move = self._control[: controls.n_to_move(group)]
+        self._to_move = self._control[: len(_kept(controls.rows(group)))]
 
     def of_cells(
         self, cells: CellGroups | LogNormalizedCells, rows: np.ndarray, mean: np.ndarray | None = None
@@ -262,24 +263,12 @@ class _Controls:
     ) -> None:
         check_anndata(control, "control")
         self.shared = groupby not in control.obs or not control.obs[groupby].isin(list(groups)).any()
-        cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer)
-        rng = np.random.default_rng(seed)
-        self.cells = cells.take({g: rng.permutation(rows) for g, rows in cells.rows.items()})
+        self.cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer).shuffled(seed)
         self._means: dict[Hashable, np.ndarray] = {}
 
     def rows(self, group: Hashable) -> np.ndarray:
         """Rows of a group in random order; none where it has no control cells."""
         return self.cells.rows.get(ALL if self.shared else group, np.empty(0, dtype=int))
-
-    def n_to_move(self, group: Hashable) -> int:
-        """How many of the rows of a group, the first ones, are kept from the components: one half."""
-        return len(self.rows(group)) // 2
-
-    def rows_to_fit(self, compared: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
-        """Rows that the components are fitted on: the others of groups that are compared, and all of further groups."""
-        return {
-            g: rows[len(rows) // 2 :] if self.shared or g in compared else rows for g, rows in self.cells.rows.items()
-        }
 
     def mean(self, group: Hashable) -> np.ndarray:
         """Mean profile of a group, (genes,)."""
@@ -315,17 +304,21 @@ def _space(
     max_cells: int,
     seed: int,
 ) -> Projection:
-    """One space for all groups, so that their distances can be compared, fitted on no cells that are compared.
-
-    But for the "cell mean": the cells that it is made of are far from the real ones, in these components or in others.
-    """
-    origins = [(controls.cells, controls.rows_to_fit(compared))]
+    """One space for all groups, so that their distances can be compared, fitted on no cells that are compared."""
+    origins = [(controls.cells, controls.cells.rows)]
     if seen is not None:
         origins.append((seen, {g: rows for g, rows in seen.rows.items() if g not in compared}))
-    values = [
-        cells.values(take_turns(rows, np.random.default_rng(seed))[:max_cells]) for cells, rows in origins if rows
-    ]
+    values = []
+    for cells, rows in origins:
+        others = {g: r[len(_kept(r)) :] for g, r in rows.items()}
+        if others:
+            values.append(cells.values(take_turns(others, np.random.default_rng(seed))[:max_cells]))
     return Projection(np.concatenate(values), n_components, seed)
+
+
+def _kept(rows: np.ndarray) -> np.ndarray:
+    """The half of a group's rows, in random order, that is kept from the components, for floors to be made of."""
+    return rows[: len(rows) // 2]
 
 
 def _floors(
@@ -336,8 +329,10 @@ def _floors(
     others = [g for g in seen.changes if g != group]
     if not others:
         return floors
-    rows = take_turns({g: seen.cells.rows[g] for g in others}, rng)
-    floors[CELL_MEAN] = arms.of_cells(seen.cells, rows, np.mean([seen.means[g] for g in others], axis=0))
+    rows = {g: seen.cells.rows[g] for g in others}
+    some = take_turns({g: _kept(r) for g, r in rows.items()}, rng)
+    cell_mean = arms.of_cells(seen.cells, some, np.mean([seen.means[g] for g in others], axis=0))
+    floors[CELL_MEAN] = replace(cell_mean, n=sum(map(len, rows.values())))
     changes = np.array([seen.changes[g] for g in others])
     floors[MEAN_SHIFT] = arms.of_change(changes.mean(axis=0))
     if not controls.shared:
