@@ -154,23 +154,20 @@ def evaluate_perturbation(
     seen_means = real_means if seen is None else _Means(seen_cells, controls)
     changes = {**seen_means.changes, **real_means.changes}
     place, all_changes = {h: k for k, h in enumerate(changes)}, np.array(list(changes.values()))
-    rngs = {g: np.random.default_rng([seed, i]) for i, g in enumerate(groups)}
-    all_halves = {g: np.array_split(rngs[g].permutation(truth.rows[g]), 2) for g in groups}
+    halves = {g: np.array_split(truth.rows[g], 2) for g in groups}
     # the ceiling is told from changes that are as noisy as its own, that is of halves
     half_changes = all_changes.copy()
     for g in groups:
-        half_changes[place[g]] = truth.mean(all_halves[g][0]) - controls.mean(g)
+        half_changes[place[g]] = truth.mean(halves[g][0]) - controls.mean(g)
 
     records = []
     for i, g in enumerate(tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)):
-        rng, halves = rngs[g], all_halves[g]
-        arms = _Arms(controls, g, space, max_cells, n_cells=min(len(halves[1]), max_cells))
-
-        half, other_half = (arms.of_cells(truth, rows) for rows in halves)
+        arms = _Arms(controls, g, space, max_cells, n_cells=min(len(halves[g][1]), max_cells))
+        half, other_half = (arms.of_cells(truth, rows) for rows in halves[g])
         whole = replace(half, change=changes[g], n=len(truth.rows[g]))
-        predictions = {("generated", name): arms.of_prediction(p, g, [seed, i, 1]) for name, p in sources.items()}
+        predictions = {("generated", name): arms.of_prediction(p, g, [seed, i, 0]) for name, p in sources.items()}
         if floors:
-            found = _floors(g, arms, seen_means, controls, rng)
+            found = _floors(g, arms, seen_means, controls, [seed, i, 1])
             predictions |= {("floor", name): arm for name, arm in found.items()}
         predictions["ceiling", CEILING] = other_half
 
@@ -321,16 +318,14 @@ def _kept(rows: np.ndarray) -> np.ndarray:
     return rows[: len(rows) // 2]
 
 
-def _floors(
-    group: Hashable, arms: _Arms, seen: _Means, controls: _Controls, rng: np.random.Generator
-) -> dict[str, _Arm]:
+def _floors(group: Hashable, arms: _Arms, seen: _Means, controls: _Controls, seed: list[int]) -> dict[str, _Arm]:
     """Floors of a group, by name, from what was seen of the other groups."""
     floors = {CONTROL: arms.of_change(np.zeros_like(arms.control_mean))}
     others = [g for g in seen.changes if g != group]
     if not others:
         return floors
     rows = {g: seen.cells.rows[g] for g in others}
-    some = take_turns({g: _kept(r) for g, r in rows.items()}, rng)
+    some = take_turns({g: _kept(r) for g, r in rows.items()}, np.random.default_rng(seed))
     cell_mean = arms.of_cells(seen.cells, some, np.mean([seen.means[g] for g in others], axis=0))
     floors[CELL_MEAN] = replace(cell_mean, n=sum(map(len, rows.values())))
     changes = np.array([seen.changes[g] for g in others])
