@@ -96,7 +96,7 @@ def test_by_default_both_stages_are_sized_to_the_data(cells, small, quiet):
     SCLDM.setup_anndata(cells, condition_keys="condition")
     model = SCLDM(cells, **small)
     model.train(**quiet, early_stopping=False, limit_train_batches=1, limit_val_batches=1)
-    assert len(model.history["autoencoder_loss_train"]) == round(3_000 / len(cells) ** 0.5)
+    assert len(model.history["autoencoder_loss_train"]) == round(4_000 / len(cells) ** 0.5)
     assert model.is_trained
     assert len(model.train_indices_) == round(0.9 * len(cells))
     assert sorted([*model.train_indices_, *model.validation_indices_]) == list(range(len(cells)))

@@ -137,7 +137,7 @@ class AutoencoderPlan(StagePlan):
         self,
         autoencoder: SetAutoencoder,
         kl_weight: float = 0.0,
-        thinning: float = 0.3,
+        thinning: float = 0.2,
         lr: float = 1.5e-3,
         weight_decay: float = 0.01,
         **kwargs: Any,
