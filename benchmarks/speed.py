@@ -113,14 +113,14 @@ def diffusion_step(model: SCLDM) -> Step:
     parameters = list(plan.trained.parameters())
     optimizer = plan.make_optimizer()
     shape = (N_BATCHES, BATCH, *model.module.standardize.mean.shape)
-    tokens = torch.randn(
-        shape, generator=generator
-    )  # standardised tokens look like this, and speed does not depend on them
+    # standardised tokens look like this, and speed does not depend on them
+    tokens = torch.randn(shape, generator=generator)
+    sizes = torch.zeros(BATCH)
     codes = torch.zeros(BATCH, len(model.conditions.keys), dtype=torch.int64)
 
     def step(k: int) -> None:
         optimizer.zero_grad()
-        plan.losses((tokens[k], codes), generator).mean().backward()
+        plan.losses((tokens[k], codes, sizes), generator).mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         plan.averaged.update_parameters(plan.trained)
