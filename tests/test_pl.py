@@ -59,7 +59,7 @@ def test_umap_has_a_panel_a_condition_and_one_layout(arms):
     points, colors = zip(*[drawn(ax) for ax in axes], strict=True)
     np.testing.assert_array_equal(*(np.sort(p, axis=0) for p in points))
     for level, color in enumerate(colors):
-        for kind, expected in {"real": "tab:blue", "generated": "tab:orange"}.items():
+        for kind, expected in {"real": "#8c8c8c", "generated": "#d62728"}.items():
             shown = np.isclose(color, mpl.colors.to_rgba(expected), atol=0.01).all(axis=1).sum()
             assert shown == (n[kind] if level == 0 else real.n_obs - n["real"] if kind == "real" else 0)
     legend = axes[0].figure.legends[0]

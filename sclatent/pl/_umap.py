@@ -16,8 +16,8 @@ from sclatent.metrics import Projection, log_normalize
 
 from ._figures import grid, levels, save_figure
 
-COLORS = {"real": "tab:blue", "generated": "tab:orange"}
-OTHERS = "0.9"
+COLORS = {"real": "#8c8c8c", "generated": "#d62728"}
+OTHERS = "0.92"
 
 
 def umap(
