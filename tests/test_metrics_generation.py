@@ -363,14 +363,14 @@ def test_many_cells_are_never_dense_together(monkeypatch):
     dense = []
 
     def spy(function):
-        def log_normalize_counts(counts):
+        def log_normalize_dense(counts):
             dense.append(counts.shape[0])
             return function(counts)
 
-        return log_normalize_counts
+        return log_normalize_dense
 
     for module in (cells_module, samples):
-        monkeypatch.setattr(module, "log_normalize_counts", spy(module.log_normalize_counts))
+        monkeypatch.setattr(module, "log_normalize_dense", spy(module.log_normalize_dense))
     monkeypatch.setattr(cells_module, "BLOCK", 300 * 100)  # of the mean profile
     table = evaluate(real, real, groupby="group", max_cells=40)
     assert max(dense) == 5 * 40  # the principal components

@@ -14,8 +14,10 @@ from ._genes import align_genes
 from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
+from ._normalize import TARGET_SUM, log_normalize_counts
 
 __all__ = [
+    "TARGET_SUM",
     "CellBatch",
     "CellRows",
     "Conditions",
@@ -32,5 +34,6 @@ __all__ = [
     "common_slope",
     "gene_loadings",
     "get_matrix",
+    "log_normalize_counts",
     "make_loader",
 ]

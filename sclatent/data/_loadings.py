@@ -7,6 +7,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from ._loader import CellRows
+from ._normalize import log_normalize_counts
 
 
 def gene_loadings(
@@ -41,13 +42,9 @@ def gene_loadings(
         positions = np.sort(np.random.default_rng(seed).choice(len(rows), max_cells, replace=False))
     blocks = []
     for block in np.array_split(positions, -(-len(positions) // 4096)):
-        cells = rows.rows(block).astype(np.float64)
-        if is_count_data:
-            total = np.asarray(cells.sum(axis=1)).ravel()
-            cells = sparse.diags(1e4 / np.maximum(total, 1)) @ cells
-            cells.data = np.log1p(cells.data)
-        blocks.append(cells)
-    cells = sparse.vstack(blocks, format="csr")
+        cells = rows.rows(block)
+        blocks.append(log_normalize_counts(cells) if is_count_data else cells)
+    cells = sparse.vstack(blocks, format="csr", dtype=np.float64)
     loadings = np.zeros((n_genes, dim), dtype=np.float32)
     k = min(dim, min(cells.shape) - 1)
     if k > 0:

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from sclatent.data import check_categorical, get_matrix
 
-from ._projection import log_normalize_counts
+from ._projection import log_normalize_dense
 from ._table import ALL
 
 BLOCK = 2**22  # dense values that are made together: memory does not grow with the cells
@@ -78,7 +78,7 @@ class CellGroups:
 
     def values(self, rows: np.ndarray) -> np.ndarray:
         """Log-normalised cells of some rows, dense (rows, genes), float32."""
-        return log_normalize_counts(self._counts[rows])
+        return log_normalize_dense(self._counts[rows])
 
     def mean(self, rows: np.ndarray) -> np.ndarray:
         """Mean log-normalised profile of some rows, (genes,)."""
@@ -122,7 +122,7 @@ def mean_log_normalized(counts: np.ndarray | sparse.csr_matrix, rows: np.ndarray
     block = max(1, BLOCK // counts.shape[1])
     total = np.zeros(counts.shape[1])
     for start in range(0, len(rows), block):
-        total += log_normalize_counts(counts[rows[start : start + block]]).sum(axis=0, dtype=np.float64)
+        total += log_normalize_dense(counts[rows[start : start + block]]).sum(axis=0, dtype=np.float64)
     return total / len(rows)
 
 

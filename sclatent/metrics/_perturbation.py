@@ -12,11 +12,13 @@ from anndata import AnnData
 from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
+from sclatent.data import TARGET_SUM
+
 from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
 from ._change import pearson, spearman, top_responding
 from ._differential import differentially_expressed, direction_match, overlap_and_precision
 from ._distances import SCALES, energy_distance, median_squared_distance, mmd2
-from ._projection import TARGET_SUM, Projection
+from ._projection import Projection
 from ._shift import ridge_shift
 from ._table import ALL, finish, named_sources
 

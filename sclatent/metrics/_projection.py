@@ -7,9 +7,8 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-from sclatent.data import get_matrix
+from sclatent.data import get_matrix, log_normalize_counts
 
-TARGET_SUM = 1e4
 EXACT_GENES = 2_000  # up to here the exact decomposition takes at most a second or two
 
 
@@ -27,18 +26,13 @@ def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
     -------
     Dense array (cells, genes), float32. A cell without counts is all zeros.
     """
-    return log_normalize_counts(get_matrix(adata, layer))
+    return log_normalize_dense(get_matrix(adata, layer))
 
 
-def log_normalize_counts(counts: np.ndarray | sparse.spmatrix | sparse.sparray) -> np.ndarray:
+def log_normalize_dense(counts: np.ndarray | sparse.spmatrix | sparse.sparray) -> np.ndarray:
     """Log-normalise a matrix of counts (cells, genes) as :func:`log_normalize` does; dense, float32."""
-    if not isinstance(counts, np.ndarray):
-        counts = sparse.csr_matrix(counts)
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    scale = TARGET_SUM / np.where(total > 0, total, 1.0)
-    if sparse.issparse(counts):
-        counts = counts.toarray()
-    return np.log1p(counts * scale[:, None]).astype(np.float32)
+    values = log_normalize_counts(counts if isinstance(counts, np.ndarray) else sparse.csr_matrix(counts))
+    return values.toarray() if sparse.issparse(values) else values
 
 
 class Projection:

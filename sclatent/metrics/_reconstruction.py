@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ._cells import BLOCK, CellGroups, check_anndata
 from ._change import pearson
 from ._marginals import concordance
-from ._projection import log_normalize_counts
+from ._projection import log_normalize_dense
 from ._table import ALL, finish, named_sources
 
 FLOOR = "condition mean"
@@ -91,7 +91,7 @@ def evaluate_reconstruction(
                 sums[g] = np.zeros((4, real.n_vars))
                 for block in _blocks(rows, real.n_vars):
                     counts, others = cells.counts(block), source.counts(partners[block])
-                    x, y = log_normalize_counts(counts), log_normalize_counts(others)
+                    x, y = log_normalize_dense(counts), log_normalize_dense(others)
                     per_cell["pearson"][block], per_cell["mse"][block] = _pearson_and_mse(x, y)
                     per_cell["library_size_error"][block] = np.abs(
                         _log_library_size(counts) - _log_library_size(others)

@@ -20,7 +20,7 @@ from ._distances import (
 )
 from ._marginals import correlation_agreement, gene_agreement, library_size_distance, most_variable
 from ._neighbors import density_coverage, nearest_neighbor_accuracy, precision_recall
-from ._projection import Projection, log_normalize_counts
+from ._projection import Projection, log_normalize_dense
 
 LOWER_IS_BETTER = {"w1", "w2", "sinkhorn", "mmd2", "frechet", "energy", "nn_accuracy", "rf_auc", "library_size"}
 
@@ -49,7 +49,7 @@ class Sample:
     @classmethod
     def of_counts(cls, counts: np.ndarray | sparse.csr_matrix, labels: np.ndarray, projection: Projection) -> Sample:
         """Cells of which counts (cells, genes) are known."""
-        values = log_normalize_counts(counts)
+        values = log_normalize_dense(counts)
         return cls(values, projection.transform(values), np.asarray(counts.sum(axis=1)).ravel(), labels)
 
     def head(self, n: int) -> Sample:
