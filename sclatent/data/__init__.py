@@ -11,6 +11,7 @@ from ._checks import (
 )
 from ._conditions import Conditions
 from ._genes import align_genes
+from ._interactions import interaction_effects
 from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
@@ -34,6 +35,7 @@ __all__ = [
     "common_slope",
     "gene_loadings",
     "get_matrix",
+    "interaction_effects",
     "log_normalize_counts",
     "make_loader",
 ]

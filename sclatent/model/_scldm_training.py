@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from sclatent.data import CellRows, TokenRows, additive_effects, common_slope, make_loader
+from sclatent.data import CellRows, TokenRows, additive_effects, common_slope, interaction_effects, make_loader
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
 
 from .base import StageDirectory, fingerprint, fit_stage, quiet_lightning
@@ -202,9 +202,14 @@ class TrainingMixin:
             size, values = self._token_rows(rows).sizes.numpy(), self._tokens.flatten(1).numpy()
             slope = common_slope(rows.conditions, size, values)
             values = values - size[:, None] * slope
-            effects = additive_effects(rows.conditions, values, self.conditions.n_levels)[1]
-            self.module.denoiser.mean.fit(
-                [torch.from_numpy(effect).float() for effect in effects], torch.from_numpy(slope).float()
+            n_levels = self.conditions.n_levels
+            effects = additive_effects(rows.conditions, values, n_levels)[1]
+            combinations, interactions = interaction_effects(rows.conditions, values, n_levels, effects)
+            self.module.denoiser.mean.cpu().fit(
+                [torch.from_numpy(effect) for effect in effects],
+                torch.from_numpy(slope),
+                torch.from_numpy(combinations),
+                torch.from_numpy(interactions),
             )
 
     def _token_rows(self, rows: CellRows) -> TokenRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +36,14 @@ class ConditionEmbedding(nn.Module):
 
 
 class ConditionMean(nn.Module):
-    r"""Additive mean of the tokens under their conditions and library size, fitted by least squares and then fixed.
+    r"""Mean of the tokens under their conditions and library size, fitted by least squares and then fixed.
 
-    .. math:: m(c, s) = \sum_k \delta_k(c_k) + s \, \beta, \qquad \delta_k(\text{open}) = 0,
+    .. math:: m(c, s) = \sum_k \delta_k(c_k) + \gamma(c) + s \, \beta, \qquad \delta_k(\text{open}) = 0,
 
-    on standardised tokens, with s the standardised log library size. It carries an effect that was seen in some
-    combinations to combinations that were not: the network that is added to it has to learn only in what combinations
-    differ from a sum.
+    on standardised tokens, with s the standardised log library size and :math:`\gamma` what a combination of conditions
+    has beyond the sum (:func:`sclatent.data.interaction_effects`). It carries an effect that was seen in some
+    combinations to combinations that were not: the network that is added to it has to learn only how cells lie around
+    their mean.
 
     Parameters
     ----------
@@ -58,16 +60,51 @@ class ConditionMean(nn.Module):
         for k, n in enumerate(n_levels):
             self.register_buffer(f"effect{k}", torch.zeros(n + 1, *shape))
         self.register_buffer("slope", torch.zeros(shape))
+        # sorted numbers of the combinations that have something beyond the sum; the last one is that of none
+        self.register_buffer("combinations", torch.full((1,), torch.iinfo(torch.int64).max))
+        self.register_buffer("interactions", torch.zeros(1, *shape))
 
-    def fit(self, effects: Sequence[Tensor], slope: Tensor) -> None:
-        """Take over the effects of all levels of each key, (n_levels, *shape), and the slope, (*shape)."""
+    def fit(self, effects: Sequence[Tensor], slope: Tensor, combinations: Tensor, interactions: Tensor) -> None:
+        """Take over the effects of all levels, what combinations have beyond the sum, and the slope.
+
+        Parameters
+        ----------
+        effects
+            (n_levels, *shape) for each key.
+        slope
+            (*shape).
+        combinations
+            Condition codes, (n_combinations, n_keys), -1 where a key is open.
+        interactions
+            (n_combinations, *shape).
+        """
         self.slope.copy_(slope.view(self.shape))
         for k, effect in enumerate(effects):
             self.get_buffer(f"effect{k}")[:-1] = effect.view(-1, *self.shape)
+        number, order = self._number(combinations).sort()
+        self.combinations = torch.cat([number.to(self.slope.device), self.combinations[-1:]])
+        interactions = interactions.to(self.slope).view(-1, *self.shape)[order]
+        self.interactions = torch.cat([interactions, self.interactions[-1:]])
+
+    def _number(self, codes: Tensor) -> Tensor:
+        """Number of each combination, (cells,): its codes as digits."""
+        number = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
+        for n, code in zip(self.n_levels, codes.unbind(1), strict=True):
+            number = number * (n + 1) + code + 1
+        return number
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name in ("combinations", "interactions"):  # how many there are is known from the data alone
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, codes: Tensor, size: Tensor) -> Tensor:
         """Mean tokens (cells, *shape) under codes (cells, n_keys), -1 where a key is open, and sizes s (cells,)."""
-        total = size.view(-1, *[1] * len(self.shape)) * self.slope
+        number = self._number(codes)
+        place = torch.searchsorted(self.combinations, number)
+        place = place.where(self.combinations[place] == number, -1)
+        total = size.view(-1, *[1] * len(self.shape)) * self.slope + self.interactions[place]
         for k, code in enumerate(codes.unbind(1)):
             total = total + self.get_buffer(f"effect{k}")[code]
         return total

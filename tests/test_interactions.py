@@ -1,0 +1,97 @@
+"""What combinations of conditions have beyond a sum: means that were seen, and those that are foretold."""
+
+import numpy as np
+import pytest
+import torch
+
+from sclatent.data import additive_effects, interaction_effects
+from sclatent.nn import OPEN, ConditionMean
+
+N_GROUPS, DIM, N_CELLS = 6, 12, 200
+
+
+@pytest.fixture
+def answers():
+    """Six groups along a line, of which each answers a treatment the more the farther out it lies; one held out."""
+    rng = np.random.default_rng(0)
+    place, direction, answer = np.linspace(-1, 1, N_GROUPS), rng.normal(size=DIM), rng.normal(size=DIM)
+    group, treated = (a.ravel() for a in np.meshgrid(np.arange(N_GROUPS), [0, 1], indexing="ij"))
+    means = 3 * place[group, None] * direction + treated[:, None] * (1 + place[group, None]) * answer
+    codes = np.repeat(np.column_stack([group, treated]), N_CELLS, axis=0)
+    values = np.repeat(means, N_CELLS, axis=0) + rng.normal(size=(len(codes), DIM))
+    return codes, values, means.reshape(N_GROUPS, 2, DIM)
+
+
+def fitted(codes: np.ndarray, values: np.ndarray, n_levels: list[int]) -> ConditionMean:
+    """The mean as the model fits it."""
+    effects = additive_effects(codes, values, n_levels)[1]
+    combinations, interactions = interaction_effects(codes, values, n_levels, effects)
+    mean = ConditionMean(n_levels, values.shape[1])
+    mean.fit(
+        [torch.from_numpy(e) for e in effects],
+        torch.zeros(values.shape[1]),
+        torch.from_numpy(combinations),
+        torch.from_numpy(interactions),
+    )
+    return mean
+
+
+def at(mean: ConditionMean, *codes: int) -> np.ndarray:
+    return mean(torch.tensor([codes]), torch.zeros(1))[0].numpy()
+
+
+@pytest.mark.parametrize("held_out", [0, 2, 5])
+def test_a_group_answers_as_groups_like_it(answers, held_out):
+    codes, values, truth = answers
+    seen = ~((codes[:, 0] == held_out) & (codes[:, 1] == 1))
+    values = values - values[seen].mean(axis=0)
+    truth = truth - truth.reshape(-1, DIM)[np.arange(2 * N_GROUPS) != 2 * held_out + 1].mean(axis=0)
+    mean = fitted(codes[seen], values[seen], [N_GROUPS, 2])
+    effects = additive_effects(codes[seen], values[seen], [N_GROUPS, 2])[1]
+    foretold = np.abs(at(mean, held_out, 1) - truth[held_out, 1]).mean()
+    additive = np.abs(effects[0][held_out] + effects[1][1] - truth[held_out, 1]).mean()
+    assert foretold < 0.2
+    assert foretold < 0.5 * additive or additive < 0.2
+
+
+def test_combinations_that_were_seen_have_their_own_mean_the_more_cells_the_more(answers):
+    codes, values, _ = answers
+    values = values - values.mean(axis=0)
+    few = (codes[:, 0] == 3) & (codes[:, 1] == 1)
+    kept = ~few
+    kept[np.flatnonzero(few)[:5]] = True
+    codes, values = codes[kept], values[kept]
+    mean, effects = fitted(codes, values, [N_GROUPS, 2]), additive_effects(codes, values, [N_GROUPS, 2])[1]
+    for group, n in ((1, N_CELLS), (3, 5)):
+        own = values[(codes == [group, 1]).all(axis=1)].mean(axis=0)
+        additive = effects[0][group] + effects[1][1]
+        np.testing.assert_allclose(at(mean, group, 1), additive + n / (n + 10) * (own - additive), atol=1e-5)
+
+
+def test_with_too_few_groups_to_learn_from_the_sum_stands(answers):
+    codes, values, _ = answers
+    seen = (codes[:, 0] < 3) & ~((codes[:, 0] == 2) & (codes[:, 1] == 1))  # two groups have both
+    codes, values = codes[seen], values[seen]
+    effects = additive_effects(codes, values, [3, 2])[1]
+    np.testing.assert_allclose(at(fitted(codes, values, [3, 2]), 2, 1), effects[0][2] + effects[1][1], atol=1e-5)
+
+
+def test_keys_that_are_open_are_left_out(answers):
+    codes, values, _ = answers
+    batch = np.random.default_rng(1).integers(3, size=len(codes))  # a third key that does nothing
+    values = values - values.mean(axis=0)
+    mean = fitted(np.column_stack([codes, batch]), values, [N_GROUPS, 2, 3])
+    own = values[(codes == [0, 1]).all(axis=1)].mean(axis=0)
+    np.testing.assert_allclose(at(mean, 0, 1, OPEN), own, atol=0.2)
+    np.testing.assert_allclose(at(mean, 0, 1, 2), own, atol=0.4)
+    alone = additive_effects(np.column_stack([codes, batch]), values, [N_GROUPS, 2, 3])[1]
+    np.testing.assert_allclose(at(mean, OPEN, 1, OPEN), alone[1][1], atol=1e-5)
+    np.testing.assert_allclose(at(mean, OPEN, OPEN, OPEN), 0, atol=1e-6)
+
+
+def test_a_fitted_mean_is_loaded_into_one_that_is_not(answers):
+    codes, values, _ = answers
+    mean = fitted(codes, values, [N_GROUPS, 2])
+    other = ConditionMean([N_GROUPS, 2], DIM)
+    other.load_state_dict(mean.state_dict())
+    np.testing.assert_array_equal(at(other, 4, 1), at(mean, 4, 1))
