@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from sclatent.model import SCLDM
-from sclatent.module import DiT
+from sclatent.module import CellDenoiser
 from sclatent.train import DiffusionPlan, TrainingDivergedError
 
 KEYS = {"condition_keys": ["cell_type", "condition"]}
@@ -317,7 +317,7 @@ def test_the_average_of_the_weights_is_what_samples(untrained, quiet):
 def test_conditions_are_lost_together_and_key_by_key():
     """Which is what trains the null entries that guidance and open keys rely on; validation loses none."""
     seen = []
-    plan = DiffusionPlan(DiT(2, 4, [3, 2], width=8, n_blocks=1, n_heads=2), dropout_all=0.1, dropout_key=0.2)
+    plan = DiffusionPlan(CellDenoiser(2, 4, [3, 2], width=8, n_blocks=1, n_heads=2), dropout_all=0.1, dropout_key=0.2)
     for denoiser in (plan.trained, plan.averaged):
         denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2].numpy()))
     codes = torch.stack([torch.arange(6_000) % 3, torch.arange(6_000) % 2], dim=1)

@@ -161,20 +161,20 @@ def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = F
 
 
 class TokenRows(Dataset):
-    """Tokens, condition codes and standardised log library sizes of cells, by position: what stage two trains on."""
+    """Tokens of cells and what belongs to them (condition codes first), by position: what the denoiser trains on."""
 
-    def __init__(self, tokens: Tensor, codes: np.ndarray, sizes: Tensor, cells: Sequence[int] | None = None) -> None:
-        self.tokens, self.codes, self.sizes = tokens, codes, sizes
-        self.cells = np.arange(len(tokens)) if cells is None else np.asarray(cells)
+    def __init__(self, tokens: Tensor, *others: Tensor, cells: np.ndarray | None = None) -> None:
+        self.tokens, self.others = tokens, others
+        self.cells = np.arange(len(tokens)) if cells is None else cells
 
     def subset(self, positions: np.ndarray) -> TokenRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""
-        return TokenRows(self.tokens, self.codes, self.sizes, self.cells[positions])
+        return TokenRows(self.tokens, *self.others, cells=self.cells[positions])
 
     def __len__(self) -> int:
         return len(self.cells)
 
-    def __getitem__(self, positions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, positions: Sequence[int]) -> tuple[Tensor, ...]:
         """Read a minibatch by the positions of its cells."""
         cells = torch.from_numpy(self.cells[np.asarray(positions)])
-        return self.tokens[cells], torch.from_numpy(self.codes)[cells], self.sizes[cells]
+        return self.tokens[cells], *(other[cells] for other in self.others)

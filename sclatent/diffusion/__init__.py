@@ -1,7 +1,17 @@
 """The mathematics of diffusion, without networks: processes, solvers, guidance."""
 
 from ._guidance import classifier_free
-from ._process import LinearFlow
+from ._process import LinearFlow, Process, VariancePreserving
 from ._solvers import DEFAULT_STEPS, adaptive, euler, heun, solve
 
-__all__ = ["DEFAULT_STEPS", "LinearFlow", "adaptive", "classifier_free", "euler", "heun", "solve"]
+__all__ = [
+    "DEFAULT_STEPS",
+    "LinearFlow",
+    "Process",
+    "VariancePreserving",
+    "adaptive",
+    "classifier_free",
+    "euler",
+    "heun",
+    "solve",
+]

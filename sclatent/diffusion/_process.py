@@ -2,33 +2,90 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
-class LinearFlow:
-    r"""Straight paths from noise to data (flow matching, Lipman et al. 2023; rectified flow, Liu et al. 2023).
+class Process(ABC):
+    r"""A path from noise to data.
 
-    .. math:: x_t = (1 - t) \, \varepsilon + t \, z, \qquad v = \frac{dx_t}{dt} = z - \varepsilon,
+    .. math:: x_t = a_t \, z + s_t \, \varepsilon, \qquad v = \frac{dx_t}{dt} = \dot a_t \, z + \dot s_t \, \varepsilon,
 
-    with noise :math:`\varepsilon \sim N(0, I)` at t = 0 and data z at t = 1. A network that predicts v from
-    :math:`(x_t, t)` carries noise to data along :math:`dx = v \, dt`.
+    with noise :math:`\varepsilon \sim N(0, I)` alone at t = 0 and data z alone at t = 1. A network that predicts v from
+    :math:`(x_t, t)` carries noise to data along :math:`dx = v \, dt` (flow matching, Lipman et al. 2023; for the
+    variance preserving path this is the probability flow of Song et al. 2021 under v-prediction).
     """
+
+    @abstractmethod
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        r"""Return :math:`a_t, s_t, \dot a_t, \dot s_t` at times (cells,), each of that shape."""
+
+    @abstractmethod
+    def time(self, noise_level: float) -> float:
+        """Return the time at which noise has this share of the variance of x_t, of data with variance 1."""
+
+    def _at(self, t: Tensor, x: Tensor) -> list[Tensor]:
+        return [c.view(-1, *[1] * (x.ndim - 1)) for c in self.coefficients(t)]
 
     def interpolate(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return x_t for data and noise (cells, ...) at times (cells,)."""
-        t = t.view(-1, *[1] * (z.ndim - 1))
-        return (1 - t) * noise + t * z
+        a, s, _, _ = self._at(t, z)
+        return s * noise + a * z
+
+    def data(self, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+        """Return the data that x_t and its velocity come from: the prediction of z if v is predicted."""
+        a, s, da, ds = self._at(t, x)
+        return (ds * x - s * v) / (a * ds - s * da)
+
+    def steering(self, t: Tensor) -> Tensor:
+        r"""Return by how much the velocity changes with the score, (cells,).
+
+        The gradient g of some :math:`\ln p(y | x_t)` takes :math:`s_t g` from the noise and, for x_t to stay where it
+        is, gives :math:`s_t^2 g / a_t` to the data (Dhariwal & Nichol 2021): v changes by
+        :math:`s_t (\dot a_t s_t - a_t \dot s_t) / a_t` times g. Where hardly any data is left, a is taken as 0.05.
+        """
+        a, s, da, ds = self.coefficients(t)
+        return s * (da * s - a * ds) / a.clamp(min=0.05)
 
     def loss(self, f: Callable[[Tensor, Tensor], Tensor], z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Mean squared error of the velocity that ``f(x, t)`` predicts, per cell, (cells,)."""
+        _, _, da, ds = self._at(t, z)
         v = f(self.interpolate(z, noise, t), t)
-        return (v - (z - noise)).square().flatten(1).mean(dim=1)
+        return (v - (da * z + ds * noise)).square().flatten(1).mean(dim=1)
 
     def draw_time(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw times for n cells: uniform, and spread evenly over the minibatch to lower the variance of the loss."""
         offsets = torch.rand(n, generator=generator, device=generator.device)
         strata = torch.randperm(n, generator=generator, device=generator.device)
         return (strata + offsets) / n
+
+
+class LinearFlow(Process):
+    r"""Straight paths, :math:`a_t = t, \; s_t = 1 - t` (Lipman et al. 2023; rectified flow, Liu et al. 2023)."""
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        one = torch.ones_like(t)
+        return t, 1 - t, one, -one
+
+    def time(self, noise_level: float) -> float:
+        return 1 / (1 + math.sqrt(noise_level / (1 - noise_level))) if noise_level < 1 else 0.0
+
+
+class VariancePreserving(Process):
+    r"""Paths of constant variance, :math:`a_t = \sin(\pi t / 2), \; s_t = \cos(\pi t / 2)`.
+
+    The cosine schedule of diffusion (Nichol & Dhariwal 2021) in continuous time: x_t moves along a circle, v along its
+    tangent (Salimans & Ho 2022).
+    """
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        angle = t * (math.pi / 2)
+        a, s = angle.sin(), angle.cos()
+        return a, s, s * (math.pi / 2), -a * (math.pi / 2)
+
+    def time(self, noise_level: float) -> float:
+        return 2 / math.pi * math.acos(math.sqrt(noise_level))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +13,6 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalObsField
-from scvi.model.base import BaseModelClass
-from torch import Tensor
 
 from sclatent.data import (
     CellRows,
@@ -32,17 +28,17 @@ from sclatent.data import (
     get_matrix,
     make_loader,
 )
-from sclatent.module import LIKELIHOODS, DiT, LatentDiffusion, SetAutoencoder, Standardize
+from sclatent.module import LIKELIHOODS, CellDenoiser, CellDiffusion, SetAutoencoder, Standardize
 
 from ._scldm_description import DescriptionMixin
 from ._scldm_generation import GenerationMixin
 from ._scldm_training import TrainingMixin
-from .base import read_model, write_model
+from .base import StagedModel
 
 CONDITIONS_KEY = "conditions"
 
 
-class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
+class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
     r"""Latent diffusion of single-cell counts (scLDM, arXiv 2511.02986).
 
     A cell is a set of (gene, count). A set autoencoder turns it into a few tokens and back; a Diffusion Transformer
@@ -131,14 +127,10 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
                 len(self.genes), self.batches.n_levels[0], n_tokens, token_dim, width, n_blocks, n_heads,
                 gene_likelihood=gene_likelihood, variational=kl_weight > 0,
             )  # fmt: skip
-            self.module = LatentDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._new_denoiser())
-        self.module.eval()
-        self.trained_stages: set[str] = set()
+            self.module = CellDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._new_denoiser())
         self.size_factor_scale = 1.0
         self.library_sizes: LibrarySizes | None = None
-        self._tokens: Tensor | None = None
-        self._unfinished_history: dict[str, pd.DataFrame | None] = {}
-        self.history_ = {}
+        self._start()
         self._model_summary_string = (
             f"SCLDM with {len(self.genes)} genes, conditions {self.conditions.keys}, {n_tokens} tokens of {token_dim}, "
             f"gene_likelihood {gene_likelihood!r}"
@@ -146,14 +138,11 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
         if adata is not None:
             self._look_at_training_data()
 
-    def _state(self, key: str) -> dict[str, Any]:
-        return self.registry["field_registries"][key]["state_registry"]
-
-    def _new_denoiser(self) -> DiT:
+    def _new_denoiser(self) -> CellDenoiser:
         p = self.init_params_
         with torch.random.fork_rng():
             torch.manual_seed(p["seed"] + 1)
-            return DiT(
+            return CellDenoiser(
                 p["n_tokens"],
                 p["token_dim"],
                 self.conditions.n_levels,
@@ -275,7 +264,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
             library = self.size_factor_scale * obs[setup["size_factor_key"]].to_numpy(float)
         return CellRows(matrix, panel, library, codes, batch_codes, indices)
 
-    def _learn_library_sizes(self, rows: CellRows) -> None:
+    def _learn_from(self, rows: CellRows) -> None:
         """Remember the library sizes and batches of the training cells: generated cells draw from them."""
         self.library_sizes = LibrarySizes(rows.conditions, rows.library_sizes(), self.conditions.n_levels)
         self.batch_codes = rows.batch
@@ -286,7 +275,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
         if rows.library is not None and self.registry["setup_args"]["is_count_data"]:
             self.size_factor_scale = rows.totals().sum() / rows.library.sum()
             rows = self._rows(conditions=True)
-        self._learn_library_sizes(rows)
+        self._learn_from(rows)
         total_of_gene = np.zeros(len(self.genes))
         for batch in make_loader(rows, 4096):
             genes, counts = batch.sets.column.numpy(), batch.sets.count.numpy()
@@ -302,75 +291,20 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, BaseModelClass):
         for genes in (autoencoder.genes_in, autoencoder.genes_out):
             genes.data.copy_(torch.from_numpy(loadings))
 
-    def save(self, dir_path: str | os.PathLike, overwrite: bool = False) -> None:
-        """Save the model as a folder of safetensors and JSON, with all it needs to sample; not the cells.
+    def _description(self) -> dict[str, Any]:
+        return {"size_factor_scale": self.size_factor_scale}
 
-        Parameters
-        ----------
-        dir_path
-            The folder.
-        overwrite
-            Whether to replace a model that is there. The old one stands until the new one is whole.
-        """
-        description = {
-            "class": type(self).__name__,
-            "versions": {p: version(p) for p in ("sclatent", "torch", "scvi-tools", "anndata")},
-            "init_params": self.init_params_,
-            "registry": self.registry,
-            "trained_stages": sorted(self.trained_stages),
-            "size_factor_scale": self.size_factor_scale,
-            "history": {key: list(frame.iloc[:, 0].items()) for key, frame in self.history_.items()},
-        }
-        tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
-        arrays = {
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {
             "library.codes": self.library_sizes.codes,
             "library.sizes": self.library_sizes.sizes,
             "batch_codes": self.batch_codes,
         }
-        tensors |= {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
-        write_model(dir_path, description, tensors, overwrite)
 
-    @classmethod
-    def load(
-        cls, dir_path: str | os.PathLike, adata: AnnData | None = None, device: str | torch.device = "auto"
-    ) -> SCLDM:
-        """Load a saved model; no code is run.
+    def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self.size_factor_scale = description["size_factor_scale"]
+        self.batch_codes = arrays["batch_codes"]
+        self.library_sizes = LibrarySizes(arrays["library.codes"], arrays["library.sizes"], self.conditions.n_levels)
 
-        Parameters
-        ----------
-        dir_path
-            The folder.
-        adata
-            AnnData to use where none is given to a method, and to train further on; genes are aligned by name, and
-            the model says how many were found. Not needed to sample.
-        device
-            Where to put the model; ``"auto"`` takes a GPU if there is one.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no model.
-        ValueError
-            If the folder holds a model of another class, or was damaged or changed.
-        """
-        description, tensors = read_model(dir_path, cls.__name__)
-        model = cls(registry=description["registry"], **description["init_params"])
-        prefix = "module."
-        model.module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model.module.to(device)
-        model.trained_stages = set(description["trained_stages"])
-        model.is_trained_ = len(model.trained_stages) == 2
-        model.size_factor_scale = description["size_factor_scale"]
-        model.batch_codes = tensors["batch_codes"].numpy()
-        model.library_sizes = LibrarySizes(
-            tensors["library.codes"].numpy(), tensors["library.sizes"].numpy(), model.conditions.n_levels
-        )
-        model.history_ = {
-            key: pd.DataFrame({key: dict(items)}).rename_axis("epoch") for key, items in description["history"].items()
-        }
-        if adata is not None:
-            model._rows(adata, conditions=True)  # checks counts, genes and levels
-            model._adata = adata
-        return model
+    def _check_query(self, adata: AnnData) -> None:
+        self._rows(adata, conditions=True)  # checks counts, genes and levels

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,22 +11,14 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sclatent.diffusion import DEFAULT_STEPS, classifier_free, solve
 from sclatent.nn import OPEN
 
+from .base import cell_rng
+
 ConditionsLike = Mapping[str, Any] | pd.DataFrame
 Solver = Literal["heun", "euler", "adaptive"]
-
-
-def cell_rng(
-    seed: int, purpose: Literal["sizes", "noise", "counts", "transport"], cell: int = 0
-) -> np.random.Generator:
-    """Random numbers of one cell for one purpose: no cell's depend on how many others there are."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number of at least 0.")
-    return np.random.default_rng([seed, ("sizes", "noise", "counts", "transport").index(purpose), cell])
 
 
 class GenerationMixin:
@@ -206,10 +197,6 @@ class GenerationMixin:
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps,
         )  # fmt: skip
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
     def _guidance(self, weight: float | Mapping[str, float]) -> float | list[float]:
         for w in weight.values() if isinstance(weight, Mapping) else [weight]:
             if not isinstance(w, int | float | np.number) or not np.isfinite(w):
@@ -238,15 +225,6 @@ class GenerationMixin:
         library, seen = self.library_sizes.draw(codes, uniforms)
         rules = {True: "training cells of the combination", False: "additive model over the conditions"}
         return library, ", ".join(rules[s] for s in (True, False) if s in seen)
-
-    def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
-        with tqdm(total=n, desc=description, unit=" cells", disable=not progress_bar) as bar:
-            for start in range(0, n, batch_size):
-                cells = np.arange(start, min(start + batch_size, n))
-                yield cells
-                bar.update(len(cells))
 
     @torch.inference_mode()
     def _flow(
@@ -294,7 +272,6 @@ class GenerationMixin:
         x = sparse.vstack(blocks, format="csr")
         x = x.astype(np.int32 if self.module.autoencoder.likelihood.is_count else np.float32)
         result = AnnData(x, obs=obs, var=pd.DataFrame(index=self.genes.copy()))
-        provenance = {"model": "SCLDM", "version": version("sclatent"), "method": method, **how}
-        provenance["n_steps"] = provenance["n_steps"] or DEFAULT_STEPS[provenance["solver"]]
-        result.uns["sclatent"] = provenance
+        how["n_steps"] = how["n_steps"] or DEFAULT_STEPS[how["solver"]]
+        result.uns["sclatent"] = self._provenance(method, **how)
         return result

@@ -1,7 +1,9 @@
 """What a model trains: autoencoders, denoisers, and their likelihoods."""
 
+from ._cell_denoiser import CellDenoiser
 from ._dit import DiT
-from ._latent_diffusion import LatentDiffusion
+from ._joint_denoiser import JointDenoiser
+from ._latent_diffusion import CellDiffusion, LatentDiffusion
 from ._likelihood import (
     LIKELIHOODS,
     GeneLikelihood,
@@ -15,8 +17,11 @@ from ._standardize import Standardize
 
 __all__ = [
     "LIKELIHOODS",
+    "CellDenoiser",
+    "CellDiffusion",
     "DiT",
     "GeneLikelihood",
+    "JointDenoiser",
     "LatentDiffusion",
     "NegativeBinomial",
     "Normal",

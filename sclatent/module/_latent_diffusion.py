@@ -8,14 +8,21 @@ from ._standardize import Standardize
 
 
 class LatentDiffusion(nn.Module):
-    """An autoencoder, the standardisation of its tokens and of library sizes, and a denoiser of standardised tokens."""
+    """An autoencoder, the standardisation of its tokens, and a denoiser of standardised tokens."""
 
     def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.standardize = standardize
-        self.standardize_size = Standardize()
         self.denoiser = denoiser
+
+
+class CellDiffusion(LatentDiffusion):
+    """Latent diffusion of cells, with the standardisation of library sizes."""
+
+    def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
+        super().__init__(autoencoder, standardize, denoiser)
+        self.standardize_size = Standardize()
 
     def size(self, library: Tensor) -> Tensor:
         """Standardised log library sizes (cells,); those far from all of training are taken as its extremes."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from sclatent.data import CellBatch
-from sclatent.diffusion import LinearFlow
+from sclatent.diffusion import LinearFlow, Process
 from sclatent.module import DiT, SetAutoencoder
 from sclatent.nn import OPEN, CellSets
 
@@ -176,12 +176,14 @@ class AutoencoderPlan(StagePlan):
 
 
 class DiffusionPlan(StagePlan):
-    """Stage two: the flow-matching loss on standardised tokens, with dropout of conditions and averaged weights.
+    """The denoiser: the flow-matching loss on standardised tokens, with dropout of conditions and averaged weights.
 
     Parameters
     ----------
     denoiser
-        What is trained.
+        What is trained; a minibatch is tokens, condition codes, and whatever else the denoiser is told.
+    process
+        How noise comes; straight paths by default.
     dropout_all
         Probability that a cell loses all its conditions, which trains the unconditional model of guidance.
     dropout_key
@@ -193,6 +195,7 @@ class DiffusionPlan(StagePlan):
     def __init__(
         self,
         denoiser: DiT,
+        process: Process | None = None,
         dropout_all: float = 0.1,
         dropout_key: float = 0.1,
         ema_decay: float = 0.999,
@@ -202,7 +205,7 @@ class DiffusionPlan(StagePlan):
     ) -> None:
         super().__init__("diffusion", lr, weight_decay, **kwargs)
         self.trained = denoiser
-        self.process = LinearFlow()
+        self.process = LinearFlow() if process is None else process
         self.dropout_all, self.dropout_key = dropout_all, dropout_key
 
         def average(mean: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
@@ -211,23 +214,23 @@ class DiffusionPlan(StagePlan):
 
         self.averaged = AveragedModel(denoiser, avg_fn=average)
 
-    def losses(self, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,)."""
-        tokens, codes, size = batch
+        tokens, codes, *others = batch
         uniform = torch.rand(len(codes), 1 + codes.shape[1], generator=generator, device=generator.device)
         lost = (uniform[:, :1] < self.dropout_all) | (uniform[:, 1:] < self.dropout_key)
-        return self._flow_losses(self.trained, tokens, codes.masked_fill(lost, OPEN), size, generator)
+        return self._flow_losses(self.trained, tokens, codes.masked_fill(lost, OPEN), *others, generator=generator)
 
-    def validation_losses(self, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+    def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell under the averaged weights and all its conditions, (cells,)."""
-        return self._flow_losses(self.averaged, *batch, generator)
+        return self._flow_losses(self.averaged, *batch, generator=generator)
 
     def _flow_losses(
-        self, denoiser: torch.nn.Module, tokens: Tensor, codes: Tensor, size: Tensor, generator: torch.Generator
+        self, denoiser: torch.nn.Module, tokens: Tensor, *told: Tensor, generator: torch.Generator
     ) -> Tensor:
         t = self.process.draw_time(len(tokens), generator)
         noise = torch.randn(tokens.shape, generator=generator, device=generator.device)
-        return self.process.loss(lambda x, t: denoiser(x, t, codes, size), tokens, noise, t)
+        return self.process.loss(lambda x, t: denoiser(x, t, *told), tokens, noise, t)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the average."""

@@ -1,6 +1,6 @@
-"""What the models share: training of a stage, saved models."""
+"""What the models share: training in stages, saved models."""
 
-from ._folder import read_model, write_model
-from ._stages import StageDirectory, fingerprint, fit_stage, quiet_lightning
+from ._random import cell_rng
+from ._staged_model import StagedModel
 
-__all__ = ["StageDirectory", "fingerprint", "fit_stage", "quiet_lightning", "read_model", "write_model"]
+__all__ = ["StagedModel", "cell_rng"]

@@ -1,0 +1,355 @@
+"""What every model does alike: training in stages, resumption, history, saving and loading."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from lightning.pytorch.callbacks import Callback
+from scvi.model.base import BaseModelClass
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sclatent.data import make_loader
+from sclatent.train import StagePlan
+
+from ._folder import read_model, write_model
+from ._stages import StageDirectory, fingerprint, fit_stage, quiet_lightning
+
+logger = logging.getLogger(__name__)
+
+
+class StagedModel(BaseModelClass):
+    """A model of which one part is trained after the other.
+
+    A model names its ``STAGES``, the last of which is ``"diffusion"``, and says in the methods below that have no body
+    what each stage trains, and on what.
+    """
+
+    STAGES: ClassVar[tuple[str, ...]]
+
+    module: nn.Module
+    init_params_: dict[str, Any]
+    history_: dict[str, pd.DataFrame]
+
+    def _start(self) -> None:
+        """Set what an untrained model has; called at the end of ``__init__``."""
+        self.module.eval()
+        self.trained_stages: set[str] = set()
+        self.history_ = {}
+        self._tokens: Tensor | None = None
+        self._unfinished_history: dict[str, pd.DataFrame | None] = {}
+
+    # ---- what a model says of itself
+
+    @abstractmethod
+    def _training_rows(self) -> Any:
+        """Cells to train on; raises if they cannot be."""
+
+    @abstractmethod
+    def _contents(self, rows: Any) -> list[Any]:
+        """What tells these training cells from others."""
+
+    @abstractmethod
+    def _learn_from(self, rows: Any) -> None:
+        """Remember what sampling needs to know of the training cells."""
+
+    @abstractmethod
+    def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
+        """Return the plan of a stage."""
+
+    @abstractmethod
+    def _stage_rows(self, stage: str, rows: Any) -> Any:
+        """Return what a stage trains on: a data set with ``subset(positions)``."""
+
+    @abstractmethod
+    def _new_denoiser(self) -> nn.Module:
+        """Return an untrained denoiser."""
+
+    @abstractmethod
+    def _description(self) -> dict[str, Any]:
+        """Return what is saved beside the weights, as JSON can say it."""
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that are saved beside the weights."""
+
+    @abstractmethod
+    def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Take back what was saved beside the weights."""
+
+    @abstractmethod
+    def _check_query(self, adata: AnnData) -> None:
+        """Raise if an AnnData does not fit the model."""
+
+    # ---- training
+
+    def train(
+        self,
+        max_epochs: int | Mapping[str, int] | None = None,
+        stage: str = "all",
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        train_size: float = 0.9,
+        batch_size: int = 128,
+        early_stopping: bool = True,
+        early_stopping_patience: int | None = None,
+        plan_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+        callbacks: Sequence[Callback] = (),
+        checkpoint_dir: str | os.PathLike | None = None,
+        seed: int = 0,
+        progress_bar: bool = True,
+        **trainer_kwargs: Any,
+    ) -> None:
+        r"""Train the stages of the model, one after the other.
+
+        A stage that was trained before is trained further. When that changes the tokens that the denoiser was trained
+        on, the denoiser starts anew.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of each stage: a number for all, or a dict such as ``{"diffusion": 100}``. By default
+            :math:`4000 / \sqrt{n}` for n cells, between 10 and 400.
+        stage
+            ``"all"``, or one stage alone: ``"diffusion"``, or what comes before it, by the name in ``STAGES``.
+        accelerator, devices
+            As in Lightning.
+        train_size
+            Share of the cells to train on; on the others the loss is watched for early stopping.
+        batch_size
+            Cells in a minibatch.
+        early_stopping, early_stopping_patience
+            Whether to stop when the validation loss has not improved for so many epochs (default: a third of
+            ``max_epochs``, at least 15). The weights of the best epoch are kept in any case.
+        plan_kwargs
+            Arguments of the plans (:mod:`sclatent.train`) by stage, such as ``{"diffusion": {"lr": 1e-3}}``.
+        callbacks
+            Further Lightning callbacks, for all stages.
+        checkpoint_dir
+            Folder for checkpoints, one an epoch. Call ``train`` again with the same arguments on the same data to go
+            on after an interruption: the result is that of a training without one. The checkpoints are removed at the
+            end.
+        seed
+            Seed of the split, the order of cells and the noise.
+        progress_bar
+            Whether to show progress.
+        trainer_kwargs
+            Further arguments of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        TrainingDivergedError
+            If a loss is no longer finite; the last good weights are kept.
+        """
+        plan_kwargs = dict(plan_kwargs or {})
+        stages = list(self.STAGES) if stage == "all" else [stage]
+        for name in (*stages, *plan_kwargs, *(max_epochs if isinstance(max_epochs, Mapping) else ())):
+            if name not in self.STAGES:
+                raise ValueError(f"{name!r} is no stage of training: use {' or '.join(map(repr, self.STAGES))}.")
+        for before in self._needs(stages[0]):
+            if before not in self.trained_stages:
+                raise RuntimeError(
+                    f"stage={stage!r} needs a trained {before}: call train() or train(stage={before!r}) first."
+                )
+        if not 0 < train_size <= 1:
+            raise ValueError(f"train_size={train_size!r} must be above 0 and at most 1.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+        rows = self._training_rows()
+        epochs = {name: self._n_epochs(max_epochs, name, len(rows)) for name in self.STAGES}
+        arguments = {name: {"seed": seed, **plan_kwargs.get(name, {})} for name in stages}
+        for name in stages:
+            self._plan(name, arguments[name])  # arguments that do not fit are refused before any work
+        order = np.random.default_rng(seed).permutation(len(rows))
+        n_train = max(1, round(train_size * len(rows)))
+        directory = None
+        if checkpoint_dir is not None:
+            settings = {
+                "model": self.init_params_,
+                "data": fingerprint(*self._contents(rows)),
+                "stage": stage,
+                "epochs": epochs,
+                "train_size": train_size,
+                "batch_size": batch_size,
+                "early_stopping": early_stopping,
+                "early_stopping_patience": early_stopping_patience,
+                "plan_kwargs": plan_kwargs,
+                "seed": seed,
+            }
+            directory = StageDirectory(checkpoint_dir, settings, self.STAGES)
+            directory.prepare()
+            self._forget_unfinished_history()
+        # only now, when a checkpoint of another training has been refused, is anything of the model changed
+        self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
+        self._learn_from(rows)
+        self._unfinished_history = {}
+        quiet_lightning()
+        for name in stages:
+            data = self._stage_rows(name, rows)
+            plan = self._plan(name, arguments[name])
+            try:
+                fit_stage(
+                    plan,
+                    make_loader(data.subset(self.train_indices_), batch_size, seed, shuffle=True),
+                    make_loader(data.subset(self.validation_indices_), batch_size) if n_train < len(rows) else None,
+                    n_cells=n_train,
+                    max_epochs=epochs[name],
+                    accelerator=accelerator,
+                    devices=devices,
+                    early_stopping=early_stopping,
+                    early_stopping_patience=(
+                        max(15, epochs[name] // 3) if early_stopping_patience is None else early_stopping_patience
+                    ),
+                    callbacks=callbacks,
+                    directory=directory,
+                    progress_bar=progress_bar,
+                    on_start=self._tokens_change if name in self._needs("diffusion") else None,
+                    **trainer_kwargs,
+                )
+            finally:  # also after an interruption: what was learned so far stays
+                self.module.to(plan.device).eval()
+                if plan.n_good_epochs:
+                    self.trained_stages.add(name)
+                    self._extend_history(plan.history, unfinished=directory is not None)
+                self.is_trained_ = self.trained_stages == set(self.STAGES)
+        if directory is not None:
+            directory.clear()
+            self._unfinished_history = {}
+
+    def _needs(self, stage: str) -> tuple[str, ...]:
+        """Stages that one stage builds on: all before it."""
+        return self.STAGES[: self.STAGES.index(stage)]
+
+    @staticmethod
+    def _n_epochs(max_epochs: int | Mapping[str, int] | None, stage: str, n_cells: int) -> int:
+        asked = max_epochs.get(stage) if isinstance(max_epochs, Mapping) else max_epochs
+        if asked is None:
+            return int(np.clip(round(4000 / n_cells**0.5), 10, 400))
+        if asked < 1:
+            raise ValueError(f"max_epochs={max_epochs!r} must be at least 1.")
+        return int(asked)
+
+    def _tokens_change(self) -> None:
+        """Let go of what was made from the tokens of an autoencoder that is about to change."""
+        self._tokens = None
+        if "diffusion" in self.trained_stages:
+            logger.warning("The autoencoder is trained further: its tokens change, so the denoiser starts anew.")
+            self.trained_stages.discard("diffusion")
+            self.module.denoiser = self._new_denoiser()
+
+    def _extend_history(self, frames: dict[str, pd.DataFrame], unfinished: bool) -> None:
+        for key, frame in frames.items():
+            before = self.history_.get(key)
+            if unfinished:
+                self._unfinished_history[key] = before
+            if before is not None:
+                frame = pd.concat([before, frame.set_index(frame.index + before.index.max() + 1)])
+            self.history_[key] = frame.rename_axis("epoch")
+
+    def _forget_unfinished_history(self) -> None:
+        """Go back to the history before an interrupted training that is resumed: its checkpoint has those epochs."""
+        for key, before in self._unfinished_history.items():
+            if before is None:
+                del self.history_[key]
+            else:
+                self.history_[key] = before
+
+    # ---- what the methods of every model need
+
+    def _check_stage(self, stage: str, method: str) -> None:
+        if stage not in self.trained_stages:
+            raise RuntimeError(f"{method} needs a trained {stage}: call train() first.")
+
+    def _state(self, key: str) -> dict[str, Any]:
+        return self.registry["field_registries"][key]["state_registry"]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+        with tqdm(total=n, desc=description, unit=" cells", disable=not progress_bar) as bar:
+            for start in range(0, n, batch_size):
+                cells = np.arange(start, min(start + batch_size, n))
+                yield cells
+                bar.update(len(cells))
+
+    def _provenance(self, method: str, **how: Any) -> dict[str, Any]:
+        return {"model": type(self).__name__, "version": version("sclatent"), "method": method, **how}
+
+    # ---- saved models
+
+    def save(self, dir_path: str | os.PathLike, overwrite: bool = False) -> None:
+        """Save the model as a folder of safetensors and JSON, with all it needs to sample; not the cells.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        overwrite
+            Whether to replace a model that is there. The old one stands until the new one is whole.
+        """
+        description = {
+            "class": type(self).__name__,
+            "versions": {p: version(p) for p in ("sclatent", "torch", "scvi-tools", "anndata")},
+            "init_params": self.init_params_,
+            "registry": self.registry,
+            "trained_stages": sorted(self.trained_stages),
+            "history": {key: list(frame.iloc[:, 0].items()) for key, frame in self.history_.items()},
+            **self._description(),
+        }
+        tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
+        arrays = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in self._arrays().items()}
+        write_model(dir_path, description, tensors | arrays, overwrite)
+
+    @classmethod
+    def load(
+        cls, dir_path: str | os.PathLike, adata: AnnData | None = None, device: str | torch.device = "auto"
+    ) -> Self:
+        """Load a saved model; no code is run.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        adata
+            AnnData to use where none is given to a method, and to train further on; it must have the features that
+            the model was trained on. Not needed to sample.
+        device
+            Where to put the model; ``"auto"`` takes a GPU if there is one.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no model.
+        ValueError
+            If the folder holds a model of another class, or was damaged or changed.
+        """
+        description, tensors = read_model(dir_path, cls.__name__)
+        model = cls(registry=description["registry"], **description["init_params"])
+        prefix = "module."
+        model.module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.module.to(device)
+        model.trained_stages = set(description["trained_stages"])
+        model.is_trained_ = model.trained_stages == set(cls.STAGES)
+        model.history_ = {
+            key: pd.DataFrame({key: dict(items)}).rename_axis("epoch") for key, items in description["history"].items()
+        }
+        model._restore(description, {k: v.numpy() for k, v in tensors.items() if not k.startswith(prefix)})
+        if adata is not None:
+            model._check_query(adata)
+            model._adata = adata
+        return model

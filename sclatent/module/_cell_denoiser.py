@@ -1,0 +1,62 @@
+"""The denoiser of SCLDM: a Diffusion Transformer around the mean of the conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sclatent.nn import ConditionMean
+
+from ._dit import DiT
+
+
+class CellDenoiser(DiT):
+    r"""Diffusion Transformer around a mean of the conditions and the library size.
+
+    The velocity of tokens x at time t under conditions c and library size s (its standardised logarithm) is
+
+    .. math:: v(x, t, c, s) = m(c, s) + f(x - t \, m(c, s), t, c, s),
+
+    with :math:`m` the :class:`~sclatent.nn.ConditionMean` and :math:`f` the transformer. As :math:`x_t = (1 - t)
+    \varepsilon + t z`, the transformer sees :math:`z - m(c, s)`: cells of all conditions around one centre. A
+    combination that was never trained on is therefore no foreign place to it. The library size is told because tokens
+    know it: drawn without regard to it, they would not agree with the size that the counts are decoded at.
+
+    Parameters
+    ----------
+    n_tokens, token_dim, n_levels, width, n_blocks, n_heads
+        As in :class:`DiT`.
+    """
+
+    def __init__(
+        self,
+        n_tokens: int,
+        token_dim: int,
+        n_levels: Sequence[int] = (),
+        width: int = 128,
+        n_blocks: int = 4,
+        n_heads: int = 4,
+    ) -> None:
+        super().__init__(n_tokens, token_dim, n_levels, width, n_blocks, n_heads)
+        self.mean = ConditionMean(n_levels, n_tokens, token_dim)
+        self.size = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor, t: Tensor, codes: Tensor, size: Tensor) -> Tensor:
+        """Predict the velocity.
+
+        Parameters
+        ----------
+        x, t, codes
+            As in :class:`DiT`.
+        size
+            Standardised log library sizes, (cells,).
+
+        Returns
+        -------
+        Tensor of the shape of ``x``.
+        """
+        m = self.mean(codes, size)
+        c = self.context(t, codes) + self.size(size[:, None])
+        *_, h = self.hidden(x - t[:, None, None] * m, c)
+        return m + self.read(h, c)
