@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from . import datasets, metrics, model, pl
+from . import datasets, metrics, model, pl, pp
 
-__all__ = ["datasets", "metrics", "model", "pl"]
+__all__ = ["datasets", "metrics", "model", "pl", "pp"]
 
 __version__ = version("sclatent")

@@ -11,7 +11,7 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
-from sclatent.datasets import glioblastoma, kang, pbmc3k, simulate
+from sclatent.datasets import blood_cells, glioblastoma, kang, mitocheck, pbmc3k, simulate
 
 
 def assert_counts(adata: AnnData) -> None:
@@ -52,6 +52,19 @@ def test_pbmc3k_has_eight_cell_types():
     assert_counts(adata)
     assert adata.shape == (2_638, 2_000)
     assert len(adata.obs["cell_type"].cat.categories) == 8
+
+
+@pytest.mark.parametrize(
+    ("load", "n_cells", "key", "n_labels"), [(mitocheck, 3_277, "phenotype", 16), (blood_cells, 2_000, "cell_type", 8)]
+)
+def test_images_come_with_embeddings_labels_and_a_shape(load, n_cells, key, n_labels):
+    adata = load()
+    assert adata.shape == (n_cells, 64)
+    assert np.isfinite(adata.X).all()
+    assert adata.obsm["image"].dtype == np.uint8
+    assert adata.obsm["image"].shape == (n_cells, np.prod(adata.uns["image_shape"]))
+    assert len(adata.obs[key].cat.categories) == n_labels
+    assert adata.obs[key].notna().all()
 
 
 @pytest.mark.parametrize("load", [glioblastoma, pbmc3k])

@@ -10,6 +10,7 @@ from ._checks import (
     get_matrix,
 )
 from ._conditions import Conditions
+from ._features import FeatureBatch, FeatureRows, check_finite, feature_shape, get_features
 from ._genes import align_genes
 from ._interactions import interaction_effects
 from ._library import LibrarySizes
@@ -23,17 +24,22 @@ __all__ = [
     "CellRows",
     "Conditions",
     "EpochSampler",
+    "FeatureBatch",
+    "FeatureRows",
     "LibrarySizes",
     "TokenRows",
     "additive_effects",
     "align_genes",
     "check_categorical",
     "check_counts",
+    "check_finite",
     "check_keys",
     "check_size_factors",
     "check_var_names",
     "common_slope",
+    "feature_shape",
     "gene_loadings",
+    "get_features",
     "get_matrix",
     "interaction_effects",
     "log_normalize_counts",

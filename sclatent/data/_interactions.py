@@ -23,9 +23,10 @@ def interaction_effects(
     A combination of n cells that was seen has the distance of its mean from the sum of the effects, times
     :math:`n / (n + 10)`. One that was not seen is foretold from its neighbour, the combination that differs from it in
     one key only: how far the one lies from the other is learned by ridge regression on the mean of the neighbour, over
-    all contexts (levels of the other keys) in which both were seen. So types of cells that are alike answer a treatment
-    alike. Of all neighbours the one that shares most contexts is taken; below three the additive model stands. The
-    penalty is chosen by leaving out one context after another.
+    all contexts (levels of the other keys) in which both were seen, each of which counts by the square root of its cells,
+    as in the additive model. So types of cells that are alike answer a treatment alike. Of all neighbours the one that
+    shares most contexts is taken; below three the additive model stands. The penalty is chosen by leaving out one context
+    after another.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def _foretell(
     nothing = np.empty((0, n_keys), dtype=np.int64), np.empty((0, means.shape[1]))
     if np.prod(levels, dtype=float) > MAX_COMBINATIONS:
         return nothing
-    mean_of = {tuple(row): mean for row, mean in zip(seen.tolist(), means, strict=True)}
+    mean_of, size_of = ({tuple(row): v for row, v in zip(seen.tolist(), of, strict=True)} for of in (means, counts))
     # for each key, the contexts of every level that have cells enough
     contexts: list[list[set[tuple[int, ...]]]] = [[set() for _ in range(n)] for n in levels]
     for row in seen[counts >= SHRINKAGE].tolist():
@@ -94,10 +95,13 @@ def _foretell(
             continue
         k, other, level = best
         if best not in models:
-            shared = sorted(contexts[k][level] & contexts[k][other])
-            models[best] = _Change(
-                *(np.stack([mean_of[(*c[:k], at, *c[k:])] for c in shared]) for at in (other, level))
-            )
+            pairs = [
+                [(*context[:k], at, *context[k:]) for context in sorted(contexts[k][level] & contexts[k][other])]
+                for at in (other, level)
+            ]
+            at, to = (np.stack([mean_of[row] for row in rows]) for rows in pairs)
+            n_at, n_to = (np.array([size_of[row] for row in rows]) for rows in pairs)
+            models[best] = _Change(at, to, np.sqrt(1 / (1 / n_at + 1 / n_to)))
         foretold.append(row)
         predicted.append(models[best](mean_of[(*row[:k], other, *row[k + 1 :])]))
     return (np.array(foretold), np.stack(predicted)) if foretold else nothing
@@ -106,10 +110,13 @@ def _foretell(
 class _Change:
     """Ridge regression of the change from one level to another on the mean at the one, both (contexts, dim)."""
 
-    def __init__(self, at: np.ndarray, to: np.ndarray) -> None:
-        self.centre = at.mean(axis=0)
-        self.scale = np.sqrt(np.square(at - self.centre).sum(axis=1).mean()) or 1.0  # contexts may all be the same
-        self.ridge = RidgeCV(alphas=np.logspace(-3, 3, 13)).fit((at - self.centre) / self.scale, to - at)
+    def __init__(self, at: np.ndarray, to: np.ndarray, weight: np.ndarray) -> None:
+        weight = weight / weight.mean()
+        self.centre = np.average(at, axis=0, weights=weight)
+        # contexts may all be the same
+        self.scale = np.sqrt(np.average(np.square(at - self.centre).sum(axis=1), weights=weight)) or 1.0
+        self.ridge = RidgeCV(alphas=np.logspace(-3, 3, 13))
+        self.ridge.fit((at - self.centre) / self.scale, to - at, sample_weight=weight)
 
     def __call__(self, mean: np.ndarray) -> np.ndarray:
         """Mean at the other level, (dim,)."""

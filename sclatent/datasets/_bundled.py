@@ -46,6 +46,45 @@ def pbmc3k() -> AnnData:
     return _read("pbmc3k_2000hvg.h5ad")
 
 
+def mitocheck() -> AnnData:
+    """Nuclei of HeLa cells after a gene was silenced, in sixteen phenotypes of cell division.
+
+    Returns
+    -------
+    AnnData
+        3,277 cells. `X`: 64 principal components of EfficientNet-Lite0 features of the image, float32.
+        `obsm["image"]`: the images, 32 x 32 pixels, grey, uint8, flat (3,277 x 1,024); `uns["image_shape"]` gives their
+        shape. `obs`: `phenotype` (16 levels, from 58 to 473 cells), `gene` that was silenced, `plate` and more. Every
+        call reads a fresh copy.
+
+    Notes
+    -----
+    Neumann et al., Phenotypic profiling of the human genome by time-lapse microscopy reveals cell division genes,
+    Nature 464:721 (2010), https://doi.org/10.1038/nature08869; sample images of WayScience/phenotypic_profiling
+    (CC BY 4.0).
+    """
+    return _read("mitocheck_3277_32x32.h5ad")
+
+
+def blood_cells() -> AnnData:
+    """Peripheral blood cells of healthy donors under the microscope, in eight types.
+
+    Returns
+    -------
+    AnnData
+        2,000 cells, 250 of each type. `X`: 64 principal components of EfficientNet-Lite0 features of the image,
+        float32. `obsm["image"]`: the images, 28 x 28 pixels, RGB, uint8, flat (2,000 x 2,352); `uns["image_shape"]`
+        gives their shape. `obs`: `cell_type` (8 levels), `subtype`, `split` (train, val, test). Every call reads a
+        fresh copy.
+
+    Notes
+    -----
+    Acevedo et al., A dataset of microscopic peripheral blood cell images for development of automatic recognition
+    systems, Data in Brief 30:105474 (2020), https://doi.org/10.1016/j.dib.2020.105474, CC BY 4.0.
+    """
+    return _read("pbc_blood_2000.h5ad")
+
+
 def _read(name: str) -> AnnData:
     with as_file(files(__package__) / name) as path:
         return ad.read_h5ad(path)

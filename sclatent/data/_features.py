@@ -1,0 +1,170 @@
+"""Images and embeddings of cells: checks, and minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ._checks import get_matrix
+
+
+class FeatureBatch(NamedTuple):
+    """A minibatch: features (cells, *shape), label codes (cells, n_keys) with -1 for none, batch codes (cells,)."""
+
+    x: Tensor
+    labels: Tensor
+    batch: Tensor
+
+
+class FeatureRows(Dataset):
+    """Features of cells by position, as they are stored.
+
+    Parameters
+    ----------
+    values
+        (cells, ...), dense, sparse or backed.
+    shape
+        Shape of the features of a cell: (dim,), or (height, width, channels).
+    labels, batch
+        Label codes (cells, n_keys) and batch codes (cells,).
+    cells
+        The rows that the data set consists of; all of them by default.
+    """
+
+    def __init__(
+        self,
+        values: Any,
+        shape: tuple[int, ...],
+        labels: np.ndarray,
+        batch: np.ndarray,
+        cells: Sequence[int] | slice | None = None,
+    ) -> None:
+        self.values, self.shape, self.labels, self.batch = values, shape, labels, batch
+        n = values.shape[0]
+        try:
+            self.cells = np.atleast_1d(np.arange(n)[slice(None) if cells is None else cells])
+        except IndexError as error:
+            raise IndexError(
+                f"indices={cells!r} must be rows of {n} cells: numbers from 0 to {n - 1}, or a mask."
+            ) from error
+        if not len(self.cells):
+            raise ValueError(f"indices={cells!r} names no cell.")
+
+    def subset(self, positions: np.ndarray) -> FeatureRows:
+        """Return some of the cells, by position among ``cells``; nothing is copied."""
+        return FeatureRows(self.values, self.shape, self.labels, self.batch, self.cells[positions])
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, positions: Sequence[int]) -> FeatureBatch:
+        """Read a minibatch by the positions of its cells."""
+        cells = self.cells[np.asarray(positions)]
+        return FeatureBatch(
+            torch.from_numpy(read_features(self.values, cells, self.shape)),
+            torch.from_numpy(self.labels[cells]),
+            torch.from_numpy(self.batch[cells]),
+        )
+
+
+def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the features of cells, (cells, *shape), float32."""
+    unique, inverse = np.unique(cells, return_inverse=True)  # backed files want increasing rows
+    block = values[unique]
+    block = block.toarray() if sparse.issparse(block) else np.asarray(block)
+    return block[inverse].astype(np.float32).reshape(len(cells), *shape)
+
+
+def get_features(adata: AnnData, obsm_key: str | None, layer: str | None) -> tuple[Any, str]:
+    """Return X, a layer or an entry of obsm, as it is stored, and what to call it in a message."""
+    if obsm_key is None:
+        return get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    if layer is not None:
+        raise ValueError(f"obsm_key={obsm_key!r} and layer={layer!r}: give one of them, the one with the features.")
+    if obsm_key not in adata.obsm:
+        raise KeyError(f"obsm_key={obsm_key!r} is not in adata.obsm, which has {list(adata.obsm)}.")
+    values = adata.obsm[obsm_key]
+    return (values.to_numpy() if hasattr(values, "to_numpy") else values), f"adata.obsm[{obsm_key!r}]"
+
+
+def feature_shape(
+    values: Any, where: str, image_shape: Sequence[int] | None, uns: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
+    """Find the shape of the features of a cell.
+
+    Parameters
+    ----------
+    values
+        Features, (cells, ...).
+    where
+        What to call them in a message.
+    image_shape
+        Height and width, and channels if there are any; for images that are stored flat.
+    uns
+        Where ``"image_shape"`` is looked for if flat pixels come without one.
+
+    Returns
+    -------
+    (dim,) for embeddings, (height, width, channels) for images.
+
+    Raises
+    ------
+    ValueError
+        If images are not square, not all of one size, or flat without a shape.
+    """
+    if values.dtype == object:
+        raise ValueError(
+            f"{where} holds objects, not numbers: images must all have one size; resize them and stack them as (cells, "
+            "height, width) or (cells, height, width, channels)."
+        )
+    if values.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"{where} has shape {values.shape}: embeddings (cells, dim) or images (cells, height, width[, channels]) "
+            "were expected."
+        )
+    if 0 in values.shape:
+        raise ValueError(f"{where} has shape {values.shape}: there must be some cells and some features.")
+    shape = tuple(int(n) for n in values.shape[1:])
+    if len(shape) == 1 and image_shape is None and values.dtype == np.uint8:
+        image_shape = (uns or {}).get("image_shape")
+        if image_shape is None:
+            raise ValueError(
+                f"{where} looks like flat images ({shape[0]} values of type uint8 a cell): give image_shape=(height, "
+                "width) or (height, width, channels)."
+            )
+    if image_shape is not None:
+        given = tuple(int(n) for n in image_shape)
+        if len(given) not in (2, 3) or min(given) < 1 or np.prod(given) != np.prod(shape):
+            raise ValueError(
+                f"image_shape={given} does not fit {where}, which has {int(np.prod(shape))} values a cell: (height, "
+                "width) or (height, width, channels) was expected."
+            )
+        shape = given
+    if len(shape) == 1:
+        return shape
+    if shape[0] != shape[1]:
+        raise ValueError(
+            f"{where} has images of {shape[0]} x {shape[1]} pixels: square ones were expected; crop or pad them."
+        )
+    return shape if len(shape) == 3 else (*shape, 1)
+
+
+def check_finite(values: Any, where: str, block: int = 4096) -> None:
+    """Raise a ``ValueError`` if a value is not a finite number."""
+    for start in range(0, values.shape[0], block):
+        part = values[start : start + block]
+        part = part.data if sparse.issparse(part) else np.asarray(part)
+        if not np.issubdtype(part.dtype, np.number):
+            raise ValueError(f"{where} is of type {part.dtype}: numbers were expected.")
+        if np.issubdtype(part.dtype, np.floating) and not np.isfinite(part).all():
+            raise ValueError(
+                f"{where} has values that are NaN or infinite (the first among rows {start} to "
+                f"{min(start + block, values.shape[0]) - 1}): remove or replace them."
+            )

@@ -1,0 +1,6 @@
+"""Preparation of data before a model sees them: images of cells become vectors."""
+
+from ._efficientnet import efficientnet_lite0
+from ._embed_images import embed_images
+
+__all__ = ["efficientnet_lite0", "embed_images"]
