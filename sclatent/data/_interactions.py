@@ -23,10 +23,10 @@ def interaction_effects(
     A combination of n cells that was seen has the distance of its mean from the sum of the effects, times
     :math:`n / (n + 10)`. One that was not seen is foretold from its neighbour, the combination that differs from it in
     one key only: how far the one lies from the other is learned by ridge regression on the mean of the neighbour, over
-    all contexts (levels of the other keys) in which both were seen, each of which counts by the square root of its cells,
-    as in the additive model. So types of cells that are alike answer a treatment alike. Of all neighbours the one that
-    shares most contexts is taken; below three the additive model stands. The penalty is chosen by leaving out one context
-    after another.
+    all contexts (levels of the other keys) in which both were seen. So types of cells that are alike answer a treatment
+    alike. A context counts by the square root of its cells, as in the additive model, and the penalty is chosen by
+    leaving out one context after another. Of all neighbours the one that shares most contexts is taken; below three the
+    additive model stands.
 
     Parameters
     ----------

@@ -1,7 +1,10 @@
 """What a model trains: autoencoders, denoisers, and their likelihoods."""
 
 from ._cell_denoiser import CellDenoiser
+from ._denoising_autoencoder import DenoisingAutoencoder
 from ._dit import DiT
+from ._features import FeatureAutoencoder, FeatureScale
+from ._image_autoencoder import ImageAutoencoder
 from ._joint_denoiser import JointDenoiser
 from ._latent_diffusion import CellDiffusion, LatentDiffusion
 from ._likelihood import (
@@ -12,21 +15,29 @@ from ._likelihood import (
     Poisson,
     ZeroInflatedNegativeBinomial,
 )
+from ._patches import Patches
 from ._set_autoencoder import SetAutoencoder
 from ._standardize import Standardize
+from ._vector_autoencoder import VectorAutoencoder
 
 __all__ = [
     "LIKELIHOODS",
     "CellDenoiser",
     "CellDiffusion",
+    "DenoisingAutoencoder",
     "DiT",
+    "FeatureAutoencoder",
+    "FeatureScale",
     "GeneLikelihood",
+    "ImageAutoencoder",
     "JointDenoiser",
     "LatentDiffusion",
     "NegativeBinomial",
     "Normal",
+    "Patches",
     "Poisson",
     "SetAutoencoder",
     "Standardize",
+    "VectorAutoencoder",
     "ZeroInflatedNegativeBinomial",
 ]
