@@ -1,6 +1,6 @@
 """The mathematics of diffusion, without networks: processes, solvers, guidance."""
 
-from ._guidance import classifier_free
+from ._guidance import classifier, classifier_free
 from ._process import LinearFlow, Process, VariancePreserving
 from ._solvers import DEFAULT_STEPS, adaptive, euler, heun, solve
 
@@ -10,6 +10,7 @@ __all__ = [
     "Process",
     "VariancePreserving",
     "adaptive",
+    "classifier",
     "classifier_free",
     "euler",
     "heun",

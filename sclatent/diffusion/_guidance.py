@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ._process import Process
+
+Field = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def classifier_free(f: Denoiser, codes: Tensor, weight: float | Sequence[float]) -> Callable[[Tensor, Tensor], Tensor]:
+def classifier_free(f: Denoiser, codes: Tensor, weight: float | Sequence[float]) -> Field:
     r"""Steer a denoiser by classifier-free guidance (Ho & Salimans 2022).
 
     With one weight w,
@@ -55,5 +58,35 @@ def classifier_free(f: Denoiser, codes: Tensor, weight: float | Sequence[float])
         n = len(kept)
         stacked = f(x.repeat(n, *[1] * (x.ndim - 1)), t.repeat(n), torch.cat([c for c, _ in kept]))
         return sum(w * v for v, (_, w) in zip(stacked.chunk(n), kept, strict=True))
+
+    return guided
+
+
+def classifier(f: Field, log_prob: Field, process: Process, weight: float) -> Field:
+    r"""Steer a denoiser by the gradient of a classifier (Dhariwal & Nichol 2021; Joint Diffusion, arXiv 2301.13622).
+
+    .. math:: v = f(x, t) + w \, c_t \, \nabla_x \ln p(y | x), \qquad c_t = s_t (\dot a_t s_t - a_t \dot s_t) / a_t.
+
+    Parameters
+    ----------
+    f
+        Velocity ``f(x, t)``.
+    log_prob
+        :math:`\ln p(y | x_t)` of the label that each cell is pushed to, ``log_prob(x, t)``, (cells,).
+    process
+        Whose velocity it is.
+    weight
+        Weight w; 1 is the gradient that Bayes' theorem asks for.
+
+    Returns
+    -------
+    The guided prediction, a callable ``g(x, t)``.
+    """
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            gradient = torch.autograd.grad(log_prob(leaf, t).sum(), leaf)[0]
+        return f(x, t) + weight * process.steering(t).view(-1, *[1] * (x.ndim - 1)) * gradient
 
     return guided

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from sclatent.nn import AdaLNBlock, ConditionEmbedding, TimeEmbedding
+from sclatent.nn import OPEN, AdaLNBlock, ConditionEmbedding, TimeEmbedding
 
 
 class DiT(nn.Module):
@@ -55,6 +55,11 @@ class DiT(nn.Module):
         for block in self.blocks:
             h = block(h, c)
             yield h
+
+    def activations(self, x: Tensor, t: Tensor) -> Tensor:
+        """Activations of each block without any condition, averaged over the tokens, (cells, n_blocks, width)."""
+        no_condition = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
+        return torch.stack([h.mean(dim=1) for h in self.hidden(x, self.context(t, no_condition))], dim=1)
 
     def read(self, h: Tensor, c: Tensor) -> Tensor:
         """Prediction (cells, n_tokens, token_dim) from the activations of the last block."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sclatent.nn import OPEN
-
 from ._dit import DiT
 
 
@@ -50,15 +48,6 @@ class JointDenoiser(DiT):
         )
         self.linear = nn.Linear(n_tokens * token_dim, n_labels)
         nn.init.zeros_(self.linear.weight)
-
-    def _blind(self, t: Tensor) -> Tensor:
-        """Context without any label."""
-        codes = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
-        return self.context(t, codes)
-
-    def activations(self, x: Tensor, t: Tensor) -> Tensor:
-        """Activations of each block, averaged over the tokens, (cells, n_blocks, width)."""
-        return torch.stack([h.mean(dim=1) for h in self.hidden(x, self._blind(t))], dim=1)
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the labels (cells, n_labels) of noisy tokens x at times t."""

@@ -1,0 +1,71 @@
+"""From features of a cell (an embedding, an image) to tokens and back: what all such autoencoders share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureScale(nn.Module):
+    """Shift and scale features to mean 0 and variance 1: embeddings by coordinate, images by channel.
+
+    Every batch has a mean of its own, so that no batch is told from another by its mean.
+
+    Parameters
+    ----------
+    shape
+        Shape of the features of a cell: (dim,), or (height, width, channels).
+    n_batches
+        Number of batches.
+    """
+
+    def __init__(self, shape: tuple[int, ...], n_batches: int = 1) -> None:
+        super().__init__()
+        shape = shape if len(shape) == 1 else (1, 1, shape[2])
+        self.register_buffer("mean", torch.zeros(n_batches, *shape))
+        self.register_buffer("sd", torch.ones(shape))
+
+    def forward(self, x: Tensor, batch: Tensor) -> Tensor:
+        """Standardise features (cells, *shape) of batches (cells,)."""
+        return (x - self.mean[batch]) / self.sd
+
+    def inverse(self, standardised: Tensor, batch: Tensor) -> Tensor:
+        """Undo :meth:`forward`."""
+        return standardised * self.sd + self.mean[batch]
+
+
+class FeatureAutoencoder(nn.Module, ABC):
+    """Tokens of standardised features, and back.
+
+    Parameters
+    ----------
+    shape
+        Shape of the features of a cell: (dim,), or (height, width, channels).
+    n_tokens, token_dim
+        Shape of the tokens of a cell.
+    n_batches
+        Number of batches.
+    """
+
+    def __init__(self, shape: tuple[int, ...], n_tokens: int, token_dim: int, n_batches: int = 1) -> None:
+        super().__init__()
+        self.shape, self.n_tokens, self.token_dim = shape, n_tokens, token_dim
+        self.scale = FeatureScale(shape, n_batches)
+
+    @abstractmethod
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """Tokens (cells, n_tokens, token_dim) of standardised features (cells, *shape)."""
+
+    @abstractmethod
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """Standardised features (cells, *shape) of tokens (cells, n_tokens, token_dim)."""
+
+    def encode(self, x: Tensor, batch: Tensor) -> Tensor:
+        """Tokens (cells, n_tokens, token_dim) of features (cells, *shape) of batches (cells,)."""
+        return self.to_tokens(self.scale(x, batch))
+
+    def decode(self, tokens: Tensor, batch: Tensor) -> Tensor:
+        """Features (cells, *shape) of tokens (cells, n_tokens, token_dim) under batches (cells,)."""
+        return self.scale.inverse(self.from_tokens(tokens), batch)

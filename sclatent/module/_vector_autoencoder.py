@@ -1,0 +1,57 @@
+"""Autoencoder of embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ._features import FeatureAutoencoder
+
+
+class VectorAutoencoder(FeatureAutoencoder):
+    """Linear map to tokens and back, plus what a perceptron of two layers adds to either.
+
+    Both perceptrons start at 0 and the linear maps at the principal components (:meth:`start_from`), so that training
+    goes on from the best linear autoencoder.
+
+    Parameters
+    ----------
+    dim
+        Dimension of the embedding.
+    n_tokens, token_dim
+        Shape of the tokens of a cell.
+    width
+        Width of the perceptrons.
+    n_batches
+        Number of batches.
+    """
+
+    def __init__(self, dim: int, n_tokens: int = 16, token_dim: int = 16, width: int = 256, n_batches: int = 1) -> None:
+        super().__init__((dim,), n_tokens, token_dim, n_batches)
+        latent = n_tokens * token_dim
+        self.linear_in, self.linear_out = nn.Linear(dim, latent), nn.Linear(latent, dim)
+        self.mlp_in = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, latent))
+        self.mlp_out = nn.Sequential(nn.Linear(latent, width), nn.GELU(), nn.Linear(width, dim))
+        for mlp in (self.mlp_in, self.mlp_out):
+            nn.init.zeros_(mlp[-1].weight)
+            nn.init.zeros_(mlp[-1].bias)
+
+    @torch.no_grad()
+    def start_from(self, components: Tensor, sd: Tensor) -> None:
+        """Start from principal components (n_components, dim) and the standard deviations of their scores.
+
+        The scores become tokens with variance 1; coordinates beyond the components start at 0.
+        """
+        k = len(components)
+        for layer in (self.linear_in, self.linear_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.linear_in.weight[:k] = components / sd[:, None]
+        self.linear_out.weight[:, :k] = components.T * sd
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        return (self.linear_in(x) + self.mlp_in(x)).view(-1, self.n_tokens, self.token_dim)
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        z = tokens.flatten(1)
+        return self.linear_out(z) + self.mlp_out(z)
