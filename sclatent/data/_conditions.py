@@ -18,9 +18,12 @@ class Conditions:
     ----------
     levels
         Levels of each key, in the order of their codes.
+    argument
+        What a message calls the argument that they are given by.
     """
 
-    def __init__(self, levels: Mapping[str, list[Any]]) -> None:
+    def __init__(self, levels: Mapping[str, list[Any]], argument: str = "conditions") -> None:
+        self.argument = argument
         self.levels = {key: list(values) for key, values in levels.items()}
         self._codes = {key: {level: i for i, level in enumerate(values)} for key, values in self.levels.items()}
 
@@ -52,12 +55,12 @@ class Conditions:
         if isinstance(conditions, pd.DataFrame):
             if n_cells is not None and len(conditions) != n_cells:
                 raise ValueError(
-                    f"conditions has {len(conditions)} rows, but {n_cells} cells are asked for: give a row a cell."
+                    f"{self.argument} has {len(conditions)} rows, but {n_cells} cells are asked for: give a row a cell."
                 )
             given = {key: conditions[key] for key in self.keys if key in conditions}
             if not given and self.keys:
                 raise KeyError(
-                    f"conditions has columns {list(conditions.columns)}, none of which is one of {self.keys}."
+                    f"{self.argument} has columns {list(conditions.columns)}, none of which is one of {self.keys}."
                 )
             codes = np.full((len(conditions), len(self.keys)), OPEN)
             for key, column in given.items():
@@ -66,14 +69,14 @@ class Conditions:
         conditions = dict(conditions or {})
         unknown = [key for key in conditions if key not in self.levels]
         if unknown:
-            raise KeyError(f"conditions: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
+            raise KeyError(f"{self.argument}: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
         code = [self._code(key, conditions[key]) if conditions.get(key) is not None else OPEN for key in self.keys]
         return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
 
     def _code(self, key: str, level: Any) -> int:
         code = self._codes[key].get(level) if isinstance(level, Hashable) else None
         if code is None:
-            raise ValueError(f"conditions: {level!r} is no level of {key!r}, which has {self.levels[key]}.")
+            raise ValueError(f"{self.argument}: {level!r} is no level of {key!r}, which has {self.levels[key]}.")
         return code
 
     def decode(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:

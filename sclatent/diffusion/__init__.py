@@ -1,5 +1,6 @@
 """The mathematics of diffusion, without networks: processes, solvers, guidance."""
 
+from ._bound import lower_bound
 from ._guidance import classifier, classifier_free
 from ._process import LinearFlow, Process, VariancePreserving
 from ._solvers import DEFAULT_STEPS, adaptive, euler, heun, solve
@@ -14,5 +15,6 @@ __all__ = [
     "classifier_free",
     "euler",
     "heun",
+    "lower_bound",
     "solve",
 ]

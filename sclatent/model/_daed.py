@@ -1,0 +1,295 @@
+"""DAED: a denoising autoencoder with a diffusion prior."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor, nn
+
+from sclatent.data import FeatureBatch, FeatureRows, TokenRows
+from sclatent.diffusion import VariancePreserving, lower_bound
+from sclatent.module import DenoisingAutoencoder, DiT
+from sclatent.train import DenoisingPlan, PriorPlan, StagePlan
+
+from .base import FeatureModel, cell_rng
+
+
+class DAED(FeatureModel):
+    r"""Denoising autoencoder with a diffusion prior (arXiv 2206.00070).
+
+    A little noise is put on a cell, :math:`q(x_1 | x_0) = N(\sqrt{1 - \beta_1} \, x_0, \beta_1 I)`. One network goes
+    from x1 to x0 in a single step; another one, with weights of its own, is a diffusion model of x1. To generate takes
+    many steps, to denoise takes one, and the first steps of diffusion are much the same for any data: the denoiser
+    works on data sets that it was not trained on.
+
+    Parameters
+    ----------
+    adata
+        AnnData that was set up by :meth:`setup_anndata`.
+    noise_level
+        :math:`\beta_1`, the share of noise in the variance of x1.
+    patch
+        Side of a patch of an image, or length of a stretch of an embedding, which the networks take as a token. By
+        default about 64 patches an image and 16 stretches an embedding.
+    width, n_blocks
+        Width and number of blocks of the transformer of the denoising autoencoder.
+    denoiser_width, denoiser_blocks
+        Width and number of blocks of the Diffusion Transformer of the prior.
+    n_heads
+        Heads of every attention.
+    seed
+        Seed of the initial weights.
+    registry
+        Registry of a saved model, in place of ``adata``; used by :meth:`load`.
+
+    Examples
+    --------
+    >>> DAED.setup_anndata(adata, obsm_key="image")
+    >>> model = DAED(adata)
+    >>> model.train()
+    >>> images = model.sample(64)
+    >>> clean = model.denoise(noisy)
+    """
+
+    STAGES = ("denoiser", "diffusion")
+    GUIDANCE = ("classifier-free",)
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        noise_level: float = 0.1,
+        patch: int | None = None,
+        width: int = 128,
+        n_blocks: int = 4,
+        denoiser_width: int = 128,
+        denoiser_blocks: int = 4,
+        n_heads: int = 4,
+        seed: int = 0,
+        registry: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(adata, registry)
+        if not 0 < noise_level < 1:
+            raise ValueError(f"noise_level={noise_level!r} must be above 0 and below 1, such as 0.1 or 0.001.")
+        self.init_params_ = {
+            "noise_level": noise_level,
+            "patch": patch,
+            "width": width,
+            "n_blocks": n_blocks,
+            "denoiser_width": denoiser_width,
+            "denoiser_blocks": denoiser_blocks,
+            "n_heads": n_heads,
+            "seed": seed,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            autoencoder = DenoisingAutoencoder(
+                self.shape, noise_level, patch, width, n_blocks, n_heads, self.batches.n_levels[0]
+            )
+        self._assemble(autoencoder, VariancePreserving(), adata)
+
+    def _new_denoiser(self) -> nn.Module:
+        p, patches = self.init_params_, self.module.autoencoder
+        with torch.random.fork_rng():
+            torch.manual_seed(p["seed"] + 1)
+            return DiT(
+                patches.n_tokens, patches.token_dim, self.labels.n_levels,
+                p["denoiser_width"], p["denoiser_blocks"], p["n_heads"],
+            )  # fmt: skip
+
+    def _needs(self, stage: str) -> tuple[str, ...]:
+        return ()  # the two networks share no weights, and neither needs the other to be trained
+
+    def _stage_rows(self, stage: str, rows: FeatureRows) -> TokenRows:
+        return super()._stage_rows("diffusion", rows)  # patches of clean cells, for both
+
+    def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
+        if stage == "denoiser":
+            return DenoisingPlan(self.module.autoencoder, **arguments)
+        return PriorPlan(self.module.denoiser, self.module.autoencoder, self.process, **arguments)
+
+    def _latent(self, batch: FeatureBatch, seed: int, cells: np.ndarray) -> Tensor:
+        """x1 of measured cells."""
+        return self.module.autoencoder.add_noise(self._encode_batch(batch), self._noise(seed, cells, "latent"))
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int = 256,
+        progress_bar: bool = True,
+    ) -> AnnData:
+        r"""Denoise cells in one step.
+
+        What is best removed is noise of :math:`\beta_1 / (1 - \beta_1)` times the variance of the features, which makes
+        a cell that was scaled by :math:`\sqrt{1 - \beta_1}` an x1.
+
+        Parameters
+        ----------
+        adata
+            Noisy cells, also of a data set that the model was not trained on; the training data by default.
+        indices
+            Rows; all by default.
+        batch_size
+            Cells computed together.
+        progress_bar
+            Whether to show progress.
+
+        Returns
+        -------
+        AnnData with a row a cell of the input, with its index and obs.
+        """
+        self._check_stage("denoiser", "denoise")
+        origin, rows = self._given(adata), self._rows(adata, indices)
+        scale = math.sqrt(1 - self.module.autoencoder.noise_level)
+        blocks = []
+        for cells in self._blocks(len(rows), batch_size, "Denoising", progress_bar):
+            batch = rows[cells]
+            blocks.append(self._decode(scale * self._encode_batch(batch), batch.batch.numpy()).cpu().numpy())
+        obs = origin.obs.iloc[rows.cells]
+        obs = obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
+        return self._generated(np.concatenate(blocks), obs, "denoise")
+
+    def get_elbo(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        n_draws: int = 8,
+        n_steps: int = 1000,
+        batch_size: int = 256,
+        seed: int = 0,
+    ) -> dict[str, float]:
+        r"""Estimate the evidence lower bound of the features, mean over the cells, in nats a cell.
+
+        .. math:: \ln p(x_0) \ge E_{q(x_1 | x_0)} \bigl[ \ln p(x_0 | f_\varphi(x_1)) + \ln p_\theta(x_1)
+                  - \ln q(x_1 | x_0) \bigr],
+
+        the second term of which is bounded by the diffusion model (arXiv 2206.00070, equation 9;
+        :func:`sclatent.diffusion.lower_bound`).
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default. Labels are not looked at.
+        indices
+            Rows; all by default.
+        n_draws
+            Draws of noise a cell.
+        n_steps
+            Number of diffusion steps.
+        batch_size
+            Cells computed together.
+        seed
+            Seed of the noise.
+
+        Returns
+        -------
+        ``"elbo"`` and its three parts, ``"reconstruction"``, ``"prior"`` and ``"entropy"``; all for features in their
+        own units.
+        """
+        for stage in self.STAGES:
+            self._check_stage(stage, "get_elbo")
+        autoencoder = self.module.autoencoder
+        rows = self._rows(adata, indices)
+        sums = np.zeros(2)
+        for cells in self._blocks(len(rows), batch_size, "ELBO", progress_bar=False):
+            batch = rows[cells]
+            x0, x1 = self._encode_batch(batch), self._latent(batch, seed, cells)
+            with torch.no_grad():
+                reconstruction = autoencoder.log_prob(x0, x1)
+            prior = self._prior_bound(x1, self._label_codes(None, len(cells)), n_draws, n_steps, seed, cells)
+            sums += [float(reconstruction.double().sum()), float(prior.double().sum())]
+        n_latent = autoencoder.n_tokens * autoencoder.token_dim
+        log_sd = autoencoder.scale.sd.log().sum() * (self.shape[0] ** 2 if self._is_image else 1)
+        parts = {
+            "reconstruction": float(sums[0]) / len(rows) - float(log_sd),
+            "prior": float(sums[1]) / len(rows),
+            "entropy": 0.5 * n_latent * (1 + math.log(2 * math.pi * autoencoder.noise_level)),
+        }
+        return {"elbo": sum(parts.values()), **parts}
+
+    @torch.no_grad()
+    def _prior_bound(
+        self, x1: Tensor, codes: np.ndarray, n_draws: int, n_steps: int, seed: int, cells: np.ndarray
+    ) -> Tensor:
+        """Lower bound of ln p(x1 | labels), (cells,)."""
+        labels = torch.from_numpy(codes).to(self._device)
+        draws = [cell_rng(seed, "steps", i) for i in cells]
+        uniforms = np.stack([(rng.random() + np.arange(n_draws)) / n_draws % 1 for rng in draws], axis=1)
+        noise = np.stack([rng.standard_normal((n_draws, *x1.shape[1:])) for rng in draws], axis=1)
+        noise, uniforms = (torch.from_numpy(a).float().to(self._device) for a in (noise, uniforms))
+        return lower_bound(
+            lambda x, t: self.module.denoiser(x, t, labels), self.process, x1, noise, uniforms, n_steps
+        )
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        soft: bool = False,
+        n_draws: int = 32,
+        batch_size: int = 256,
+        seed: int = 0,
+    ) -> np.ndarray | pd.DataFrame:
+        r"""Predict the label under which a cell is most likely (Li et al. 2023).
+
+        DAED has no classifier; by Bayes' theorem :math:`p(y | x_1) \propto p(x_1 | y)`, and the prior bounds the latter
+        for every label, all of them with the same noise. It costs ``n_draws`` evaluations a label.
+
+        Parameters
+        ----------
+        adata
+            Cells, labelled or not; the training data by default.
+        indices
+            Rows; all by default.
+        soft
+            Whether to return the probability of every label.
+        n_draws
+            Draws of noise a cell.
+        batch_size
+            Cells computed together.
+        seed
+            Seed of the noise.
+
+        Returns
+        -------
+        The most probable label of each cell, (cells,), or a DataFrame of probabilities (cells, labels).
+        """
+        rows = self._rows_to_predict(adata, indices)
+        blocks = []
+        for cells in self._blocks(len(rows), batch_size, "Predicting", progress_bar=False):
+            x1 = self._latent(rows[cells], seed, cells)
+            bounds = [
+                self._prior_bound(x1, np.full((len(cells), 1), code), n_draws, 100, seed, cells)
+                for code in range(self.labels.n_levels[0])
+            ]
+            blocks.append(torch.stack(bounds, dim=1).softmax(dim=1).cpu().numpy())
+        return self._labels_of(np.concatenate(blocks), rows, adata, soft)
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 256, seed: int = 0
+    ) -> np.ndarray:
+        """Represent cells by the activations of the prior's denoiser at x1, averaged over the tokens.
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default.
+        indices
+            Rows; all by default.
+        batch_size
+            Cells computed together.
+        seed
+            Seed of the noise of x1.
+
+        Returns
+        -------
+        Activations of all blocks side by side, (cells, n_blocks * width).
+        """
+        return self.get_activations(adata, indices, batch_size=batch_size, seed=seed).reshape(-1, self._n_activations)

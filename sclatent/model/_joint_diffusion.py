@@ -1,0 +1,105 @@
+"""JointDiffusion: diffusion in data space and a classifier in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import nn
+
+from sclatent.diffusion import VariancePreserving
+from sclatent.module import DiT, JointDenoiser, Patches
+from sclatent.train import DiffusionPlan, JointPlan, StagePlan
+
+from .base import FeatureModel, JointMixin
+
+
+class JointDiffusion(JointMixin, FeatureModel):
+    r"""Diffusion of images or embeddings with a classifier on what the denoiser sees (arXiv 2301.13622).
+
+    One denoiser learns from all cells how they are distributed, and its activations from the labelled ones what they
+    are. It is not told any label: the gradient of :math:`\ln p(y | x_t)` guides it. Set up without labels, this is
+    plain diffusion.
+
+    Parameters
+    ----------
+    adata
+        AnnData that was set up by :meth:`setup_anndata`.
+    patch
+        Side of a patch of an image, or length of a stretch of an embedding, which the denoiser takes as a token. By
+        default about 64 patches an image and 16 stretches an embedding.
+    denoiser_width, denoiser_blocks, n_heads
+        Width, number of blocks and heads of the Diffusion Transformer.
+    seed
+        Seed of the initial weights.
+    registry
+        Registry of a saved model, in place of ``adata``; used by :meth:`load`.
+
+    Examples
+    --------
+    >>> JointDiffusion.setup_anndata(adata, obsm_key="image", labels_key="phenotype")
+    >>> model = JointDiffusion(adata)
+    >>> model.train()
+    >>> images = model.sample(64, "Metaphase", guidance_weight=2.0)
+    """
+
+    STAGES = ("diffusion",)
+    GUIDANCE = ("classifier",)
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        patch: int | None = None,
+        denoiser_width: int = 128,
+        denoiser_blocks: int = 4,
+        n_heads: int = 4,
+        seed: int = 0,
+        registry: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(adata, registry)
+        self.init_params_ = {
+            "patch": patch,
+            "denoiser_width": denoiser_width,
+            "denoiser_blocks": denoiser_blocks,
+            "n_heads": n_heads,
+            "seed": seed,
+        }
+        self._assemble(Patches(self.shape, patch, self.batches.n_levels[0]), VariancePreserving(), adata)
+
+    def _new_denoiser(self) -> nn.Module:
+        p, patches = self.init_params_, self.module.autoencoder
+        shape = patches.n_tokens, patches.token_dim
+        size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
+        with torch.random.fork_rng():
+            torch.manual_seed(p["seed"] + 1)
+            if self.labels.keys:
+                return JointDenoiser(*shape, self.labels.n_levels[0], (), *size)
+            return DiT(*shape, (), *size)
+
+    def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
+        if not self.labels.keys:
+            return DiffusionPlan(self.module.denoiser, self.process, **arguments)
+        return JointPlan(self.module.denoiser, self.process, told=False, **arguments)
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 256
+    ) -> np.ndarray:
+        """Represent cells by the activations of the denoiser, averaged over the tokens.
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default.
+        indices
+            Rows; all by default.
+        batch_size
+            Cells computed together.
+
+        Returns
+        -------
+        Activations of all blocks side by side, (cells, n_blocks * width).
+        """
+        return self.get_activations(adata, indices, batch_size=batch_size).reshape(-1, self._n_activations)

@@ -1,0 +1,146 @@
+"""JointLDM: latent diffusion and a classifier in one, for images and embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from sklearn.decomposition import PCA
+from torch import nn
+
+from sclatent.data import FeatureRows
+from sclatent.diffusion import LinearFlow
+from sclatent.module import DiT, ImageAutoencoder, JointDenoiser, VectorAutoencoder
+from sclatent.train import DiffusionPlan, JointPlan, ReconstructionPlan, StagePlan
+
+from .base import FeatureModel, JointMixin
+
+
+class JointLDM(JointMixin, FeatureModel):
+    r"""Latent diffusion with a classifier, trained on a few labels and many cells (Joint LDM, arXiv 2411.09434).
+
+    An autoencoder turns an embedding or an image into tokens; on its frozen tokens one denoiser learns how cells are
+    distributed, from all of them, and its activations what the labelled ones are. The denoiser is told the label, too,
+    so that it can be guided by the classifier, without it, or both ways.
+
+    Parameters
+    ----------
+    adata
+        AnnData that was set up by :meth:`setup_anndata`.
+    n_tokens
+        Number of tokens of an embedding, by default 16 or what it takes to hold all of it; of an image it follows from
+        its size (49 to 81).
+    token_dim
+        Width of a token.
+    width
+        Width of the autoencoder: of its perceptrons (embeddings; 256 by default) or its convolutions (images; 64).
+    denoiser_width, denoiser_blocks
+        Width and number of blocks of the Diffusion Transformer.
+    n_heads
+        Heads of every attention.
+    seed
+        Seed of the initial weights.
+    registry
+        Registry of a saved model, in place of ``adata``; used by :meth:`load`.
+
+    Examples
+    --------
+    >>> JointLDM.setup_anndata(adata, obsm_key="X_dino", labels_key="phenotype", unlabeled_category="unknown")
+    >>> model = JointLDM(adata)
+    >>> model.train()
+    >>> adata.obs["predicted"] = model.predict()
+    >>> cells = model.sample(64, "Metaphase", guidance_weight=3.0)
+    >>> moved = model.counterfactual(adata[:8], "Interphase")
+    """
+
+    STAGES = ("autoencoder", "diffusion")
+    GUIDANCE = ("classifier-free", "classifier", "both")
+    _standardizes = True
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        n_tokens: int | None = None,
+        token_dim: int = 16,
+        width: int | None = None,
+        denoiser_width: int = 128,
+        denoiser_blocks: int = 4,
+        n_heads: int = 4,
+        seed: int = 0,
+        registry: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(adata, registry)
+        self.init_params_ = {
+            "n_tokens": n_tokens,
+            "token_dim": token_dim,
+            "width": width,
+            "denoiser_width": denoiser_width,
+            "denoiser_blocks": denoiser_blocks,
+            "n_heads": n_heads,
+            "seed": seed,
+        }
+        n_batches = self.batches.n_levels[0]
+        if n_tokens is None:
+            n_tokens = min(16, math.ceil(self.shape[0] / token_dim))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            autoencoder = (
+                ImageAutoencoder(self.shape, token_dim, width or 64, n_batches)
+                if self._is_image
+                else VectorAutoencoder(self.shape[0], n_tokens, token_dim, width or 256, n_batches)
+            )
+        self._assemble(autoencoder, LinearFlow(), adata)
+
+    def _new_denoiser(self) -> nn.Module:
+        p, autoencoder = self.init_params_, self.module.autoencoder
+        shape = autoencoder.n_tokens, autoencoder.token_dim
+        size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
+        n_levels = self.labels.n_levels
+        with torch.random.fork_rng():
+            torch.manual_seed(p["seed"] + 1)
+            return JointDenoiser(*shape, n_levels[0], n_levels, *size) if n_levels else DiT(*shape, (), *size)
+
+    def _look_at_features(self, rows: FeatureRows) -> None:
+        super()._look_at_features(rows)
+        autoencoder = self.module.autoencoder
+        if isinstance(autoencoder, VectorAutoencoder):  # it starts from the principal components
+            seed = self.init_params_["seed"]
+            some = np.random.default_rng(seed).permutation(len(rows))[:20_000]
+            batch = rows[np.sort(some)]
+            x = autoencoder.scale(batch.x, batch.batch).numpy()
+            k = min(autoencoder.n_tokens * autoencoder.token_dim, *x.shape)
+            pca = PCA(k, svd_solver="auto", random_state=seed).fit(x)
+            sd = np.maximum(np.sqrt(pca.explained_variance_), 1e-3)
+            autoencoder.start_from(torch.from_numpy(pca.components_), torch.from_numpy(sd))
+
+    def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
+        if stage == "autoencoder":
+            return ReconstructionPlan(self.module.autoencoder, **arguments)
+        if not self.labels.keys:
+            return DiffusionPlan(self.module.denoiser, self.process, **arguments)
+        return JointPlan(self.module.denoiser, self.process, told=True, **arguments)
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024
+    ) -> np.ndarray:
+        """Encode cells.
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default.
+        indices
+            Rows to encode; all by default.
+        batch_size
+            Cells computed together.
+
+        Returns
+        -------
+        Tokens of each cell side by side, (cells, n_tokens * token_dim).
+        """
+        self._check_stage("autoencoder", "get_latent_representation")
+        return self._encode(self._rows(adata, indices), batch_size).flatten(1).numpy()

@@ -1,0 +1,271 @@
+"""What the models of images and embeddings generate: new cells, and counterfactuals of measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from sclatent.data import FeatureBatch
+from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
+from sclatent.nn import OPEN
+
+from ._random import Purpose, cell_rng
+
+Guidance = Literal["classifier-free", "classifier", "both"]
+Solver = Literal["heun", "euler", "adaptive"]
+LabelsLike = str | Sequence[Any] | pd.Series | None
+
+
+class FeatureGenerationMixin:
+    """Sampling and counterfactuals."""
+
+    GUIDANCE: ClassVar[tuple[Guidance, ...]]  # what a model can be guided by; the first is its default
+
+    def sample(
+        self,
+        n_samples: int | None = None,
+        labels: LabelsLike = None,
+        guidance_weight: float = 1.0,
+        guidance: Guidance | None = None,
+        batch: str | None = None,
+        solver: Solver = "heun",
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> AnnData:
+        r"""Generate cells.
+
+        Parameters
+        ----------
+        n_samples
+            Number of cells; may be left out when ``labels`` has one a cell.
+        labels
+            Label of all cells, or one a cell. Missing ones are left open.
+        guidance_weight
+            Weight w of guidance: 1 is plain conditional sampling, 0 is unconditional, above 1 pushes cells towards
+            their labels.
+        guidance
+            What pushes: ``"classifier-free"`` (:func:`sclatent.diffusion.classifier_free`), for a denoiser that is told
+            the label; ``"classifier"`` (:func:`sclatent.diffusion.classifier`), the gradient of :math:`\ln p(y | x_t)`;
+            or ``"both"``, the two added up. A model without a classifier has the first alone, one whose denoiser is not
+            told the label the second.
+        batch
+            Level of ``batch_key`` to decode under; by default drawn as in training.
+        solver, n_steps
+            Solver of the flow and its number of steps: ``"heun"`` (12, two evaluations each), ``"euler"`` (25) or
+            ``"adaptive"`` (at most 8, three evaluations each).
+        batch_size
+            Cells computed together.
+        seed
+            Seed; every cell has random numbers of its own, so the same seed gives the same cells whatever
+            ``batch_size`` is. Cells of the same seed under different labels start from the same noise.
+        progress_bar
+            Whether to show progress.
+
+        Returns
+        -------
+        AnnData with the features where they were in training: X, a layer or the entry of obsm. ``obs`` has the labels,
+        ``uns["sclatent"]`` what made it.
+        """
+        self._check_stage("diffusion", "sample")
+        if n_samples is None and labels is not None and not isinstance(labels, str):
+            n_samples = len(labels)
+        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
+            raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
+        codes = self._label_codes(labels, int(n_samples))
+        guidance = self._guidance(guidance, guidance_weight)
+        if batch is None:
+            uniforms = cell_rng(seed, "sizes").random(n_samples)
+            batches = self.batch_codes[(uniforms * len(self.batch_codes)).astype(int)]
+        else:
+            batches = self.batches.encode({"batch": batch}, int(n_samples))[:, 0]
+
+        blocks = []
+        for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
+            noise = self._noise(seed, cells)
+            tokens = self._flow(noise, codes[cells], 0.0, guidance_weight, guidance, solver, n_steps)
+            blocks.append(self._decode(tokens, batches[cells]).cpu().numpy())
+        index = pd.Index([f"generated_{i}" for i in range(n_samples)])
+        return self._generated(
+            np.concatenate(blocks), self._obs(codes, batches, index), "sample", seed=seed, solver=solver,
+            guidance_weight=guidance_weight, guidance=guidance, n_steps=n_steps or DEFAULT_STEPS[solver],
+        )  # fmt: skip
+
+    def counterfactual(
+        self,
+        adata: AnnData | None = None,
+        labels: LabelsLike = None,
+        noise_level: float = 0.1,
+        guidance_weight: float = 1.0,
+        guidance: Guidance | None = None,
+        indices: Sequence[int] | None = None,
+        solver: Solver = "heun",
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> AnnData:
+        """Show what measured cells would look like under another label: add noise, flip the label, reconstruct.
+
+        Parameters
+        ----------
+        adata
+            Cells, labelled or not, of the training data or new; the training data by default.
+        labels
+            Label to reach, one for all cells or one a cell.
+        noise_level
+            Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1
+            leaves nothing of it.
+        guidance_weight, guidance, solver, n_steps, batch_size, seed, progress_bar
+            As in :meth:`sample`.
+        indices
+            Rows of ``adata``; all by default.
+
+        Returns
+        -------
+        AnnData with a row a cell of the input and the index and obs of the input, with the new labels. What the
+        autoencoder cannot express of a cell is kept. For images, ``obsm["difference"]`` is the new image less the old
+        one, float32, of the shape of the image.
+        """
+        self._check_stage("diffusion", "counterfactual")
+        if labels is None:
+            raise ValueError("labels is missing: say which label to reach.")
+        if not 0 <= noise_level <= 1:
+            raise ValueError(f"noise_level={noise_level!r} must be between 0 (the cell as it is) and 1 (made anew).")
+        guidance = self._guidance(guidance, guidance_weight)
+        origin, rows = self._given(adata), self._rows(adata, indices)
+        codes = self._label_codes(labels, len(rows))
+        values, differences = [], []
+        for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
+            batch = rows[cells]
+            batches = batch.batch.numpy()
+            z = self._latent(batch, seed, cells)
+            x, t = self._add_noise(z, noise_level, seed, cells)
+            moved = self._flow(x, codes[cells], float(t[0]), guidance_weight, guidance, solver, n_steps)
+            old = batch.x.numpy()
+            change = (self._decode(moved, batches) - self._decode(z, batches)).cpu().numpy()
+            values.append(self._in_range(old + change))
+            differences.append(values[-1] - old)
+        obs = origin.obs.iloc[rows.cells]
+        obs = obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
+        new_obs = self._obs(codes, rows.batch[rows.cells], obs.index)
+        obs[new_obs.columns] = new_obs
+        result = self._generated(
+            np.concatenate(values), obs, "counterfactual", noise_level=noise_level, seed=seed, solver=solver,
+            guidance_weight=guidance_weight, guidance=guidance, n_steps=n_steps or DEFAULT_STEPS[solver],
+        )  # fmt: skip
+        if self._is_image:
+            result.obsm["difference"] = np.concatenate(differences)
+        return result
+
+    # ---- parts of the two
+
+    def _latent(self, batch: FeatureBatch, seed: int, cells: np.ndarray) -> Tensor:
+        """Standardised tokens of measured cells."""
+        return self.module.standardize(self._encode_batch(batch))
+
+    def _add_noise(self, z: Tensor, noise_level: float, seed: int, cells: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Noisy tokens of the process, and their times (cells,)."""
+        t = z.new_full((len(z),), self.process.time(noise_level))
+        return self.process.interpolate(z, self._noise(seed, cells), t), t
+
+    def _noise(self, seed: int, cells: np.ndarray, purpose: Purpose = "noise") -> Tensor:
+        shape = self.module.autoencoder.n_tokens, self.module.autoencoder.token_dim
+        noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
+        return torch.from_numpy(noise).to(self._device)
+
+    @torch.no_grad()
+    def _flow(
+        self,
+        x: Tensor,
+        codes: np.ndarray,
+        start: float,
+        weight: float,
+        guidance: Guidance | None,
+        solver: Solver,
+        n_steps: int | None,
+    ) -> Tensor:
+        """Carry tokens from a time to data under label codes (cells, n_keys)."""
+        labels, denoiser = torch.from_numpy(codes).to(self._device), self.module.denoiser
+        told = labels[:, : len(denoiser.conditions.tables)]
+        field = classifier_free(denoiser, told, weight if guidance in ("classifier-free", "both") else 1.0)
+        if guidance in ("classifier", "both") and weight != 0:
+
+            def log_prob(x: Tensor, t: Tensor) -> Tensor:
+                y = labels[:, 0]
+                log_p = denoiser.logits(x, t).log_softmax(dim=1).gather(1, y.clamp(min=0)[:, None])[:, 0]
+                return log_p * (y != OPEN)
+
+            field = classifier(field, log_prob, self.process, weight)
+        return solve(field, x, start, 1.0, solver, n_steps)
+
+    @torch.no_grad()
+    def _decode(self, tokens: Tensor, batches: np.ndarray) -> Tensor:
+        """Features (cells, *shape) of standardised tokens."""
+        batch = torch.from_numpy(batches).to(self._device)
+        return self.module.autoencoder.decode(self.module.standardize.inverse(tokens), batch)
+
+    def _in_range(self, values: np.ndarray) -> np.ndarray:
+        """Images have no value that no image of training had, and whole numbers if those had."""
+        if not self._is_image:
+            return values
+        values = np.clip(values, *self.value_range)
+        dtype = np.dtype(self.registry["setup_args"]["dtype"])
+        return np.rint(values) if np.issubdtype(dtype, np.integer) else values
+
+    def _label_codes(self, labels: LabelsLike, n: int) -> np.ndarray:
+        if labels is None:
+            return np.full((n, len(self.labels.keys)), OPEN)
+        if not self.labels.keys:
+            raise ValueError(
+                f"labels={labels!r}: this model was trained without labels. Set up the data with labels_key to have "
+                "them."
+            )
+        (key,) = self.labels.keys
+        if isinstance(labels, str) or not isinstance(labels, Sequence | pd.Series | pd.Categorical | np.ndarray):
+            return self.labels.encode({key: labels}, n)
+        if len(labels) != n:
+            raise ValueError(f"labels has {len(labels)} entries, but {n} cells are asked for: give one a cell.")
+        return self.labels.encode(pd.DataFrame({key: np.asarray(labels, dtype=object)}))
+
+    def _guidance(self, guidance: Guidance | None, weight: float) -> Guidance | None:
+        if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not np.isfinite(weight):
+            raise ValueError(f"guidance_weight={weight!r} must be a finite number.")
+        if guidance is not None and guidance not in self.GUIDANCE:
+            raise ValueError(
+                f"guidance={guidance!r} is not one that {type(self).__name__} has: use one of {list(self.GUIDANCE)}."
+            )
+        if not self.labels.keys:
+            return None
+        return guidance or self.GUIDANCE[0]
+
+    def _obs(self, codes: np.ndarray, batches: np.ndarray, index: pd.Index) -> pd.DataFrame:
+        obs = self.labels.decode(codes, index)
+        batch_key = self.registry["setup_args"]["batch_key"]
+        if batch_key is not None:
+            obs[batch_key] = pd.Categorical.from_codes(batches, categories=self.batches.levels["batch"])
+        return obs
+
+    def _generated(self, values: np.ndarray, obs: pd.DataFrame, method: str, **how: Any) -> AnnData:
+        setup = self.registry["setup_args"]
+        dtype = np.dtype(setup["dtype"])
+        values = self._in_range(values).astype(dtype if np.issubdtype(dtype, np.integer) else np.float32)
+        flat = values.reshape(len(values), -1)
+        if setup["obsm_key"] is None:
+            var = pd.DataFrame(index=pd.Index(self._state("X")["column_names"]).astype(str))
+            result = AnnData(flat if setup["layer"] is None else None, obs=obs, var=var)
+            if setup["layer"] is not None:
+                result.layers[setup["layer"]] = flat
+        else:
+            result = AnnData(obs=obs, obsm={setup["obsm_key"]: flat if setup["is_flat"] else values})
+        if self._is_image:
+            result.uns["image_shape"] = list(self.shape)
+        result.uns["sclatent"] = self._provenance(method, **how)
+        return result

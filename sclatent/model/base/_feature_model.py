@@ -1,0 +1,337 @@
+"""What the models of images and embeddings share: setting up, reading and describing cells."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
+from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
+from torch import Tensor, nn
+
+from sclatent.data import (
+    Conditions,
+    FeatureBatch,
+    FeatureRows,
+    TokenRows,
+    check_categorical,
+    check_finite,
+    feature_shape,
+    get_features,
+    make_loader,
+)
+from sclatent.diffusion import Process
+from sclatent.module import FeatureAutoencoder, LatentDiffusion, Standardize
+from sclatent.nn import OPEN
+
+from ._feature_generation import FeatureGenerationMixin
+from ._staged_model import StagedModel
+
+LABELS_KEY = "labels"
+
+
+class FeatureModel(FeatureGenerationMixin, StagedModel):
+    """A model of images or embeddings, of which a subclass picks the parts in ``__init__`` and plans the stages."""
+
+    module: LatentDiffusion
+    process: Process
+
+    def __init__(self, adata: AnnData | None, registry: dict[str, Any] | None) -> None:
+        name = type(self).__name__
+        if adata is None and registry is None:
+            raise ValueError(
+                f"adata is missing: give an AnnData that was set up by {name}.setup_anndata, or use {name}.load."
+            )
+        super().__init__(adata, registry)
+        setup = self.registry["setup_args"]
+        self.shape = tuple(setup["shape"])
+        self.labels = Conditions({}, "labels")
+        if setup["labels_key"] is not None:
+            levels = [
+                level
+                for level in self._state(LABELS_KEY)["categorical_mapping"]
+                if level != setup["unlabeled_category"]
+            ]
+            self.labels = Conditions({setup["labels_key"]: levels}, "labels")
+        self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")
+
+    def _assemble(self, autoencoder: FeatureAutoencoder, process: Process, adata: AnnData | None) -> None:
+        """Put the parts together, and look at the data."""
+        self.process = process
+        shape = autoencoder.n_tokens, autoencoder.token_dim
+        self.module = LatentDiffusion(autoencoder, Standardize(*shape), nn.Identity())
+        self.module.denoiser = self._new_denoiser()
+        self._start()
+        what = f"images of {' x '.join(map(str, self.shape))}" if self._is_image else f"{self.shape[0]} features"
+        labels = f"{self.labels.n_levels[0]} labels" if self.labels.keys else "no labels"
+        self._model_summary_string = f"{type(self).__name__} of {what}, {labels}, {shape[0]} tokens of {shape[1]}"
+        if adata is not None:
+            rows = self._rows()
+            self._learn_from(rows)
+            self._look_at_features(rows)
+
+    @property
+    def _is_image(self) -> bool:
+        return len(self.shape) == 3
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        obsm_key: str | None = None,
+        layer: str | None = None,
+        image_shape: Sequence[int] | None = None,
+        labels_key: str | None = None,
+        unlabeled_category: str = "unknown",
+        batch_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell the model where things are in an AnnData; the features are checked, and stay where they are.
+
+        Parameters
+        ----------
+        adata
+            Cells, with embeddings (cells, dim) or square images (cells, height, width[, channels]), of uint8 or float.
+        obsm_key, layer
+            Entry of obsm, or layer, with the features; X by default.
+        image_shape
+            (height, width) or (height, width, channels) of images that are stored flat. Flat pixels of type uint8 also
+            take it from ``adata.uns["image_shape"]``.
+        labels_key
+            Categorical column of obs with the labels.
+        unlabeled_category
+            What the column says of cells without a label.
+        batch_key
+            Categorical column of obs; every batch is centred on a mean of its own, so that the latent need not carry
+            it. Batches should hold labels in like proportions.
+
+        Raises
+        ------
+        KeyError
+            If an entry or a column is missing.
+        ValueError
+            If the data are not what was expected. Nothing has been changed then.
+        """
+        values, where = get_features(adata, obsm_key, layer)
+        shape = feature_shape(values, where, image_shape, adata.uns)
+        check_finite(values, where)
+        if labels_key is not None:
+            check_categorical(adata.obs, labels_key, "labels_key")
+            levels = set(adata.obs[labels_key].unique()) - {unlabeled_category}
+            if not levels:
+                raise ValueError(
+                    f"labels_key: every cell of adata.obs[{labels_key!r}] is {unlabeled_category!r}: label some of "
+                    "them, or leave labels_key out to train without labels."
+                )
+            if len(levels) == 1:
+                raise ValueError(
+                    f"labels_key: adata.obs[{labels_key!r}] has only the label {levels.pop()!r}; at least 2 are "
+                    "needed. Leave labels_key out to train without labels."
+                )
+        if batch_key is not None:
+            check_categorical(adata.obs, batch_key, "batch_key")
+        setup_method_args = cls._get_setup_method_args(
+            cls=cls,
+            adata=adata,
+            obsm_key=obsm_key,
+            layer=layer,
+            image_shape=None if image_shape is None else list(map(int, image_shape)),
+            labels_key=labels_key,
+            unlabeled_category=unlabeled_category,
+            batch_key=batch_key,
+            shape=list(shape),
+            dtype=str(values.dtype),
+            is_flat=values.ndim == 2,
+        )
+        features = (
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False)
+            if obsm_key is None
+            else ObsmField(REGISTRY_KEYS.X_KEY, obsm_key, is_count_data=False, correct_data_format=False)
+        )
+        manager = AnnDataManager(
+            fields=[
+                features,
+                CategoricalObsField(LABELS_KEY, labels_key),
+                CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            ],
+            setup_method_args=setup_method_args,
+            validation_checks=AnnDataManagerValidationCheck(check_if_view=False),
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*view.*")  # a view becomes an AnnData of its own
+            manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    # ---- reading cells
+
+    def _rows(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, batch: bool = True
+    ) -> FeatureRows:
+        """Cells of an AnnData, the training data by default."""
+        training = adata is None or adata is self.adata
+        adata = self._given(adata)
+        setup = self.registry["setup_args"]
+        values, where = get_features(adata, setup["obsm_key"], setup["layer"])
+        if not training:
+            shape = feature_shape(values, where, self._flat_shape(values), adata.uns)
+            if shape != self.shape:
+                raise ValueError(f"{where} has features of shape {shape}: this model was trained on {self.shape}.")
+            check_finite(values, where)
+        obs = adata.obs
+        codes = np.full((adata.n_obs, len(self.labels.keys)), OPEN)
+        for key in self.labels.keys:
+            if key in obs:  # labels that the model does not know are no labels to it
+                code = {level: i for i, level in enumerate(self.labels.levels[key])}
+                codes[:, 0] = [code.get(level, OPEN) for level in obs[key]]
+        batches = np.zeros(adata.n_obs, dtype=np.int64)
+        if batch and (batch_key := setup["batch_key"]) is not None:
+            if batch_key not in obs:
+                raise KeyError(f"adata.obs has no column {batch_key!r}, the batch_key of this model.")
+            batches = self.batches.encode(pd.DataFrame({"batch": obs[batch_key]}))[:, 0]
+        return FeatureRows(values, self.shape, codes, batches, indices)
+
+    def _flat_shape(self, values: Any) -> tuple[int, ...] | None:
+        """Shape to read flat values by, if this model is one of images."""
+        flat = self._is_image and values.ndim == 2 and values.shape[1] == np.prod(self.shape)
+        return self.shape if flat else None
+
+    def _given(self, adata: AnnData | None) -> AnnData:
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise ValueError(
+                "adata is missing: this model was loaded without data, so there are no training cells to fall back on."
+            )
+        return adata
+
+    def _look_at_features(self, rows: FeatureRows) -> None:
+        """Set what follows from the data alone: how features are standardised, and the range of images."""
+        scale = self.module.autoencoder.scale
+        n_batches, size = len(scale.mean), scale.sd.shape
+        n, total, square = np.zeros(n_batches), np.zeros((n_batches, *size)), np.zeros((n_batches, *size))
+        low, high = np.inf, -np.inf
+        for x, _, batch in make_loader(rows, 1024):
+            x, batch = x.numpy().astype(np.float64), batch.numpy()
+            low, high = min(low, x.min()), max(high, x.max())
+            n += np.bincount(batch, minlength=n_batches)
+            for moment, value in ((total, x), (square, x**2)):
+                np.add.at(moment, batch, value.mean(axis=(1, 2), keepdims=True) if self._is_image else value)
+        count = np.maximum(n, 1).reshape(-1, *[1] * len(size))
+        mean = total / count
+        variance = (square - count * mean**2).sum(axis=0) / n.sum()
+        sd = np.sqrt(np.maximum(variance, 0))
+        sd = np.maximum(sd, 0.01 * sd.mean()) if sd.mean() > 0 else np.ones_like(sd)  # nothing is blown up
+        scale.mean.copy_(torch.from_numpy(mean))
+        scale.sd.copy_(torch.from_numpy(sd))
+        self.value_range = (float(low), float(high))
+
+    # ---- training
+
+    def _training_rows(self) -> FeatureRows:
+        return self._rows()
+
+    def _contents(self, rows: FeatureRows) -> list[Any]:
+        some = np.linspace(0, len(rows) - 1, min(len(rows), 64)).astype(int)
+        return [self.shape, len(rows), rows.labels.tobytes(), rows.batch.tobytes(), rows[some].x.numpy().tobytes()]
+
+    def _learn_from(self, rows: FeatureRows) -> None:
+        self.batch_codes = rows.batch
+
+    def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
+        if stage == "autoencoder":
+            return rows
+        if self._tokens is None:
+            tokens = self._encode(rows, 1024)
+            if self._standardizes and "diffusion" not in self.trained_stages:
+                self.module.standardize.cpu().fit(tokens)
+            self._tokens = self.module.standardize.cpu()(tokens)
+        return TokenRows(self._tokens, torch.from_numpy(rows.labels))
+
+    _standardizes = False  # whether tokens are standardised; patches of standardised features are as they should be
+
+    # ---- saving
+
+    def _description(self) -> dict[str, Any]:
+        return {"value_range": self.value_range}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"batch_codes": self.batch_codes}
+
+    def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self.value_range = tuple(description["value_range"])
+        self.batch_codes = arrays["batch_codes"]
+
+    def _check_query(self, adata: AnnData) -> None:
+        self._rows(adata)
+
+    # ---- describing cells
+
+    @torch.no_grad()
+    def _encode_batch(self, batch: FeatureBatch) -> Tensor:
+        """Tokens of a minibatch, not standardised."""
+        return self.module.autoencoder.encode(batch.x.to(self._device), batch.batch.to(self._device))
+
+    def _encode(self, rows: FeatureRows, batch_size: int) -> Tensor:
+        return torch.cat([self._encode_batch(batch).cpu() for batch in make_loader(rows, batch_size)])
+
+    @torch.no_grad()
+    def get_activations(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        noise_level: float = 0.0,
+        batch_size: int = 256,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Activations of the denoiser, averaged over the tokens (Joint Diffusion, arXiv 2301.13622, section 3).
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default.
+        indices
+            Rows; all by default.
+        noise_level
+            Share of noise in the variance of what the denoiser sees, from 0 to 1.
+        batch_size
+            Cells computed together.
+        seed
+            Seed of the noise.
+
+        Returns
+        -------
+        Activations (cells, n_blocks, width).
+        """
+        self._check_stage("diffusion", "get_activations")
+        rows = self._rows(adata, indices)
+        blocks = []
+        for cells in self._blocks(len(rows), batch_size, "Activations", progress_bar=False):
+            z = self._latent(rows[cells], seed, cells)
+            x, t = self._add_noise(z, noise_level, seed, cells)
+            blocks.append(self.module.denoiser.activations(x, t).cpu())
+        return torch.cat(blocks).numpy()
+
+    @property
+    def _n_activations(self) -> int:
+        return self.init_params_["denoiser_blocks"] * self.init_params_["denoiser_width"]
+
+    def _rows_to_predict(self, adata: AnnData | None, indices: Sequence[int] | None) -> FeatureRows:
+        if not self.labels.keys:
+            raise RuntimeError(
+                "predict needs labels, and this model was trained without: set up the data with labels_key."
+            )
+        self._check_stage("diffusion", "predict")
+        return self._rows(adata, indices)
+
+    def _labels_of(
+        self, probabilities: np.ndarray, rows: FeatureRows, adata: AnnData | None, soft: bool
+    ) -> np.ndarray | pd.DataFrame:
+        (levels,) = self.labels.levels.values()
+        if soft:
+            return pd.DataFrame(probabilities, index=self._given(adata).obs_names[rows.cells], columns=levels)
+        return np.array(levels, dtype=object)[probabilities.argmax(axis=1)]
