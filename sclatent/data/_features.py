@@ -85,6 +85,8 @@ def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.
 def get_features(adata: AnnData, obsm_key: str | None, layer: str | None) -> tuple[Any, str]:
     """Return X, a layer or an entry of obsm, as it is stored, and what to call it in a message."""
     if obsm_key is None:
+        if layer is None and adata.X is None:
+            raise ValueError("adata.X is empty: give obsm_key= or layer=, where the features are.")
         return get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if layer is not None:
         raise ValueError(f"obsm_key={obsm_key!r} and layer={layer!r}: give one of them, the one with the features.")
@@ -140,7 +142,7 @@ def feature_shape(
                 "width) or (height, width, channels)."
             )
     if image_shape is not None:
-        given = tuple(int(n) for n in image_shape)
+        given = tuple(int(n) for n in np.atleast_1d(image_shape))
         if len(given) not in (2, 3) or min(given) < 1 or np.prod(given) != np.prod(shape):
             raise ValueError(
                 f"image_shape={given} does not fit {where}, which has {int(np.prod(shape))} values a cell: (height, "

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._process import Process
+
+SNR = 1e-3, 1e4  # the least, after none at all, and the largest ratio of signal to noise
 
 
 def lower_bound(
@@ -19,7 +22,10 @@ def lower_bound(
     .. math:: \ln p(z) \ge \ln p(z | x_{T-1}) - \sum_{k < T} \tfrac{1}{2} \bigl( \mathrm{snr}(t_{k}) -
               \mathrm{snr}(t_{k-1}) \bigr) \| z - \hat z(x_{k-1}) \|^2, \qquad \mathrm{snr}(t) = a_t^2 / s_t^2,
 
-    with times :math:`t_k = k / T` from noise to data. The sum is estimated from one of its terms a draw.
+    with :math:`t_0 = 0`, where all is noise, and times from there to nearly data at which :math:`\ln \mathrm{snr}`
+    grows evenly: like that no step is a large one, and the bound of an exact denoiser tends to :math:`\ln p(z)` with T
+    (with even steps of time, the last ones cost more than 1 nat a coordinate, however many there are). The sum is
+    estimated from one of its terms a draw.
 
     Parameters
     ----------
@@ -34,7 +40,7 @@ def lower_bound(
     uniforms
         Uniform, (n_draws, cells): they choose the terms.
     n_steps
-        T, the number of steps.
+        T, the number of steps, at least 2.
 
     Returns
     -------
@@ -49,12 +55,13 @@ def lower_bound(
         a, s, _, _ = process.coefficients(t)
         return (a / s).square()
 
-    last = z.new_full((len(z),), (n_steps - 1) / n_steps)
+    times = z.new_tensor([0.0, *(process.time(1 / (1 + ratio)) for ratio in np.geomspace(*SNR, n_steps - 1))])
+    last = times[-1].expand(len(z))
     log_variance = -snr(last).log()
     total = torch.zeros_like(last)
     for e, u in zip(noise, uniforms, strict=True):
         reconstruction = -0.5 * (error(last, e) * snr(last) + z[0].numel() * (log_variance + math.log(2 * math.pi)))
-        before = (u * (n_steps - 1)).floor() / n_steps
-        gain = snr(before + 1 / n_steps) - snr(before)
-        total = total + reconstruction - 0.5 * (n_steps - 1) * gain * error(before, e)
+        k = (u * (n_steps - 1)).long().clamp(max=n_steps - 2)  # a uniform may be rounded to 1
+        gain = snr(times[k + 1]) - snr(times[k])
+        total = total + reconstruction - 0.5 * (n_steps - 1) * gain * error(times[k], e)
     return total / len(noise)

@@ -36,6 +36,11 @@ class Process(ABC):
         a, s, _, _ = self._at(t, z)
         return s * noise + a * z
 
+    def velocity(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return v at x_t for data and noise (cells, ...) at times (cells,)."""
+        _, _, da, ds = self._at(t, z)
+        return da * z + ds * noise
+
     def data(self, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
         """Return the data that x_t and its velocity come from: the prediction of z if v is predicted."""
         a, s, da, ds = self._at(t, x)
@@ -53,9 +58,8 @@ class Process(ABC):
 
     def loss(self, f: Callable[[Tensor, Tensor], Tensor], z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Mean squared error of the velocity that ``f(x, t)`` predicts, per cell, (cells,)."""
-        _, _, da, ds = self._at(t, z)
         v = f(self.interpolate(z, noise, t), t)
-        return (v - (da * z + ds * noise)).square().flatten(1).mean(dim=1)
+        return (v - self.velocity(z, noise, t)).square().flatten(1).mean(dim=1)
 
     def draw_time(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw times for n cells: uniform, and spread evenly over the minibatch to lower the variance of the loss."""

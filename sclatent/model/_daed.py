@@ -117,7 +117,6 @@ class DAED(FeatureModel):
         """x1 of measured cells."""
         return self.module.autoencoder.add_noise(self._encode_batch(batch), self._noise(seed, cells, "latent"))
 
-    @torch.no_grad()
     def denoise(
         self,
         adata: AnnData | None = None,
@@ -146,15 +145,10 @@ class DAED(FeatureModel):
         AnnData with a row a cell of the input, with its index and obs.
         """
         self._check_stage("denoiser", "denoise")
-        origin, rows = self._given(adata), self._rows(adata, indices)
-        scale = math.sqrt(1 - self.module.autoencoder.noise_level)
-        blocks = []
-        for cells in self._blocks(len(rows), batch_size, "Denoising", progress_bar):
-            batch = rows[cells]
-            blocks.append(self._decode(scale * self._encode_batch(batch), batch.batch.numpy()).cpu().numpy())
-        obs = origin.obs.iloc[rows.cells]
-        obs = obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
-        return self._generated(np.concatenate(blocks), obs, "denoise")
+        return self._denoise(adata, self.module.autoencoder.noise_level, indices, batch_size, progress_bar)
+
+    def _denoise_tokens(self, x: Tensor, noise_level: float) -> Tensor:
+        return x  # x1 is the latent: decoding is what denoises
 
     def get_elbo(
         self,
@@ -206,7 +200,7 @@ class DAED(FeatureModel):
             prior = self._prior_bound(x1, self._label_codes(None, len(cells)), n_draws, n_steps, seed, cells)
             sums += [float(reconstruction.double().sum()), float(prior.double().sum())]
         n_latent = autoencoder.n_tokens * autoencoder.token_dim
-        log_sd = autoencoder.scale.sd.log().sum() * (self.shape[0] ** 2 if self._is_image else 1)
+        log_sd = autoencoder.scale.sd.log().mean() * math.prod(self.shape)
         parts = {
             "reconstruction": float(sums[0]) / len(rows) - float(log_sd),
             "prior": float(sums[1]) / len(rows),
@@ -219,6 +213,8 @@ class DAED(FeatureModel):
         self, x1: Tensor, codes: np.ndarray, n_draws: int, n_steps: int, seed: int, cells: np.ndarray
     ) -> Tensor:
         """Lower bound of ln p(x1 | labels), (cells,)."""
+        if n_draws < 1 or n_steps < 2:
+            raise ValueError(f"n_draws={n_draws!r} must be at least 1, and n_steps={n_steps!r} at least 2.")
         labels = torch.from_numpy(codes).to(self._device)
         draws = [cell_rng(seed, "steps", i) for i in cells]
         uniforms = np.stack([(rng.random() + np.arange(n_draws)) / n_draws % 1 for rng in draws], axis=1)

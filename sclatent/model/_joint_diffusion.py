@@ -76,13 +76,49 @@ class JointDiffusion(JointMixin, FeatureModel):
         with torch.random.fork_rng():
             torch.manual_seed(p["seed"] + 1)
             if self.labels.keys:
-                return JointDenoiser(*shape, self.labels.n_levels[0], (), *size)
+                return JointDenoiser(*shape, self.labels.n_levels[0], self.process, (), *size)
             return DiT(*shape, (), *size)
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if not self.labels.keys:
             return DiffusionPlan(self.module.denoiser, self.process, **arguments)
         return JointPlan(self.module.denoiser, self.process, told=False, **arguments)
+
+    def denoise(
+        self,
+        adata: AnnData | None = None,
+        noise_level: float = 0.1,
+        indices: Sequence[int] | None = None,
+        batch_size: int = 256,
+        progress_bar: bool = True,
+    ) -> AnnData:
+        r"""Denoise cells in one step, by what the denoiser predicts of the clean cell.
+
+        Parameters
+        ----------
+        adata
+            Noisy cells; the training data by default.
+        noise_level
+            Share of noise in the variance of the cells, :math:`\beta`, at least 0 and below 1: they are taken as clean
+            ones plus noise of :math:`\beta / (1 - \beta)` times the variance of the features in training. Scaled by
+            :math:`\sqrt{1 - \beta}`, they are :math:`x_t` of the process at the time of that noise.
+        indices
+            Rows; all by default.
+        batch_size
+            Cells computed together.
+        progress_bar
+            Whether to show progress.
+
+        Returns
+        -------
+        AnnData with a row a cell of the input, with its index and obs.
+        """
+        self._check_stage("diffusion", "denoise")
+        if not 0 <= noise_level < 1:
+            raise ValueError(
+                f"noise_level={noise_level!r} must be at least 0 (clean cells) and below 1 (noise alone), such as 0.1."
+            )
+        return self._denoise(adata, noise_level, indices, batch_size, progress_bar)
 
     def get_latent_representation(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 256

@@ -32,8 +32,8 @@ class JointLDM(JointMixin, FeatureModel):
     adata
         AnnData that was set up by :meth:`setup_anndata`.
     n_tokens
-        Number of tokens of an embedding, by default 16 or what it takes to hold all of it; of an image it follows from
-        its size (49 to 81).
+        Number of tokens of an embedding, by default 8 or what it takes to hold all of it; of an image it follows from
+        its size (9 or 16).
     token_dim
         Width of a token.
     width
@@ -65,10 +65,10 @@ class JointLDM(JointMixin, FeatureModel):
         self,
         adata: AnnData | None = None,
         n_tokens: int | None = None,
-        token_dim: int = 16,
+        token_dim: int = 32,
         width: int | None = None,
         denoiser_width: int = 128,
-        denoiser_blocks: int = 4,
+        denoiser_blocks: int = 3,
         n_heads: int = 4,
         seed: int = 0,
         registry: dict[str, Any] | None = None,
@@ -85,7 +85,7 @@ class JointLDM(JointMixin, FeatureModel):
         }
         n_batches = self.batches.n_levels[0]
         if n_tokens is None:
-            n_tokens = min(16, math.ceil(self.shape[0] / token_dim))
+            n_tokens = min(8, math.ceil(self.shape[0] / token_dim))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             autoencoder = (
@@ -102,7 +102,9 @@ class JointLDM(JointMixin, FeatureModel):
         n_levels = self.labels.n_levels
         with torch.random.fork_rng():
             torch.manual_seed(p["seed"] + 1)
-            return JointDenoiser(*shape, n_levels[0], n_levels, *size) if n_levels else DiT(*shape, (), *size)
+            if not n_levels:
+                return DiT(*shape, (), *size)
+            return JointDenoiser(*shape, n_levels[0], self.process, n_levels, *size)
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)
@@ -113,13 +115,14 @@ class JointLDM(JointMixin, FeatureModel):
             batch = rows[np.sort(some)]
             x = autoencoder.scale(batch.x, batch.batch).numpy()
             k = min(autoencoder.n_tokens * autoencoder.token_dim, *x.shape)
-            pca = PCA(k, svd_solver="auto", random_state=seed).fit(x)
-            sd = np.maximum(np.sqrt(pca.explained_variance_), 1e-3)
-            autoencoder.start_from(torch.from_numpy(pca.components_), torch.from_numpy(sd))
+            pca = PCA(k, random_state=seed).fit(x)
+            autoencoder.start_from(torch.from_numpy(pca.components_), float(np.sqrt(pca.explained_variance_.mean())))
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "autoencoder":
-            return ReconstructionPlan(self.module.autoencoder, **arguments)
+            # the tokens of an image are normalised, those of an embedding keep the proportions of its components
+            defaults = {"token_noise": 0.1 if self._is_image else 0.0}
+            return ReconstructionPlan(self.module.autoencoder, **{**defaults, **arguments})
         if not self.labels.keys:
             return DiffusionPlan(self.module.denoiser, self.process, **arguments)
         return JointPlan(self.module.denoiser, self.process, told=True, **arguments)

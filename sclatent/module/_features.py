@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 
 class FeatureScale(nn.Module):
-    """Shift and scale features to mean 0 and variance 1: embeddings by coordinate, images by channel.
+    """Shift features to mean 0 and scale them to variance 1: embeddings by one number, images by channel.
 
-    Every batch has a mean of its own, so that no batch is told from another by its mean.
+    Coordinates of an embedding keep their proportions: most of what tells cells apart is in large ones, and to bring
+    all to one variance would drown it in noise. Every batch has a mean of its own, so that no batch is told from
+    another by its mean.
 
     Parameters
     ----------
@@ -25,7 +27,7 @@ class FeatureScale(nn.Module):
         super().__init__()
         shape = shape if len(shape) == 1 else (1, 1, shape[2])
         self.register_buffer("mean", torch.zeros(n_batches, *shape))
-        self.register_buffer("sd", torch.ones(shape))
+        self.register_buffer("sd", torch.ones(1 if len(shape) == 1 else shape))
 
     def forward(self, x: Tensor, batch: Tensor) -> Tensor:
         """Standardise features (cells, *shape) of batches (cells,)."""

@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
 
 
 class ImageAutoencoder(FeatureAutoencoder):
-    """Convolutions that halve the image until about 8 x 8 places are left, each of which is a token, and back.
+    """Convolutions that halve the image until 3 x 3 or 4 x 4 places are left, each of which is a token, and back.
 
     The tokens are normalised, and noise of a fixed size is put on them in training, so that the decoder takes tokens
     that are not quite those of a real image.
@@ -43,12 +43,12 @@ class ImageAutoencoder(FeatureAutoencoder):
     token_dim
         Channels of a token.
     width
-        Channels of the convolutions; those at full resolution have half of it.
+        Channels of the convolutions; those at half the resolution, the highest at which any are done, have half of it.
     n_batches
         Number of batches.
     """
 
-    def __init__(self, shape: tuple[int, int, int], token_dim: int = 16, width: int = 64, n_batches: int = 1) -> None:
+    def __init__(self, shape: tuple[int, int, int], token_dim: int = 32, width: int = 64, n_batches: int = 1) -> None:
         size, _, channels = shape
         if not MIN_SIZE <= size <= MAX_SIZE:
             raise ValueError(
@@ -57,21 +57,22 @@ class ImageAutoencoder(FeatureAutoencoder):
             )
         if width % 16:
             raise ValueError(f"width={width!r} must be a multiple of 16.")
-        n_halvings = max(2, round(math.log2(size / 8)))
+        n_halvings = math.ceil(math.log2(size / 4))
         n_side = math.ceil(size / 2**n_halvings)
         super().__init__(shape, n_side**2, token_dim, n_batches)
         self.n_side, self.padded = n_side, n_side * 2**n_halvings
-        widths = [width // 2, *[width] * n_halvings]
-        down: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
-        up: list[nn.Module] = [nn.Conv2d(token_dim, width, 3, padding=1), ResidualBlock(width)]
+        widths = [width // 2, *[width] * (n_halvings - 1)]
+        down: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, stride=2, padding=1), ResidualBlock(widths[0])]
         for before, after in pairwise(widths):
             down += [nn.Conv2d(before, after, 4, stride=2, padding=1), ResidualBlock(after)]
-        for before, after in zip(widths[:0:-1], widths[-2::-1], strict=True):
+        up: list[nn.Module] = [nn.Conv2d(token_dim, width, 3, padding=1), ResidualBlock(width)]
+        for before, after in pairwise(reversed(widths)):
             up += [nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1), ResidualBlock(after)]
         self.encoder = nn.Sequential(*down, nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, token_dim, 1))
         self.decoder = nn.Sequential(
-            *up, nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1)
-        )
+            *up, nn.GroupNorm(8, widths[0]), nn.SiLU(),
+            nn.Conv2d(widths[0], 4 * channels, 3, padding=1), nn.PixelShuffle(2),
+        )  # fmt: skip
 
     def to_tokens(self, x: Tensor) -> Tensor:
         missing = self.padded - self.shape[0]

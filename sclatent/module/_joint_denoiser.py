@@ -7,49 +7,84 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sclatent.diffusion import Process
+from sclatent.nn import OPEN
+
 from ._dit import DiT
 
 
 class JointDenoiser(DiT):
-    """Diffusion Transformer with a classification head (Joint Diffusion, arXiv 2301.13622, section 4).
+    r"""Diffusion Transformer with a classification head (Joint Diffusion, arXiv 2301.13622, section 4).
 
     The activations of all blocks, averaged over the tokens, are joined with the embedding of the time and go through a
-    perceptron of two layers; a linear classifier of the tokens themselves is added to it. What is classified is
-    always seen without its label, so that the denoiser may be told the label, too, and be guided either way.
+    perceptron of two layers. To its logits are added those of a linear classifier and of a perceptron that see the
+    tokens themselves, :math:`x_t / a_t`: with few labels the former is all there is to learn, and what the denoiser
+    has found comes on top. What is classified is seen without its label, so that the denoiser may be told the label,
+    too, and be guided either way.
 
     Parameters
     ----------
-    n_tokens, token_dim, n_levels, width, n_blocks, n_heads
-        As in :class:`DiT`; ``n_levels`` is empty if the denoiser is not told the label.
+    n_tokens, token_dim
+        Shape of the tokens of a cell.
     n_labels
         Number of labels.
+    process
+        Whose :math:`x_t` the denoiser sees.
+    n_levels, width, n_blocks, n_heads
+        As in :class:`DiT`; ``n_levels`` is empty if the denoiser is not told the label.
+    head_width
+        Width of the perceptron that sees the tokens.
     dropout
-        Dropout in the head.
+        Dropout before the last layer of either perceptron.
     """
+
+    least_signal = 0.2  # tokens with less signal than that are not scaled up any further
 
     def __init__(
         self,
         n_tokens: int,
         token_dim: int,
         n_labels: int,
+        process: Process,
         n_levels: Sequence[int] = (),
         width: int = 128,
         n_blocks: int = 4,
         n_heads: int = 4,
-        dropout: float = 0.1,
+        head_width: int = 512,
+        dropout: float = 0.5,
     ) -> None:
         super().__init__(n_tokens, token_dim, n_levels, width, n_blocks, n_heads)
-        self.head = nn.Sequential(
-            nn.LayerNorm((n_blocks + 1) * width),
-            nn.Linear((n_blocks + 1) * width, width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(width, n_labels),
+        self.process = process
+        pooled, latent = (n_blocks + 1) * width, n_tokens * token_dim
+        self.linear = nn.Linear(latent, n_labels)
+        self.perceptron = nn.Sequential(
+            nn.Linear(latent, head_width), nn.GELU(), nn.Dropout(dropout), nn.Linear(head_width, n_labels)
         )
-        self.linear = nn.Linear(n_tokens * token_dim, n_labels)
-        nn.init.zeros_(self.linear.weight)
+        self.head = nn.Sequential(
+            nn.LayerNorm(pooled), nn.Linear(pooled, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, n_labels)
+        )
+        for layer in (self.linear, self.perceptron[-1], self.head[-1]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def joint(self, x: Tensor, t: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity and logits of the labels (cells, n_labels) in one evaluation.
+
+        The logits of a cell that was told its label are of no use.
+
+        Parameters
+        ----------
+        x, t, codes
+            As in :meth:`forward`.
+        """
+        c = self.context(t, codes)
+        hidden = list(self.hidden(x, c))
+        pooled = torch.cat([*(h.mean(dim=1) for h in hidden), self.time(t)], dim=1)
+        signal = self.process.coefficients(t)[0].clamp(min=self.least_signal)
+        z = x.flatten(1) / signal[:, None]
+        return self.read(hidden[-1], c), self.linear(z) + self.perceptron(z) + self.head(pooled)
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the labels (cells, n_labels) of noisy tokens x at times t."""
-        pooled = torch.cat([self.activations(x, t).flatten(1), self.time(t)], dim=1)
-        return self.head(pooled) + self.linear(x.flatten(1))
+        no_label = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
+        return self.joint(x, t, no_label)[1]

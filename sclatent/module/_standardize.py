@@ -16,10 +16,14 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("sd", torch.ones(shape))
 
-    def fit(self, tokens: Tensor) -> None:
-        """Take mean and standard deviation from tokens (cells, *shape)."""
+    def fit(self, tokens: Tensor, common: bool = False) -> None:
+        """Take mean and standard deviation from tokens (cells, *shape).
+
+        With ``common`` all coordinates share one scale: small ones stay small, and a mean variance of 1 is reached.
+        """
         self.mean.copy_(tokens.mean(dim=0))
-        self.sd.copy_(tokens.std(dim=0, correction=0).clamp(min=self.eps))
+        sd = tokens.std(dim=0, correction=0)
+        self.sd.copy_((sd.square().mean().sqrt().expand_as(sd) if common else sd).clamp(min=self.eps))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Standardise tokens (cells, *shape)."""

@@ -37,17 +37,19 @@ class VectorAutoencoder(FeatureAutoencoder):
             nn.init.zeros_(mlp[-1].bias)
 
     @torch.no_grad()
-    def start_from(self, components: Tensor, sd: Tensor) -> None:
-        """Start from principal components (n_components, dim) and the standard deviations of their scores.
+    def start_from(self, components: Tensor, scale: float) -> None:
+        """Start from principal components (n_components, dim), whose scores are divided by a scale.
 
-        The scores become tokens with variance 1; coordinates beyond the components start at 0.
+        The tokens take turns, so that every one has large and small components; coordinates beyond them start at 0. To
+        bring all components to one variance would drown labels in the noise of the small ones.
         """
-        k = len(components)
         for layer in (self.linear_in, self.linear_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.linear_in.weight[:k] = components / sd[:, None]
-        self.linear_out.weight[:, :k] = components.T * sd
+        k = torch.arange(len(components))
+        place = (k % self.n_tokens) * self.token_dim + k // self.n_tokens
+        self.linear_in.weight[place] = components / scale
+        self.linear_out.weight[:, place] = components.T * scale
 
     def to_tokens(self, x: Tensor) -> Tensor:
         return (self.linear_in(x) + self.mlp_in(x)).view(-1, self.n_tokens, self.token_dim)

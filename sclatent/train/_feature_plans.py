@@ -24,13 +24,13 @@ class ReconstructionPlan(StagePlan):
     autoencoder
         What is trained.
     token_noise
-        Standard deviation of the noise on the tokens, which have variance 1: what the decoder learns to bear.
+        Standard deviation of the noise on the tokens in training, which the decoder learns to bear.
     """
 
     def __init__(
         self,
         autoencoder: FeatureAutoencoder,
-        token_noise: float = 0.1,
+        token_noise: float = 0.0,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         **kwargs: Any,
@@ -88,12 +88,17 @@ class PriorPlan(DiffusionPlan):
 class JointPlan(DiffusionPlan):
     r"""Joint diffusion: the denoiser on all cells, the classifier on the labelled ones (arXiv 2301.13622, 2411.09434).
 
-    .. math:: L = L_{\text{diffusion}} + \lambda \, \bigl( - \ln p(y | x_1) - \ln p(y | x_t) \bigr) / 2
-              + \mu \, L_{\text{consistency}}
+    .. math:: L = L_{\text{diffusion}} - \lambda \ln p(y | x_t) + \mu L_{\text{consistency}}
 
-    Every minibatch is joined by labelled cells, drawn with replacement, which are classified as they are (at t = 1) and
-    with as much noise as the diffusion loss sees, so that the classifier can guide at any time. The labels of all
-    labelled cells are learned, also of those on which the diffusion loss is watched.
+    Every minibatch is joined by labelled cells, drawn with replacement, with as much noise as signal at most, and one
+    in four with any amount, so that the classifier can guide from the beginning. They are mixed in pairs, as their
+    labels are (mixup, Zhang et al. 2018). The labels of all labelled cells are learned, also of those on which the
+    diffusion loss is watched.
+
+    Cells without a label learn from the averaged weights (FixMatch, Sohn et al. 2020, with noise as augmentation): what
+    these are confident of when they see the cell as it is, the denoiser has to say of the noisy cell that it is given
+    for the diffusion loss anyway. Before that, their mean prediction is brought to the frequencies of the labels
+    (distribution alignment, Berthelot et al. 2020).
 
     Parameters
     ----------
@@ -107,15 +112,14 @@ class JointPlan(DiffusionPlan):
         :math:`\lambda`.
     n_labelled
         Labelled cells that join a minibatch.
-    label_smoothing
-        Share of the probability that is spread over all labels.
+    mixup
+        Parameter of the Beta distribution of the mixing proportion; 0 mixes nothing.
     consistency_weight
-        :math:`\mu`, the weight of FixMatch's loss (Sohn et al. 2020) on all cells of the minibatch: where a cell with
-        little noise is classified with confidence, the same cell with more noise has to be classified alike.
+        :math:`\mu`; from 0 in the first third of training. Without unlabelled cells it does nothing.
     threshold
         Confidence from which on a cell takes part in it.
-    weak_noise, strong_noise
-        Share of the noise in the variance of the two.
+    strong_noise
+        Share of noise in the variance, up to which a noisy cell takes part in it.
     """
 
     def __init__(
@@ -123,69 +127,91 @@ class JointPlan(DiffusionPlan):
         denoiser: JointDenoiser,
         process: Process,
         told: bool,
-        classifier_weight: float = 0.1,
+        classifier_weight: float = 1.0,
         n_labelled: int = 64,
-        label_smoothing: float = 0.05,
-        consistency_weight: float = 0.0,
-        threshold: float = 0.95,
-        weak_noise: float = 0.05,
-        strong_noise: float = 0.5,
+        mixup: float = 0.5,
+        consistency_weight: float = 1.0,
+        threshold: float = 0.8,
+        strong_noise: float = 0.7,
+        ema_decay: float = 0.995,
         **kwargs: Any,
     ) -> None:
-        super().__init__(denoiser, process, **kwargs)
-        for name, value in (("weak_noise", weak_noise), ("strong_noise", strong_noise), ("threshold", threshold)):
+        super().__init__(denoiser, process, ema_decay=ema_decay, **kwargs)
+        for name, value in (("threshold", threshold), ("strong_noise", strong_noise)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r} must be between 0 and 1.")
+        if n_labelled < 1:
+            raise ValueError(f"n_labelled={n_labelled!r} must be at least 1.")
         self.told = told
-        self.classifier_weight, self.n_labelled, self.label_smoothing = classifier_weight, n_labelled, label_smoothing
+        self.classifier_weight, self.n_labelled, self.mixup = classifier_weight, n_labelled, mixup
         self.consistency_weight, self.threshold = consistency_weight, threshold
-        self.weak_noise, self.strong_noise = weak_noise, strong_noise
+        self.earliest = process.time(strong_noise)
+        self.equal = process.time(0.5)
+        n_labels = denoiser.linear.out_features
+        self.register_buffer("mean_prediction", torch.full((n_labels,), 1 / n_labels))
 
     def on_train_start(self) -> None:
         """Take the labelled cells, those of the validation split among them."""
         rows = self.trainer.train_dataloader.dataset
         labelled = rows.others[0][:, 0] != OPEN
         self._labelled = rows.tokens[labelled].to(self.device), rows.others[0][labelled, 0].to(self.device)
+        frequency = torch.bincount(self._labelled[1], minlength=len(self.mean_prediction)) + 1.0
+        self._frequency = frequency / frequency.sum()
 
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,); what is learned of labels is the same for all of them."""
-        tokens, codes = batch
-        diffusion = super().losses((tokens, self._told_codes(codes)), generator)
+        z, codes = batch
+        t = self.process.draw_time(len(z), generator)
+        noise = torch.randn(z.shape, generator=generator, device=generator.device)
+        told = codes if self.told else codes[:, :0]
+        lost = torch.rand(len(z), 1, generator=generator, device=generator.device) < self.dropout_all
+        v, logits = self.trained.joint(self.process.interpolate(z, noise, t), t, told.masked_fill(lost, OPEN))
+        diffusion = (v - self.process.velocity(z, noise, t)).square().flatten(1).mean(dim=1)
+        cross_entropy = self._cross_entropy(generator)
         self.log("diffusion_denoising_loss_train", diffusion.mean(), on_step=False, on_epoch=True)
-        loss = diffusion
-        if self.classifier_weight and len(self._labelled[0]):
-            cross_entropy = self._cross_entropy(generator)
-            self.log("diffusion_cross_entropy_train", cross_entropy, on_step=False, on_epoch=True)
-            loss = loss + self.classifier_weight * cross_entropy
-        if self.consistency_weight:
-            loss = loss + self.consistency_weight * self._consistency(tokens, generator)
+        self.log("diffusion_cross_entropy_train", cross_entropy, on_step=False, on_epoch=True)
+        loss = diffusion + self.classifier_weight * cross_entropy
+        progress = self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches))
+        ramp = min(1.0, max(0.0, (progress - 0.3) / 0.1))
+        if self.consistency_weight * ramp:
+            learns = (codes[:, 0] == OPEN) & (t >= self.earliest)
+            loss = loss + self.consistency_weight * ramp * self._consistency(z, logits, learns)
         return loss
 
     def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Diffusion loss of each cell under the averaged weights, (cells,)."""
-        return super().validation_losses((batch[0], self._told_codes(batch[1])), generator)
-
-    def _told_codes(self, codes: Tensor) -> Tensor:
-        return codes if self.told else codes[:, :0]
-
-    def _noisy(self, tokens: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(tokens.shape, generator=generator, device=generator.device)
-        return self.process.interpolate(tokens, noise, t)
+        return super().validation_losses((batch[0], batch[1] if self.told else batch[1][:, :0]), generator)
 
     def _cross_entropy(self, generator: torch.Generator) -> Tensor:
         tokens, labels = self._labelled
-        drawn = torch.randint(len(labels), (self.n_labelled,), generator=generator, device=generator.device)
-        z, y = tokens[drawn], labels[drawn]
-        t = self.process.draw_time(len(z), generator)
-        x = torch.cat([z, self._noisy(z, t, generator)])
-        logits = self.trained.logits(x, torch.cat([torch.ones_like(t), t]))
-        return F.cross_entropy(logits, y.repeat(2), label_smoothing=self.label_smoothing)
+        n, device = self.n_labelled, generator.device
+        drawn = torch.randint(len(labels), (n,), generator=generator, device=device)
+        z, y = tokens[drawn], F.one_hot(labels[drawn], len(self.mean_prediction)).float()
+        if self.mixup:
+            # Beta(a, a) by two gamma variables, each from uniform ones that the generator draws (Johnk's method)
+            share = self._beta(n, generator)
+            z = share[:, None, None] * z + (1 - share[:, None, None]) * z.roll(1, 0)
+            y = share[:, None] * y + (1 - share[:, None]) * y.roll(1, 0)
+        t = torch.rand(n, generator=generator, device=device)
+        t[n // 4 :] = self.equal + (1 - self.equal) * t[n // 4 :]
+        noise = torch.randn(z.shape, generator=generator, device=device)
+        return F.cross_entropy(self.trained.logits(self.process.interpolate(z, noise, t), t), y)
 
-    def _consistency(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        weak, strong = (
-            tokens.new_full((len(tokens),), self.process.time(level)) for level in (self.weak_noise, self.strong_noise)
-        )
+    def _beta(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw from Beta(mixup, mixup), (n,)."""
+        draws = torch.empty(0, device=generator.device)
+        while len(draws) < n:
+            u = torch.rand(2, 4 * n, generator=generator, device=generator.device).clamp(min=1e-6)
+            a, b = u ** (1 / self.mixup)
+            draws = torch.cat([draws, (a / (a + b))[a + b <= 1]])
+        return draws[:n]
+
+    def _consistency(self, z: Tensor, logits: Tensor, learns: Tensor) -> Tensor:
         with torch.no_grad():
-            confidence, pseudo = self.trained.logits(self._noisy(tokens, weak, generator), weak).softmax(1).max(dim=1)
-        logits = self.trained.logits(self._noisy(tokens, strong, generator), strong)
-        return ((confidence >= self.threshold) * F.cross_entropy(logits, pseudo, reduction="none")).mean()
+            teacher = self.averaged.module
+            teacher.eval()
+            p = teacher.logits(z, z.new_ones(len(z))).softmax(dim=1)
+            self.mean_prediction.lerp_(p.mean(dim=0), 0.01)
+            p = p * self._frequency / self.mean_prediction.clamp(min=1e-6)
+            confidence, pseudo = (p / p.sum(dim=1, keepdim=True)).max(dim=1)
+        return ((learns & (confidence >= self.threshold)) * F.cross_entropy(logits, pseudo, reduction="none")).mean()

@@ -1,7 +1,8 @@
-"""What the models of images and embeddings generate: new cells, and counterfactuals of measured ones."""
+"""What the models of images and embeddings generate: new cells, counterfactuals and denoised ones."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sclatent.data import FeatureBatch
+from sclatent.data import FeatureBatch, FeatureRows
 from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
 from sclatent.nn import OPEN
 
@@ -19,11 +20,11 @@ from ._random import Purpose, cell_rng
 
 Guidance = Literal["classifier-free", "classifier", "both"]
 Solver = Literal["heun", "euler", "adaptive"]
-LabelsLike = str | Sequence[Any] | pd.Series | None
+LabelsLike = str | Sequence[Any] | pd.Series | pd.Index | None
 
 
 class FeatureGenerationMixin:
-    """Sampling and counterfactuals."""
+    """Sampling, counterfactuals and denoising."""
 
     GUIDANCE: ClassVar[tuple[Guidance, ...]]  # what a model can be guided by; the first is its default
 
@@ -75,7 +76,7 @@ class FeatureGenerationMixin:
         ``uns["sclatent"]`` what made it.
         """
         self._check_stage("diffusion", "sample")
-        if n_samples is None and labels is not None and not isinstance(labels, str):
+        if n_samples is None and self._is_one_a_cell(labels):
             n_samples = len(labels)
         if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
             raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
@@ -93,8 +94,9 @@ class FeatureGenerationMixin:
             tokens = self._flow(noise, codes[cells], 0.0, guidance_weight, guidance, solver, n_steps)
             blocks.append(self._decode(tokens, batches[cells]).cpu().numpy())
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
+        values = self._in_range(np.concatenate(blocks))
         return self._generated(
-            np.concatenate(blocks), self._obs(codes, batches, index), "sample", seed=seed, solver=solver,
+            values, self._obs(codes, batches, index), "sample", seed=seed, solver=solver,
             guidance_weight=guidance_weight, guidance=guidance, n_steps=n_steps or DEFAULT_STEPS[solver],
         )  # fmt: skip
 
@@ -151,10 +153,9 @@ class FeatureGenerationMixin:
             moved = self._flow(x, codes[cells], float(t[0]), guidance_weight, guidance, solver, n_steps)
             old = batch.x.numpy()
             change = (self._decode(moved, batches) - self._decode(z, batches)).cpu().numpy()
-            values.append(self._in_range(old + change))
+            values.append(self._in_range(old + change, old))
             differences.append(values[-1] - old)
-        obs = origin.obs.iloc[rows.cells]
-        obs = obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
+        obs = self._obs_of(origin, rows)
         new_obs = self._obs(codes, rows.batch[rows.cells], obs.index)
         obs[new_obs.columns] = new_obs
         result = self._generated(
@@ -165,7 +166,33 @@ class FeatureGenerationMixin:
             result.obsm["difference"] = np.concatenate(differences)
         return result
 
-    # ---- parts of the two
+    # ---- parts of these
+
+    def _denoise(
+        self,
+        adata: AnnData | None,
+        noise_level: float,
+        indices: Sequence[int] | None,
+        batch_size: int,
+        progress_bar: bool,
+    ) -> AnnData:
+        """Measured cells, taken as noisy ones and scaled to be what the process makes of clean ones, in one step."""
+        origin, rows = self._given(adata), self._rows(adata, indices)
+        blocks = []
+        for cells in self._blocks(len(rows), batch_size, "Denoising", progress_bar):
+            batch = rows[cells]
+            x = math.sqrt(1 - noise_level) * self._encode_batch(batch)
+            blocks.append(self._decode(self._denoise_tokens(x, noise_level), batch.batch.numpy()).cpu().numpy())
+        values = self._in_range(np.concatenate(blocks))
+        return self._generated(values, self._obs_of(origin, rows), "denoise", noise_level=noise_level)
+
+    @torch.no_grad()
+    def _denoise_tokens(self, x: Tensor, noise_level: float) -> Tensor:
+        """Tokens to decode, of noisy tokens of the process: one evaluation of the denoiser, without a label."""
+        denoiser = self.module.denoiser
+        t = x.new_full((len(x),), self.process.time(noise_level))
+        no_label = torch.full((len(x), len(denoiser.conditions.tables)), OPEN, device=x.device)
+        return self.process.data(x, denoiser(x, t, no_label), t)
 
     def _latent(self, batch: FeatureBatch, seed: int, cells: np.ndarray) -> Tensor:
         """Standardised tokens of measured cells."""
@@ -193,9 +220,9 @@ class FeatureGenerationMixin:
         n_steps: int | None,
     ) -> Tensor:
         """Carry tokens from a time to data under label codes (cells, n_keys)."""
-        labels, denoiser = torch.from_numpy(codes).to(self._device), self.module.denoiser
+        labels, denoiser, weight = torch.from_numpy(codes).to(self._device), self.module.denoiser, float(weight)
         told = labels[:, : len(denoiser.conditions.tables)]
-        field = classifier_free(denoiser, told, weight if guidance in ("classifier-free", "both") else 1.0)
+        field = classifier_free(denoiser, told, 0.0 if guidance == "classifier" else weight)
         if guidance in ("classifier", "both") and weight != 0:
 
             def log_prob(x: Tensor, t: Tensor) -> Tensor:
@@ -212,13 +239,20 @@ class FeatureGenerationMixin:
         batch = torch.from_numpy(batches).to(self._device)
         return self.module.autoencoder.decode(self.module.standardize.inverse(tokens), batch)
 
-    def _in_range(self, values: np.ndarray) -> np.ndarray:
-        """Images have no value that no image of training had, and whole numbers if those had."""
-        if not self._is_image:
+    def _in_range(self, values: np.ndarray, old: np.ndarray | None = None) -> np.ndarray:
+        """Images and whole numbers are between the extremes of training, or as far beyond as they were before."""
+        is_whole = np.issubdtype(np.dtype(self.registry["setup_args"]["dtype"]), np.integer)
+        if not self._is_image and not is_whole:
             return values
-        values = np.clip(values, *self.value_range)
-        dtype = np.dtype(self.registry["setup_args"]["dtype"])
-        return np.rint(values) if np.issubdtype(dtype, np.integer) else values
+        low, high = self.value_range
+        values = np.clip(values, *((low, high) if old is None else (np.minimum(low, old), np.maximum(high, old))))
+        return np.rint(values) if is_whole else values
+
+    @staticmethod
+    def _is_one_a_cell(labels: LabelsLike) -> bool:
+        """Whether labels are several, not one for all cells."""
+        several = isinstance(labels, Sequence | pd.Series | pd.Index | pd.Categorical | np.ndarray)
+        return several and not isinstance(labels, str)
 
     def _label_codes(self, labels: LabelsLike, n: int) -> np.ndarray:
         if labels is None:
@@ -229,7 +263,7 @@ class FeatureGenerationMixin:
                 "them."
             )
         (key,) = self.labels.keys
-        if isinstance(labels, str) or not isinstance(labels, Sequence | pd.Series | pd.Categorical | np.ndarray):
+        if not self._is_one_a_cell(labels):
             return self.labels.encode({key: labels}, n)
         if len(labels) != n:
             raise ValueError(f"labels has {len(labels)} entries, but {n} cells are asked for: give one a cell.")
@@ -253,10 +287,16 @@ class FeatureGenerationMixin:
             obs[batch_key] = pd.Categorical.from_codes(batches, categories=self.batches.levels["batch"])
         return obs
 
+    @staticmethod
+    def _obs_of(adata: AnnData, rows: FeatureRows) -> pd.DataFrame:
+        """The obs of measured cells, without what setting up has added."""
+        obs = adata.obs.iloc[rows.cells]
+        return obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
+
     def _generated(self, values: np.ndarray, obs: pd.DataFrame, method: str, **how: Any) -> AnnData:
         setup = self.registry["setup_args"]
         dtype = np.dtype(setup["dtype"])
-        values = self._in_range(values).astype(dtype if np.issubdtype(dtype, np.integer) else np.float32)
+        values = values.astype(dtype if np.issubdtype(dtype, np.integer) else np.float32)
         flat = values.reshape(len(values), -1)
         if setup["obsm_key"] is None:
             var = pd.DataFrame(index=pd.Index(self._state("X")["column_names"]).astype(str))
@@ -264,7 +304,7 @@ class FeatureGenerationMixin:
             if setup["layer"] is not None:
                 result.layers[setup["layer"]] = flat
         else:
-            result = AnnData(obs=obs, obsm={setup["obsm_key"]: flat if setup["is_flat"] else values})
+            result = AnnData(obs=obs, obsm={setup["obsm_key"]: values.reshape(len(values), *setup["stored_shape"])})
         if self._is_image:
             result.uns["image_shape"] = list(self.shape)
         result.uns["sclatent"] = self._provenance(method, **how)

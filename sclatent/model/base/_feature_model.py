@@ -53,12 +53,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         self.shape = tuple(setup["shape"])
         self.labels = Conditions({}, "labels")
         if setup["labels_key"] is not None:
-            levels = [
-                level
-                for level in self._state(LABELS_KEY)["categorical_mapping"]
-                if level != setup["unlabeled_category"]
-            ]
-            self.labels = Conditions({setup["labels_key"]: levels}, "labels")
+            self.labels = Conditions({setup["labels_key"]: setup["labels"]}, "labels")
         self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")
 
     def _assemble(self, autoencoder: FeatureAutoencoder, process: Process, adata: AnnData | None) -> None:
@@ -98,6 +93,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         ----------
         adata
             Cells, with embeddings (cells, dim) or square images (cells, height, width[, channels]), of uint8 or float.
+            Embeddings keep the proportions of their coordinates: bring features of different units, such as areas and
+            intensities, to one scale first (``sc.pp.scale``).
         obsm_key, layer
             Entry of obsm, or layer, with the features; X by default.
         image_shape
@@ -121,17 +118,24 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         values, where = get_features(adata, obsm_key, layer)
         shape = feature_shape(values, where, image_shape, adata.uns)
         check_finite(values, where)
+        labels = None
         if labels_key is not None:
+            if labels_key in adata.obs and (n_missing := int(adata.obs[labels_key].isna().sum())):
+                raise ValueError(
+                    f"labels_key: adata.obs[{labels_key!r}] is missing for {n_missing} cells: set it to "
+                    f"{unlabeled_category!r}, the unlabeled_category, to train on them without a label, or remove them."
+                )
             check_categorical(adata.obs, labels_key, "labels_key")
-            levels = set(adata.obs[labels_key].unique()) - {unlabeled_category}
-            if not levels:
+            used = adata.obs[labels_key].astype("category").cat.remove_unused_categories().cat.categories
+            labels = [label for label in used if label != unlabeled_category]
+            if not labels:
                 raise ValueError(
                     f"labels_key: every cell of adata.obs[{labels_key!r}] is {unlabeled_category!r}: label some of "
                     "them, or leave labels_key out to train without labels."
                 )
-            if len(levels) == 1:
+            if len(labels) == 1:
                 raise ValueError(
-                    f"labels_key: adata.obs[{labels_key!r}] has only the label {levels.pop()!r}; at least 2 are "
+                    f"labels_key: adata.obs[{labels_key!r}] has only the label {labels[0]!r}; at least 2 are "
                     "needed. Leave labels_key out to train without labels."
                 )
         if batch_key is not None:
@@ -146,8 +150,9 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             unlabeled_category=unlabeled_category,
             batch_key=batch_key,
             shape=list(shape),
+            labels=labels,
             dtype=str(values.dtype),
-            is_flat=values.ndim == 2,
+            stored_shape=[int(n) for n in values.shape[1:]],
         )
         features = (
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False)
@@ -179,7 +184,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         setup = self.registry["setup_args"]
         values, where = get_features(adata, setup["obsm_key"], setup["layer"])
         if not training:
-            shape = feature_shape(values, where, self._flat_shape(values), adata.uns)
+            shape = self._query_shape(values, where)
             if shape != self.shape:
                 raise ValueError(f"{where} has features of shape {shape}: this model was trained on {self.shape}.")
             check_finite(values, where)
@@ -196,10 +201,11 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             batches = self.batches.encode(pd.DataFrame({"batch": obs[batch_key]}))[:, 0]
         return FeatureRows(values, self.shape, codes, batches, indices)
 
-    def _flat_shape(self, values: Any) -> tuple[int, ...] | None:
-        """Shape to read flat values by, if this model is one of images."""
-        flat = self._is_image and values.ndim == 2 and values.shape[1] == np.prod(self.shape)
-        return self.shape if flat else None
+    def _query_shape(self, values: Any, where: str) -> tuple[int, ...]:
+        """Shape of the features of other cells; those that are flat are read by the shape of training."""
+        if values.ndim == 2 and values.shape[1] != np.prod(self.shape):
+            return tuple(values.shape[1:])
+        return feature_shape(values, where, self.shape if values.ndim == 2 and self._is_image else None)
 
     def _given(self, adata: AnnData | None) -> AnnData:
         adata = self.adata if adata is None else adata
@@ -212,7 +218,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
     def _look_at_features(self, rows: FeatureRows) -> None:
         """Set what follows from the data alone: how features are standardised, and the range of images."""
         scale = self.module.autoencoder.scale
-        n_batches, size = len(scale.mean), scale.sd.shape
+        n_batches, *size = scale.mean.shape
         n, total, square = np.zeros(n_batches), np.zeros((n_batches, *size)), np.zeros((n_batches, *size))
         low, high = np.inf, -np.inf
         for x, _, batch in make_loader(rows, 1024):
@@ -223,14 +229,17 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
                 np.add.at(moment, batch, value.mean(axis=(1, 2), keepdims=True) if self._is_image else value)
         count = np.maximum(n, 1).reshape(-1, *[1] * len(size))
         mean = total / count
-        variance = (square - count * mean**2).sum(axis=0) / n.sum()
-        sd = np.sqrt(np.maximum(variance, 0))
-        sd = np.maximum(sd, 0.01 * sd.mean()) if sd.mean() > 0 else np.ones_like(sd)  # nothing is blown up
+        variance = np.maximum((square - count * mean**2).sum(axis=0) / n.sum(), 0)
+        sd = np.sqrt(variance if self._is_image else variance.mean(keepdims=True))
         scale.mean.copy_(torch.from_numpy(mean))
-        scale.sd.copy_(torch.from_numpy(sd))
+        scale.sd.copy_(torch.from_numpy(np.where(sd > 0, sd, 1.0)))
         self.value_range = (float(low), float(high))
 
     # ---- training
+
+    @staticmethod
+    def _default_epochs(n_cells: int) -> float:
+        return min(4000 / n_cells**0.5, 150_000 / n_cells)
 
     def _training_rows(self) -> FeatureRows:
         return self._rows()
@@ -248,7 +257,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         if self._tokens is None:
             tokens = self._encode(rows, 1024)
             if self._standardizes and "diffusion" not in self.trained_stages:
-                self.module.standardize.cpu().fit(tokens)
+                self.module.standardize.cpu().fit(tokens, common=True)
             self._tokens = self.module.standardize.cpu()(tokens)
         return TokenRows(self._tokens, torch.from_numpy(rows.labels))
 
@@ -308,6 +317,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         Activations (cells, n_blocks, width).
         """
         self._check_stage("diffusion", "get_activations")
+        if not 0 <= noise_level <= 1:
+            raise ValueError(f"noise_level={noise_level!r} must be between 0 (no noise) and 1 (noise alone).")
         rows = self._rows(adata, indices)
         blocks = []
         for cells in self._blocks(len(rows), batch_size, "Activations", progress_bar=False):

@@ -118,7 +118,7 @@ class StagedModel(BaseModelClass):
         ----------
         max_epochs
             Epochs of each stage: a number for all, or a dict such as ``{"diffusion": 100}``. By default
-            :math:`4000 / \sqrt{n}` for n cells, between 10 and 400.
+            :math:`4000 / \sqrt{n}` for n cells, of images and embeddings at most 150,000 / n; between 10 and 400.
         stage
             ``"all"``, or one stage alone: ``"diffusion"``, or what comes before it, by the name in ``STAGES``.
         accelerator, devices
@@ -230,10 +230,15 @@ class StagedModel(BaseModelClass):
         return self.STAGES[: self.STAGES.index(stage)]
 
     @staticmethod
-    def _n_epochs(max_epochs: int | Mapping[str, int] | None, stage: str, n_cells: int) -> int:
+    def _default_epochs(n_cells: int) -> float:
+        return 4000 / n_cells**0.5
+
+    def _n_epochs(
+        self, max_epochs: int | Mapping[str, int] | None, stage: str, n_cells: int
+    ) -> int:
         asked = max_epochs.get(stage) if isinstance(max_epochs, Mapping) else max_epochs
         if asked is None:
-            return int(np.clip(round(4000 / n_cells**0.5), 10, 400))
+            return int(np.clip(round(self._default_epochs(n_cells)), 10, 400))
         if asked < 1:
             raise ValueError(f"max_epochs={max_epochs!r} must be at least 1.")
         return int(asked)

@@ -1,0 +1,224 @@
+"""Images and embeddings: generation by class, counterfactuals, and what diffusion steps learn.
+
+Data sets come with the package: nuclei of 16 phenotypes (MitoCheck) and blood cells of 8 types, as 64 principal
+components of embeddings and as images of 32 x 32 and 28 x 28 pixels. A stratified third of the cells is held out; no
+model sees them.
+
+--generation: as many cells of every class as were held out, by JointLDM from embeddings (classifier-free guidance) and
+by DAED and JointDiffusion from images. Frechet distance, precision and recall in the space of the embedding (images: of
+64 components of the pixels of training cells), mean over the classes with at least 40 held-out cells, beside a Gaussian
+a class (floor) and one real half against the other (ceiling). An independent classifier (logistic regression on
+training cells) is asked how often it finds the label that was asked for, and how often it does on real cells.
+
+--counterfactuals: held-out cells of every class moved to another class drawn at random. How often the classifier sees
+the target, and how often the cell stays closer to its own than the nearest training cell of the target class is.
+
+--steps: the talk's curves, on images: error by noise level on the training data set and on the other one; denoising of
+the other one by DAED and by plain diffusion; accuracy of a linear probe by noise level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from _common import RESULTS, environment, quiet, write_json
+from anndata import AnnData
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sclatent import tl
+from sclatent.datasets import blood_cells, mitocheck
+from sclatent.metrics import frechet_distance, precision_recall
+from sclatent.model import DAED, JointDiffusion, JointLDM
+
+DATASETS = {"mitocheck": (mitocheck, "phenotype"), "blood": (blood_cells, "cell_type")}
+MIN_CELLS = 40
+
+
+def split(adata: AnnData, key: str) -> tuple[AnnData, AnnData]:
+    """Two thirds to train on, and a stratified third, always the same."""
+    splitter = StratifiedShuffleSplit(1, test_size=1 / 3, random_state=0)
+    train, test = next(splitter.split(np.empty(adata.n_obs), adata.obs[key]))
+    return adata[train].copy(), adata[test].copy()
+
+
+def features(adata: AnnData, obsm_key: str | None) -> np.ndarray:
+    return np.asarray(adata.X if obsm_key is None else adata.obsm[obsm_key], dtype=np.float64)
+
+
+class Judge:
+    """What generated cells are judged by: a space fitted on training cells, and a classifier trained on them."""
+
+    def __init__(self, train: AnnData, key: str, obsm_key: str | None) -> None:
+        self.obsm_key = obsm_key
+        x = features(train, obsm_key)
+        self.space = PCA(64, random_state=0).fit(x) if x.shape[1] > 64 else None
+        self.classifier: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+        self.classifier.fit(self(train), train.obs[key].astype(str))
+
+    def __call__(self, adata: AnnData) -> np.ndarray:
+        """Coordinates of cells, (cells, dim)."""
+        x = features(adata, self.obsm_key)
+        return x if self.space is None else self.space.transform(x)
+
+
+def fit(cls: type, train: AnnData, key: str | None, obsm_key: str | None, seed: int, epochs: int | None) -> Any:
+    cls.setup_anndata(train, obsm_key=obsm_key, labels_key=key)
+    model = cls(train, seed=seed)
+    start = time.perf_counter()
+    model.train(epochs, accelerator="cpu", seed=seed, progress_bar=False)
+    model.seconds = time.perf_counter() - start
+    return model
+
+
+def compare(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:
+    precision, recall = precision_recall(real, generated)
+    return {"frechet": frechet_distance(real, generated), "precision": precision, "recall": recall}
+
+
+def generation(name: str, cls: type, obsm_key: str | None, arguments: argparse.Namespace, seed: int) -> pd.DataFrame:
+    """Rows by class: the model, the floor and the ceiling."""
+    load, key = DATASETS[name]
+    train, test = split(load(), key)
+    judge = Judge(train, key, obsm_key)
+    model = fit(cls, train, key, obsm_key, seed, arguments.epochs)
+    counts = test.obs[key].value_counts()
+    labels = [label for label in counts.index if counts[label] >= MIN_CELLS]
+    rng = np.random.default_rng(seed)
+    rows = []
+    for label in labels:
+        real, seen = judge(test[test.obs[key] == label]), judge(train[train.obs[key] == label])
+        half = rng.permutation(len(real))
+        one, other = real[half[: len(real) // 2]], real[half[len(real) // 2 :]]
+        gaussian = rng.multivariate_normal(seen.mean(axis=0), np.cov(seen.T), len(real))
+        sampled = judge(model.sample(len(real), label, arguments.guidance, seed=seed, progress_bar=False))
+        for row, (reference, cells) in {
+            cls.__name__: (real, sampled),
+            "floor: a Gaussian a class": (real, gaussian),
+            "training cells": (real, seen[rng.permutation(len(seen))[: len(real)]]),
+            "ceiling: one real half to the other": (one, other),
+        }.items():
+            said = judge.classifier.predict(cells) == label
+            rows.append({"row": row, "label": label, **compare(reference, cells), "recognised": said.mean()})
+    table = pd.DataFrame(rows).assign(dataset=name, space=obsm_key or "embedding", seed=seed, seconds=model.seconds)
+    return table
+
+
+def counterfactuals(
+    name: str, cls: type, obsm_key: str | None, arguments: argparse.Namespace, seed: int
+) -> pd.DataFrame:
+    """How often the target is seen, and how often the cell stays close to its own."""
+    load, key = DATASETS[name]
+    train, test = split(load(), key)
+    judge = Judge(train, key, obsm_key)
+    model = fit(cls, train, key, obsm_key, seed, arguments.epochs)
+    rng = np.random.default_rng(seed)
+    own = test.obs[key].astype(str).to_numpy()
+    labels = np.unique(own)
+    target = np.array([rng.choice(labels[labels != label]) for label in own])
+    at, places = judge(test), judge(train)
+    of_train = train.obs[key].astype(str).to_numpy()
+    nearest = np.array(
+        [np.linalg.norm(places[of_train == y] - x, axis=1).min() for x, y in zip(at, target, strict=True)]
+    )
+    rows = []
+    for level in arguments.noise:
+        for weight in arguments.weights:
+            moved = judge(
+                model.counterfactual(
+                    test, target, level, weight, guidance=arguments.steering, seed=seed, progress_bar=False
+                )
+            )
+            moved_by = np.linalg.norm(moved - at, axis=1)
+            rows.append(
+                {
+                    "row": cls.__name__, "noise_level": level, "guidance_weight": weight,
+                    "target_seen": (judge.classifier.predict(moved) == target).mean(),
+                    "stays_closer": (moved_by < nearest).mean(), "moved_by": (moved_by / nearest).mean(),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows).assign(dataset=name, space=obsm_key or "embedding", seed=seed)
+
+
+def same_shape() -> tuple[AnnData, AnnData]:
+    """Grey images of 28 x 28 pixels of both data sets: the centre of nuclei, the mean of the colours of blood cells."""
+    nuclei, blood = mitocheck(), blood_cells()
+    nuclei.obsm["image"] = nuclei.obsm["image"].reshape(-1, 32, 32)[:, 2:30, 2:30].copy()
+    blood.obsm["image"] = blood.obsm["image"].reshape(-1, 28, 28, 3).mean(axis=3).round().astype(np.uint8)
+    return nuclei, blood
+
+
+def steps(arguments: argparse.Namespace, seed: int) -> dict[str, pd.DataFrame]:
+    """The talk's curves: models of nuclei, looked at on nuclei that were held out and on blood cells."""
+    nuclei, blood = same_shape()
+    train, test = split(nuclei, "phenotype")
+    plain = fit(JointDiffusion, train, None, "image", seed, arguments.epochs)
+    daed = fit(DAED, train, None, "image", seed, arguments.epochs)
+    others = {"nuclei, held out": test, "blood cells": blood}
+    return {
+        "error by noise level": tl.reconstruction_error(plain, train, others, seed=seed),
+        "denoising": tl.denoising({"DAED": daed, "plain diffusion": plain}, others, seed=seed),
+        "probe": tl.probe(plain, test, "phenotype", seed=seed),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for part in ("generation", "counterfactuals", "steps"):
+        parser.add_argument(f"--{part}", action="store_true")
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    parser.add_argument("--images", action="store_true", help="images (DAED, JointDiffusion) in place of embeddings")
+    parser.add_argument("--guidance", type=float, default=1.0, help="weight of guidance in generation")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.3, 0.5])
+    parser.add_argument("--weights", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--steering", help="guidance of counterfactuals (default: that of the model)")
+    parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--json", default="images.json", help="name of the file in benchmarks/results/")
+    arguments = parser.parse_args()
+    quiet()
+    around = environment()
+    print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
+
+    models = [(DAED, "image"), (JointDiffusion, "image")] if arguments.images else [(JointLDM, None)]
+    results: dict[str, list[pd.DataFrame]] = {}
+    for seed in arguments.seeds:
+        for name in arguments.datasets:
+            for cls, obsm_key in models:
+                if arguments.generation:
+                    table = generation(name, cls, obsm_key, arguments, seed)
+                    results.setdefault("generation", []).append(table)
+                if arguments.counterfactuals:
+                    table = counterfactuals(name, cls, obsm_key, arguments, seed)
+                    results.setdefault("counterfactuals", []).append(table)
+        if arguments.steps:
+            for what, table in steps(arguments, seed).items():
+                results.setdefault(what, []).append(table.assign(seed=seed))
+        print(f"seed {seed} done", flush=True)
+        content = {what: pd.concat(tables).to_dict("records") for what, tables in results.items()}
+        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+        path = write_json(arguments.json, {"environment": around, "settings": settings, "results": content})
+    for what, tables in results.items():
+        table = pd.concat(tables)
+        numbers = table.select_dtypes("number").columns.drop("seed")
+        keys = [
+            k
+            for k in ("dataset", "space", "row", "model", "noise_level", "guidance_weight", "block")
+            if k in table and (k not in numbers or what != "generation")
+        ]
+        values = [c for c in numbers if c not in keys]
+        by_seed = table.groupby([*keys, "seed"], sort=False, observed=True)[values].mean()
+        mean = by_seed.groupby(level=keys, sort=False, observed=True).mean()
+        print(f"\n{what}, mean over {table['seed'].nunique()} seeds\n{mean.round(3).to_string()}")
+    print(f"\n{path}" if results else f"nothing to do: give --generation, --counterfactuals or --steps; {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
