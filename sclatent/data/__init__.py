@@ -12,13 +12,14 @@ from ._checks import (
 from ._conditions import Conditions
 from ._features import FeatureBatch, FeatureRows, check_finite, feature_shape, get_features
 from ._genes import align_genes
-from ._interactions import interaction_effects
+from ._interactions import SHRINKAGE, interaction_effects
 from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
 
 __all__ = [
+    "SHRINKAGE",
     "TARGET_SUM",
     "CellBatch",
     "CellRows",

@@ -12,9 +12,10 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 from torch import nn
 
-from sclatent.data import FeatureRows
+from sclatent.data import SHRINKAGE, FeatureRows, TokenRows
 from sclatent.diffusion import LinearFlow
 from sclatent.module import DiT, ImageAutoencoder, JointDenoiser, VectorAutoencoder
+from sclatent.nn import OPEN
 from sclatent.train import DiffusionPlan, JointPlan, ReconstructionPlan, StagePlan
 
 from .base import FeatureModel, JointMixin
@@ -126,6 +127,16 @@ class JointLDM(JointMixin, FeatureModel):
         if not self.labels.keys:
             return DiffusionPlan(self.module.denoiser, self.process, **arguments)
         return JointPlan(self.module.denoiser, self.process, told=True, **arguments)
+
+    def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
+        data = super()._stage_rows(stage, rows)
+        if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
+            code, n_labels = torch.from_numpy(rows.labels[:, 0]), self.labels.n_levels[0]
+            member = torch.nn.functional.one_hot(code[code != OPEN], n_labels).float()
+            total = torch.einsum("nk,n...->k...", member, self._tokens[code != OPEN])
+            # the more cells, the more the mean of a label is believed
+            self.module.denoiser.mean.cpu().fit_means(total / (member.sum(dim=0) + SHRINKAGE)[:, None, None])
+        return data
 
     def get_latent_representation(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sclatent.diffusion import Process
-from sclatent.nn import OPEN
+from sclatent.nn import OPEN, ConditionMean
 
 from ._dit import DiT
 
@@ -20,7 +20,8 @@ class JointDenoiser(DiT):
     perceptron of two layers. To its logits are added those of a linear classifier and of a perceptron that see the
     tokens themselves, :math:`x_t / a_t`: with few labels the former is all there is to learn, and what the denoiser
     has found comes on top. What is classified is seen without its label, so that the denoiser may be told the label,
-    too, and be guided either way.
+    too, and be guided either way. Then it works around the mean :math:`m(y)` of the label, as
+    :class:`CellDenoiser` does: :math:`v = \dot a_t m(y) + f(x_t - a_t m(y), t, y)`.
 
     Parameters
     ----------
@@ -55,6 +56,7 @@ class JointDenoiser(DiT):
     ) -> None:
         super().__init__(n_tokens, token_dim, n_levels, width, n_blocks, n_heads)
         self.process = process
+        self.mean = ConditionMean(n_levels, n_tokens, token_dim)
         pooled, latent = (n_blocks + 1) * width, n_tokens * token_dim
         self.linear = nn.Linear(latent, n_labels)
         self.perceptron = nn.Sequential(
@@ -77,12 +79,17 @@ class JointDenoiser(DiT):
         x, t, codes
             As in :meth:`forward`.
         """
+        signal, _, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
+        m = self.mean(codes, torch.zeros_like(t))
         c = self.context(t, codes)
-        hidden = list(self.hidden(x, c))
+        hidden = list(self.hidden(x - signal * m, c))
         pooled = torch.cat([*(h.mean(dim=1) for h in hidden), self.time(t)], dim=1)
-        signal = self.process.coefficients(t)[0].clamp(min=self.least_signal)
-        z = x.flatten(1) / signal[:, None]
-        return self.read(hidden[-1], c), self.linear(z) + self.perceptron(z) + self.head(pooled)
+        z = (x / signal.clamp(min=self.least_signal)).flatten(1)
+        return slope * m + self.read(hidden[-1], c), self.linear(z) + self.perceptron(z) + self.head(pooled)
+
+    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        """Predict the velocity; as in :class:`DiT`."""
+        return self.joint(x, t, codes)[0]
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the labels (cells, n_labels) of noisy tokens x at times t."""

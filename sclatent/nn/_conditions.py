@@ -86,6 +86,11 @@ class ConditionMean(nn.Module):
         interactions = interactions.to(self.slope).view(-1, *self.shape)[order]
         self.interactions = torch.cat([interactions, self.interactions[-1:]])
 
+    def fit_means(self, means: Tensor) -> None:
+        """Take over the means (n_levels, *shape) of the levels of the only key."""
+        none = torch.empty(0, 1, dtype=torch.int64)
+        self.fit([means], torch.zeros(self.shape), none, means.new_empty(0, *self.shape))
+
     def _number(self, codes: Tensor) -> Tensor:
         """Number of each combination, (cells,): its codes as digits."""
         number = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)

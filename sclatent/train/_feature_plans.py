@@ -158,6 +158,12 @@ class JointPlan(DiffusionPlan):
         frequency = torch.bincount(self._labelled[1], minlength=len(self.mean_prediction)) + 1.0
         self._frequency = frequency / frequency.sum()
 
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """Seed dropout by the step: it draws from the global random numbers, which are left as they were."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+            return super().training_step(batch, batch_idx)
+
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,); what is learned of labels is the same for all of them."""
         z, codes = batch
@@ -167,7 +173,7 @@ class JointPlan(DiffusionPlan):
         lost = torch.rand(len(z), 1, generator=generator, device=generator.device) < self.dropout_all
         v, logits = self.trained.joint(self.process.interpolate(z, noise, t), t, told.masked_fill(lost, OPEN))
         diffusion = (v - self.process.velocity(z, noise, t)).square().flatten(1).mean(dim=1)
-        cross_entropy = self._cross_entropy(generator)
+        cross_entropy = self._cross_entropy(generator) if len(self._labelled[0]) else z.new_zeros(())
         self.log("diffusion_denoising_loss_train", diffusion.mean(), on_step=False, on_epoch=True)
         self.log("diffusion_cross_entropy_train", cross_entropy, on_step=False, on_epoch=True)
         loss = diffusion + self.classifier_weight * cross_entropy
