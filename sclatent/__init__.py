@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from . import datasets, metrics, model, pl, pp
+from . import datasets, metrics, model, pl, pp, tl
 
-__all__ = ["datasets", "metrics", "model", "pl", "pp"]
+__all__ = ["datasets", "metrics", "model", "pl", "pp", "tl"]
 
 __version__ = version("sclatent")

@@ -1,0 +1,89 @@
+"""What models make of noisy cells, of their own data set and of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from anndata import AnnData
+
+from sclatent.model import JointLDM
+from sclatent.model.base import FeatureModel
+
+from ._noise import check_model, check_n_cells, check_noise_level, clean_cells, denoised, draw_noise, error_of, noisy
+
+NOISY = "noisy cells"
+
+
+def denoising(
+    models: Mapping[str, FeatureModel],
+    adatas: Mapping[str, AnnData],
+    noise_level: float = 0.1,
+    n_cells: int = 500,
+    seed: int = 0,
+    key_added: str = "denoising",
+) -> pd.DataFrame:
+    r"""Compare what models make of noisy cells of several data sets in one step (arXiv 2206.00070, section 5).
+
+    All models get the same noisy cells: standardised features :math:`x_0` of a data set, plus noise of :math:`\beta /
+    (1 - \beta)` times their variance. Every data set is standardised by itself, as those of training were.
+
+    Parameters
+    ----------
+    models
+        Trained models by name, each a :class:`~sclatent.model.JointDiffusion` or a :class:`~sclatent.model.DAED`; they
+        need not have been trained on the same data set.
+    adatas
+        Data sets by name, with features of the same shape where the models expect them.
+    noise_level
+        :math:`\beta`, the share of noise in the variance; that of every DAED.
+    n_cells
+        Cells to draw of each data set.
+    seed
+        Seed of the draw and of the noise.
+    key_added
+        Key of ``uns`` for the result, in each data set.
+
+    Returns
+    -------
+    A row a model and data set, also in ``uns[key_added]`` of every data set, the noisy cells as they are first:
+    ``model``, ``data_set``, ``noise_level``, ``error`` (mean absolute error over features and cells, in standard
+    deviations of the features of the data set), ``se`` (standard error over cells), ``n_cells``.
+
+    Raises
+    ------
+    TypeError
+        If a model is of another class; a JointLDM takes noise off its latents, not off features.
+    RuntimeError
+        If a model is not trained.
+    ValueError
+        If features have another shape, or a DAED another noise level.
+    """
+    for what, argument in (("models", models), ("adatas", adatas)):
+        if not isinstance(argument, Mapping) or not argument:
+            raise TypeError(f"{what} is of type {type(argument).__name__}: a dict of some by name was expected.")
+    for name, model in models.items():
+        where = f"models[{name!r}]"
+        check_model(model, where)
+        if isinstance(model, JointLDM):
+            raise TypeError(f"{where} is a JointLDM, which takes noise off its latents: use DAED and JointDiffusion.")
+        check_noise_level(model, f"{where}: noise_level", noise_level)
+    if NOISY in models:
+        raise ValueError(f"models has the name {NOISY!r}, which is that of the cells as they are: choose another.")
+    check_n_cells(n_cells)
+    rows = []
+    for data_set, adata in adatas.items():
+        estimates = {}
+        for name, model in models.items():
+            cells = clean_cells(model, adata, f"adatas[{data_set!r}] for models[{name!r}]", n_cells, seed)
+            noise = draw_noise(cells, seed)
+            estimates[NOISY] = error_of(noisy(cells, noise, noise_level), cells)
+            estimates[name] = error_of(denoised(model, cells, noise, noise_level), cells)
+        rows += [
+            {"model": name, "data_set": data_set, "noise_level": noise_level, **error}
+            for name, error in estimates.items()
+        ]
+    table = pd.DataFrame(rows, columns=["model", "data_set", "noise_level", "error", "se", "n_cells"])
+    for adata in adatas.values():
+        adata.uns[key_added] = table.copy()
+    return table

@@ -1,0 +1,76 @@
+"""The same cells under more and more guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anndata as ad
+import numpy as np
+from anndata import AnnData
+from tqdm import tqdm
+
+from sclatent.model.base import FeatureModel
+
+from ._noise import check_model
+
+
+def guidance(
+    model: FeatureModel,
+    labels: str | Sequence[str] | None = None,
+    weights: Sequence[float] = (0, 1, 2, 4, 8),
+    n: int = 8,
+    seed: int = 0,
+    progress_bar: bool = True,
+    **kwargs: Any,
+) -> AnnData:
+    """Sample cells at increasing weights of guidance (Joint LDM, arXiv 2411.09434).
+
+    Parameters
+    ----------
+    model
+        Trained :class:`~sclatent.model.JointDiffusion`, :class:`~sclatent.model.JointLDM` or
+        :class:`~sclatent.model.DAED`.
+    labels
+        Label, or labels, to guide to; by default all of the model.
+    weights
+        Weights of guidance; 0 is unconditional.
+    n
+        Cells a label and weight. The i-th of them starts from the same noise under all labels and weights.
+    seed
+        Seed of the noise.
+    progress_bar
+        Whether to show progress.
+    kwargs
+        Further arguments of ``model.sample``, such as ``guidance="both"``.
+
+    Returns
+    -------
+    AnnData with ``len(labels) * len(weights) * n`` cells, features where they were in training. ``obs``: the label, the
+    ``guidance_weight`` and ``noise``, which of the n starting points a cell has; ``uns["guidance"]`` has the
+    ``labels_key``.
+
+    Raises
+    ------
+    ValueError
+        If the model was trained without labels, or does not know one.
+    """
+    check_model(model, "model", "diffusion")
+    if not model.labels.keys:
+        raise ValueError("model was trained without labels, so nothing guides it: set up the data with labels_key.")
+    (key,) = model.labels.keys
+    labels = model.labels.levels[key] if labels is None else [labels] if isinstance(labels, str) else list(labels)
+    weights = [float(weight) for weight in np.atleast_1d(weights)]
+    if not labels or not weights:
+        raise ValueError(f"labels={labels!r} and weights={weights!r} must each have an entry.")
+    wanted = [(label, weight) for label in labels for weight in weights]
+    parts = []
+    for label, weight in tqdm(wanted, desc="Guidance", disable=not progress_bar):
+        part = model.sample(n, label, weight, seed=seed, progress_bar=False, **kwargs)
+        part.obs["guidance_weight"], part.obs["noise"] = weight, np.arange(n)
+        part.obs_names = [f"generated_{len(parts) * n + i}" for i in range(n)]
+        parts.append(part)
+    cells = ad.concat(parts, uns_merge="first")
+    cells.uns["sclatent"]["guidance_weight"] = weights
+    cells.uns["guidance"] = {"labels_key": key}
+    return cells
