@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sclatent.data import FeatureBatch, FeatureRows, TokenRows
 from sclatent.diffusion import VariancePreserving, lower_bound
-from sclatent.module import DenoisingAutoencoder, DiT
+from sclatent.module import DenoisingAutoencoder, new_denoiser
 from sclatent.train import DenoisingPlan, PriorPlan, StagePlan
 
 from .base import FeatureModel, cell_rng
@@ -35,14 +35,15 @@ class DAED(FeatureModel):
     noise_level
         :math:`\beta_1`, the share of noise in the variance of x1.
     patch
-        Side of a patch of an image, or length of a stretch of an embedding, which the networks take as a token. By
-        default about 64 patches an image and 16 stretches an embedding.
+        Side of a patch of an image, by default 2 pixels, or length of a stretch of an embedding, by default a
+        sixteenth, which the networks take as one place.
     width, n_blocks
-        Width and number of blocks of the transformer of the denoising autoencoder.
+        Of the denoising autoencoder. For images it is a U-Net, with as many resolutions (48 and 3 by default), for
+        embeddings a transformer with as many blocks (128 and 4).
     denoiser_width, denoiser_blocks
-        Width and number of blocks of the Diffusion Transformer of the prior.
+        The same of the prior.
     n_heads
-        Heads of every attention.
+        Heads of every attention of a transformer.
     seed
         Seed of the initial weights.
     registry
@@ -65,10 +66,10 @@ class DAED(FeatureModel):
         adata: AnnData | None = None,
         noise_level: float = 0.1,
         patch: int | None = None,
-        width: int = 128,
-        n_blocks: int = 4,
-        denoiser_width: int = 128,
-        denoiser_blocks: int = 4,
+        width: int | None = None,
+        n_blocks: int | None = None,
+        denoiser_width: int | None = None,
+        denoiser_blocks: int | None = None,
         n_heads: int = 4,
         seed: int = 0,
         registry: dict[str, Any] | None = None,
@@ -97,8 +98,8 @@ class DAED(FeatureModel):
         p, patches = self.init_params_, self.module.autoencoder
         with torch.random.fork_rng():
             torch.manual_seed(p["seed"] + 1)
-            return DiT(
-                patches.n_tokens, patches.token_dim, self.labels.n_levels,
+            return new_denoiser(
+                self._is_image, patches.n_tokens, patches.token_dim, self.labels.n_levels,
                 p["denoiser_width"], p["denoiser_blocks"], p["n_heads"],
             )  # fmt: skip
 
@@ -288,4 +289,5 @@ class DAED(FeatureModel):
         -------
         Activations of all blocks side by side, (cells, n_blocks * width).
         """
-        return self.get_activations(adata, indices, batch_size=batch_size, seed=seed).reshape(-1, self._n_activations)
+        activations = self.get_activations(adata, indices, batch_size=batch_size, seed=seed)
+        return activations.reshape(len(activations), -1)

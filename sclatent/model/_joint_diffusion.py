@@ -11,7 +11,7 @@ from anndata import AnnData
 from torch import nn
 
 from sclatent.diffusion import VariancePreserving
-from sclatent.module import DiT, JointDenoiser, Patches
+from sclatent.module import JointDenoiser, Patches, new_denoiser
 from sclatent.train import DiffusionPlan, JointPlan, StagePlan
 
 from .base import FeatureModel, JointMixin
@@ -29,10 +29,11 @@ class JointDiffusion(JointMixin, FeatureModel):
     adata
         AnnData that was set up by :meth:`setup_anndata`.
     patch
-        Side of a patch of an image, or length of a stretch of an embedding, which the denoiser takes as a token. By
-        default about 64 patches an image and 16 stretches an embedding.
+        Side of a patch of an image, by default 2 pixels, or length of a stretch of an embedding, by default a
+        sixteenth, which the denoiser takes as one place.
     denoiser_width, denoiser_blocks, n_heads
-        Width, number of blocks and heads of the Diffusion Transformer.
+        Of images, width and number of resolutions of a U-Net (48 and 3 by default); of embeddings, width, number of
+        blocks (128 and 4) and heads of a Diffusion Transformer.
     seed
         Seed of the initial weights.
     registry
@@ -53,8 +54,8 @@ class JointDiffusion(JointMixin, FeatureModel):
         self,
         adata: AnnData | None = None,
         patch: int | None = None,
-        denoiser_width: int = 128,
-        denoiser_blocks: int = 4,
+        denoiser_width: int | None = None,
+        denoiser_blocks: int | None = None,
         n_heads: int = 4,
         seed: int = 0,
         registry: dict[str, Any] | None = None,
@@ -72,12 +73,10 @@ class JointDiffusion(JointMixin, FeatureModel):
     def _new_denoiser(self) -> nn.Module:
         p, patches = self.init_params_, self.module.autoencoder
         shape = patches.n_tokens, patches.token_dim
-        size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
         with torch.random.fork_rng():
             torch.manual_seed(p["seed"] + 1)
-            if self.labels.keys:
-                return JointDenoiser(*shape, self.labels.n_levels[0], self.process, (), *size)
-            return DiT(*shape, (), *size)
+            trunk = new_denoiser(self._is_image, *shape, (), p["denoiser_width"], p["denoiser_blocks"], p["n_heads"])
+            return JointDenoiser(trunk, shape, self.labels.n_levels[0], self.process) if self.labels.keys else trunk
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if not self.labels.keys:
@@ -138,4 +137,5 @@ class JointDiffusion(JointMixin, FeatureModel):
         -------
         Activations of all blocks side by side, (cells, n_blocks * width).
         """
-        return self.get_activations(adata, indices, batch_size=batch_size).reshape(-1, self._n_activations)
+        activations = self.get_activations(adata, indices, batch_size=batch_size)
+        return activations.reshape(len(activations), -1)

@@ -103,9 +103,8 @@ class JointLDM(JointMixin, FeatureModel):
         n_levels = self.labels.n_levels
         with torch.random.fork_rng():
             torch.manual_seed(p["seed"] + 1)
-            if not n_levels:
-                return DiT(*shape, (), *size)
-            return JointDenoiser(*shape, n_levels[0], self.process, n_levels, *size)
+            trunk = DiT(*shape, n_levels, *size)
+            return JointDenoiser(trunk, shape, n_levels[0], self.process) if n_levels else trunk
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)

@@ -18,6 +18,7 @@ from ._likelihood import (
 from ._patches import Patches
 from ._set_autoencoder import SetAutoencoder
 from ._standardize import Standardize
+from ._unet import UNet, new_denoiser
 from ._vector_autoencoder import VectorAutoencoder
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "Poisson",
     "SetAutoencoder",
     "Standardize",
+    "UNet",
     "VectorAutoencoder",
     "ZeroInflatedNegativeBinomial",
+    "new_denoiser",
 ]

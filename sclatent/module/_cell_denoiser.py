@@ -58,5 +58,4 @@ class CellDenoiser(DiT):
         """
         m = self.mean(codes, size)
         c = self.context(t, codes) + self.size(size[:, None])
-        *_, h = self.hidden(x - t[:, None, None] * m, c)
-        return m + self.read(h, c)
+        return m + self.evaluate(x - t[:, None, None] * m, c)[0]

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ._dit import DiT
 from ._patches import Patches
+from ._unet import new_denoiser
 
 
 class DenoisingAutoencoder(Patches):
@@ -17,8 +17,8 @@ class DenoisingAutoencoder(Patches):
     .. math:: q(x_1 | x_0) = N(\sqrt{1 - \beta_1} \, x_0, \; \beta_1 I), \qquad
               p(x_0 | x_1) = N(f_\varphi(x_1), \; \sigma^2 I).
 
-    The latent is x1, the data with a little noise; :math:`f_\varphi` is a transformer over patches that starts as
-    :math:`\sqrt{1 - \beta_1} \, x_1`, the best guess if data were noise themselves.
+    The latent is x1, the data with a little noise. :math:`f_\varphi` is a U-Net for images and a transformer for
+    embeddings; it starts as :math:`\sqrt{1 - \beta_1} \, x_1`, the best guess if data were noise themselves.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class DenoisingAutoencoder(Patches):
     patch
         As in :class:`Patches`.
     width, n_blocks, n_heads
-        Of the transformer.
+        As of the denoisers of images and embeddings.
     n_batches
         Number of batches.
     """
@@ -39,14 +39,14 @@ class DenoisingAutoencoder(Patches):
         shape: tuple[int, ...],
         noise_level: float = 0.1,
         patch: int | None = None,
-        width: int = 128,
-        n_blocks: int = 4,
+        width: int | None = None,
+        n_blocks: int | None = None,
         n_heads: int = 4,
         n_batches: int = 1,
     ) -> None:
         super().__init__(shape, patch, n_batches)
         self.noise_level = noise_level
-        self.denoiser = DiT(self.n_tokens, self.token_dim, (), width, n_blocks, n_heads)
+        self.denoiser = new_denoiser(len(shape) == 3, self.n_tokens, self.token_dim, (), width, n_blocks, n_heads)
         self.log_sd = nn.Parameter(torch.tensor(0.5 * math.log(noise_level)))
 
     def add_noise(self, x0: Tensor, noise: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class DiT(nn.Module):
         n_heads: int = 4,
     ) -> None:
         super().__init__()
+        self.width, self.n_activations = width, n_blocks
         self.embed = nn.Linear(token_dim, width)
         self.position = nn.Parameter(0.02 * torch.randn(n_tokens, width))
         self.time = TimeEmbedding(width)
@@ -49,22 +50,32 @@ class DiT(nn.Module):
         """What the blocks are told, (cells, width)."""
         return self.time(t) + self.conditions(codes)
 
-    def hidden(self, x: Tensor, c: Tensor) -> Iterator[Tensor]:
-        """Activations (cells, n_tokens, width) of one block after the other."""
+    def evaluate(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Prediction of the shape of ``x``, and the activations of each block averaged over the tokens.
+
+        Parameters
+        ----------
+        x
+            Noisy tokens, (cells, n_tokens, token_dim).
+        c
+            What the blocks are told, (cells, width).
+
+        Returns
+        -------
+        Prediction (cells, n_tokens, token_dim) and activations (cells, n_blocks, width).
+        """
         h = self.embed(x) + self.position
+        seen = []
         for block in self.blocks:
             h = block(h, c)
-            yield h
+            seen.append(h.mean(dim=1))
+        shift, scale = self.modulation(c).unsqueeze(1).chunk(2, dim=-1)
+        return self.out(torch.addcmul(shift, self.norm(h), 1 + scale)), torch.stack(seen, dim=1)
 
     def activations(self, x: Tensor, t: Tensor) -> Tensor:
         """Activations of each block without any condition, averaged over the tokens, (cells, n_blocks, width)."""
         no_condition = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
-        return torch.stack([h.mean(dim=1) for h in self.hidden(x, self.context(t, no_condition))], dim=1)
-
-    def read(self, h: Tensor, c: Tensor) -> Tensor:
-        """Prediction (cells, n_tokens, token_dim) from the activations of the last block."""
-        shift, scale = self.modulation(c).unsqueeze(1).chunk(2, dim=-1)
-        return self.out(torch.addcmul(shift, self.norm(h), 1 + scale))
+        return self.evaluate(x, self.context(t, no_condition))[1]
 
     def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
         """Predict the velocity.
@@ -82,6 +93,4 @@ class DiT(nn.Module):
         -------
         Tensor of the shape of ``x``.
         """
-        c = self.context(t, codes)
-        *_, h = self.hidden(x, c)
-        return self.read(h, c)
+        return self.evaluate(x, self.context(t, codes))[0]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from sclatent.diffusion import Process
-from sclatent.nn import OPEN, ConditionMean
+from sclatent.nn import OPEN, ConditionEmbedding, ConditionMean
 
 from ._dit import DiT
+from ._unet import UNet
 
 
-class JointDenoiser(DiT):
-    r"""Diffusion Transformer with a classification head (Joint Diffusion, arXiv 2301.13622, section 4).
+class JointDenoiser(nn.Module):
+    r"""A denoiser with a classification head (Joint Diffusion, arXiv 2301.13622, section 4).
 
     The activations of all blocks, averaged over the tokens, are joined with the embedding of the time and go through a
     perceptron of two layers. To its logits are added those of a linear classifier and of a perceptron that see the
@@ -25,14 +24,14 @@ class JointDenoiser(DiT):
 
     Parameters
     ----------
-    n_tokens, token_dim
-        Shape of the tokens of a cell.
+    trunk
+        The denoiser f; whether it is told the label is for it to say.
+    shape
+        Number of tokens and their width.
     n_labels
         Number of labels.
     process
         Whose :math:`x_t` the denoiser sees.
-    n_levels, width, n_blocks, n_heads
-        As in :class:`DiT`; ``n_levels`` is empty if the denoiser is not told the label.
     head_width
         Width of the perceptron that sees the tokens.
     dropout
@@ -43,21 +42,19 @@ class JointDenoiser(DiT):
 
     def __init__(
         self,
-        n_tokens: int,
-        token_dim: int,
+        trunk: DiT | UNet,
+        shape: tuple[int, int],
         n_labels: int,
         process: Process,
-        n_levels: Sequence[int] = (),
-        width: int = 128,
-        n_blocks: int = 4,
-        n_heads: int = 4,
         head_width: int = 512,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__(n_tokens, token_dim, n_levels, width, n_blocks, n_heads)
+        super().__init__()
+        self.trunk = trunk
         self.process = process
-        self.mean = ConditionMean(n_levels, n_tokens, token_dim)
-        pooled, latent = (n_blocks + 1) * width, n_tokens * token_dim
+        self.mean = ConditionMean([len(table) - 1 for table in trunk.conditions.tables], *shape)
+        latent, width = shape[0] * shape[1], trunk.width
+        pooled = (trunk.n_activations + 1) * width
         self.linear = nn.Linear(latent, n_labels)
         self.perceptron = nn.Sequential(
             nn.Linear(latent, head_width), nn.GELU(), nn.Dropout(dropout), nn.Linear(head_width, n_labels)
@@ -69,6 +66,15 @@ class JointDenoiser(DiT):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @property
+    def conditions(self) -> ConditionEmbedding:
+        """What the denoiser is told."""
+        return self.trunk.conditions
+
+    def activations(self, x: Tensor, t: Tensor) -> Tensor:
+        """Activations of each block of the trunk without any label, (cells, n_activations, width)."""
+        return self.trunk.activations(x, t)
+
     def joint(self, x: Tensor, t: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity and logits of the labels (cells, n_labels) in one evaluation.
 
@@ -76,22 +82,25 @@ class JointDenoiser(DiT):
 
         Parameters
         ----------
-        x, t, codes
-            As in :meth:`forward`.
+        x
+            Noisy tokens, (cells, n_tokens, token_dim).
+        t
+            Times in [0, 1], (cells,); 0 is noise, 1 is data.
+        codes
+            Label codes, (cells, 1), -1 for none; (cells, 0) if the denoiser is not told the label.
         """
         signal, _, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
         m = self.mean(codes, torch.zeros_like(t))
-        c = self.context(t, codes)
-        hidden = list(self.hidden(x - signal * m, c))
-        pooled = torch.cat([*(h.mean(dim=1) for h in hidden), self.time(t)], dim=1)
+        v, seen = self.trunk.evaluate(x - signal * m, self.trunk.context(t, codes))
+        pooled = torch.cat([seen.flatten(1), self.trunk.time(t)], dim=1)
         z = (x / signal.clamp(min=self.least_signal)).flatten(1)
-        return slope * m + self.read(hidden[-1], c), self.linear(z) + self.perceptron(z) + self.head(pooled)
-
-    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-        """Predict the velocity; as in :class:`DiT`."""
-        return self.joint(x, t, codes)[0]
+        return slope * m + v, self.linear(z) + self.perceptron(z) + self.head(pooled)
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the labels (cells, n_labels) of noisy tokens x at times t."""
         no_label = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
         return self.joint(x, t, no_label)[1]
+
+    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        """Predict the velocity; arguments as in :meth:`joint`."""
+        return self.joint(x, t, codes)[0]

@@ -20,15 +20,15 @@ class Patches(FeatureAutoencoder):
     shape
         Shape of the features of a cell: (dim,), or (height, width, channels).
     patch
-        Side of a patch in pixels, or length of a stretch. By default about 64 patches an image (8 x 8), and 16
-        stretches, none shorter than 4.
+        Side of a patch in pixels, by default 2; or length of a stretch, by default so that there are 16, but none
+        shorter than 4.
     n_batches
         Number of batches.
     """
 
     def __init__(self, shape: tuple[int, ...], patch: int | None = None, n_batches: int = 1) -> None:
         if patch is None:
-            patch = math.ceil(shape[0] / 8) if len(shape) == 3 else max(4, math.ceil(shape[0] / 16))
+            patch = 2 if len(shape) == 3 else max(4, math.ceil(shape[0] / 16))
         if patch < 1:
             raise ValueError(f"patch={patch!r} must be at least 1.")
         self.patch = patch

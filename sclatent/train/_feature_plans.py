@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sclatent.data import FeatureBatch
 from sclatent.diffusion import Process
-from sclatent.module import DenoisingAutoencoder, DiT, FeatureAutoencoder, JointDenoiser
+from sclatent.module import DenoisingAutoencoder, FeatureAutoencoder, JointDenoiser
 from sclatent.nn import OPEN
 
 from ._plans import DiffusionPlan, StagePlan
@@ -74,7 +74,9 @@ class DenoisingPlan(StagePlan):
 class PriorPlan(DiffusionPlan):
     """The prior of DAED: diffusion of x1, which is drawn anew every time."""
 
-    def __init__(self, denoiser: DiT, autoencoder: DenoisingAutoencoder, process: Process, **kwargs: Any) -> None:
+    def __init__(
+        self, denoiser: torch.nn.Module, autoencoder: DenoisingAutoencoder, process: Process, **kwargs: Any
+    ) -> None:
         super().__init__(denoiser, process, **kwargs)
         self._add_noise = autoencoder.add_noise
 

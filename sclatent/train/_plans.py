@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from sclatent.data import CellBatch
 from sclatent.diffusion import LinearFlow, Process
-from sclatent.module import DiT, SetAutoencoder
+from sclatent.module import SetAutoencoder
 from sclatent.nn import OPEN, CellSets
 
 
@@ -194,7 +194,7 @@ class DiffusionPlan(StagePlan):
 
     def __init__(
         self,
-        denoiser: DiT,
+        denoiser: torch.nn.Module,
         process: Process | None = None,
         dropout_all: float = 0.1,
         dropout_key: float = 0.1,

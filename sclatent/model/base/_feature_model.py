@@ -327,10 +327,6 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             blocks.append(self.module.denoiser.activations(x, t).cpu())
         return torch.cat(blocks).numpy()
 
-    @property
-    def _n_activations(self) -> int:
-        return self.init_params_["denoiser_blocks"] * self.init_params_["denoiser_width"]
-
     def _rows_to_predict(self, adata: AnnData | None, indices: Sequence[int] | None) -> FeatureRows:
         if not self.labels.keys:
             raise RuntimeError(

@@ -1,0 +1,130 @@
+"""U-Net over the patches of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sclatent.nn import OPEN, ConditionEmbedding, TimeEmbedding
+
+from ._dit import DiT
+
+
+class TimedBlock(nn.Module):
+    """Two 3 x 3 convolutions with a short cut, steered by what the network is told (Dhariwal & Nichol 2021)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(8, width, affine=False), nn.Conv2d(width, width, 3, padding=1)
+        self.modulation = nn.Linear(width, 2 * width)
+        for layer in (self.conv2, self.modulation):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Map (cells, width, height, width) under what is told, (cells, width), to the same shape."""
+        shift, scale = self.modulation(F.silu(c))[:, :, None, None].chunk(2, dim=1)
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        return x + self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale)))
+
+
+class UNet(nn.Module):
+    """Convolutions at falling and rising resolution (Ho et al. 2020): a denoiser that looks at what is near.
+
+    It knows no place in the image, so what it learned of noise on one data set holds on another. Called as
+    :class:`DiT` is, with the patches of an image as tokens: they lie on a square grid.
+
+    Parameters
+    ----------
+    n_tokens, token_dim
+        Number of patches, a square, and their width.
+    n_levels
+        Number of levels of each condition key.
+    width
+        Channels at every resolution.
+    n_resolutions
+        Number of resolutions; each has half the side of the one before.
+    """
+
+    def __init__(
+        self, n_tokens: int, token_dim: int, n_levels: Sequence[int] = (), width: int = 64, n_resolutions: int = 3
+    ) -> None:
+        super().__init__()
+        if width % 8:
+            raise ValueError(f"denoiser_width={width!r} must be a multiple of 8 for images.")
+        self.n_side = round(n_tokens**0.5)
+        self.width, self.n_activations = width, 2 * n_resolutions
+        self.time = TimeEmbedding(width)
+        self.conditions = ConditionEmbedding(n_levels, width)
+        self.embed = nn.Conv2d(token_dim, width, 3, padding=1)
+        self.down = nn.ModuleList(TimedBlock(width) for _ in range(n_resolutions))
+        self.shrink = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(n_resolutions - 1))
+        self.join = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for _ in range(n_resolutions - 1))
+        self.up = nn.ModuleList(TimedBlock(width) for _ in range(n_resolutions))
+        self.norm = nn.GroupNorm(8, width)
+        self.out = nn.Conv2d(width, token_dim, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def context(self, t: Tensor, codes: Tensor) -> Tensor:
+        """What the blocks are told, (cells, width)."""
+        return self.time(t) + self.conditions(codes)
+
+    def evaluate(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Prediction of the shape of ``x``, and the activations of each block averaged over the image.
+
+        Parameters
+        ----------
+        x
+            Noisy patches, (cells, n_tokens, token_dim).
+        c
+            What the blocks are told, (cells, width).
+
+        Returns
+        -------
+        Prediction (cells, n_tokens, token_dim) and activations (cells, n_activations, width).
+        """
+        h = self.embed(x.transpose(1, 2).unflatten(2, (self.n_side, self.n_side)))
+        skipped, seen = [], []
+        for i, block in enumerate(self.down):
+            if i:
+                skipped.append(h)
+                h = self.shrink[i - 1](h)
+            h = block(h, c)
+            seen.append(h.mean(dim=(2, 3)))
+        for i, block in enumerate(self.up):
+            if i:
+                skip = skipped.pop()
+                h = self.join[i - 1](torch.cat([F.interpolate(h, skip.shape[2:]), skip], dim=1))
+            h = block(h, c)
+            seen.append(h.mean(dim=(2, 3)))
+        prediction = self.out(F.silu(self.norm(h))).flatten(2).transpose(1, 2)
+        return prediction, torch.stack(seen, dim=1)
+
+    def activations(self, x: Tensor, t: Tensor) -> Tensor:
+        """Activations of each block without any condition, averaged over the image, (cells, n_activations, width)."""
+        no_condition = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
+        return self.evaluate(x, self.context(t, no_condition))[1]
+
+    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        """Predict the velocity of patches x (cells, n_tokens, token_dim); as in :class:`DiT`."""
+        return self.evaluate(x, self.context(t, codes))[0]
+
+
+def new_denoiser(
+    is_image: bool,
+    n_tokens: int,
+    token_dim: int,
+    n_levels: Sequence[int] = (),
+    width: int | None = None,
+    n_blocks: int | None = None,
+    n_heads: int = 4,
+) -> DiT | UNet:
+    """Return a U-Net for the patches of an image, else a Diffusion Transformer; by default of a size for two cores."""
+    if is_image:
+        return UNet(n_tokens, token_dim, n_levels, width or 48, n_blocks or 3)
+    return DiT(n_tokens, token_dim, n_levels, width or 128, n_blocks or 4, n_heads)
