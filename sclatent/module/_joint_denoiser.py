@@ -38,6 +38,7 @@ class JointDenoiser(nn.Module):
         Dropout before the last layer of either perceptron.
     """
 
+    label_gradient = 0.01  # what reaches the trunk of the gradient of labels: a few could be learned by heart there
     least_signal = 0.2  # tokens with less signal than that are not scaled up any further
 
     def __init__(
@@ -92,6 +93,8 @@ class JointDenoiser(nn.Module):
         signal, _, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
         m = self.mean(codes, torch.zeros_like(t))
         v, seen = self.trunk.evaluate(x - signal * m, self.trunk.context(t, codes))
+        if self.training:
+            seen = self.label_gradient * seen + (1 - self.label_gradient) * seen.detach()
         pooled = torch.cat([seen.flatten(1), self.trunk.time(t)], dim=1)
         z = (x / signal.clamp(min=self.least_signal)).flatten(1)
         return slope * m + v, self.linear(z) + self.perceptron(z) + self.head(pooled)

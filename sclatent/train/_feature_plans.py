@@ -132,10 +132,10 @@ class JointPlan(DiffusionPlan):
         classifier_weight: float = 1.0,
         n_labelled: int = 64,
         mixup: float = 0.5,
-        consistency_weight: float = 1.0,
+        consistency_weight: float = 2.5,
         threshold: float = 0.8,
         strong_noise: float = 0.7,
-        ema_decay: float = 0.995,
+        ema_decay: float = 0.99,
         **kwargs: Any,
     ) -> None:
         super().__init__(denoiser, process, ema_decay=ema_decay, **kwargs)
