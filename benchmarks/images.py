@@ -176,8 +176,8 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
     parser.add_argument("--images", action="store_true", help="images (DAED, JointDiffusion) in place of embeddings")
     parser.add_argument("--guidance", type=float, default=1.0, help="weight of guidance in generation")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.3, 0.5])
-    parser.add_argument("--weights", type=float, nargs="+", default=[1.0, 3.0])
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2, 0.3])
+    parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 40.0])
     parser.add_argument("--steering", help="guidance of counterfactuals (default: that of the model)")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -210,7 +210,7 @@ def main() -> None:
         numbers = table.select_dtypes("number").columns.drop("seed")
         keys = [
             k
-            for k in ("dataset", "space", "row", "model", "noise_level", "guidance_weight", "block")
+            for k in ("dataset", "space", "row", "model", "data_set", "noise_level", "guidance_weight")
             if k in table and (k not in numbers or what != "generation")
         ]
         values = [c for c in numbers if c not in keys]
