@@ -1,0 +1,865 @@
+"""DAED, JointDiffusion and JointLDM as a user meets them, on embeddings and on images."""
+
+import doctest
+import math
+from functools import partialmethod
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from lightning.pytorch.callbacks import Callback
+from scipy import sparse
+from scipy.stats import multivariate_normal
+from sklearn.linear_model import LogisticRegression
+
+from sclatent.model import DAED, JointDiffusion, JointLDM
+
+MODELS = [DAED, JointDiffusion, JointLDM]
+each_joint_model = pytest.mark.parametrize("cls", MODELS[1:], ids=lambda cls: cls.__name__)
+GUIDANCE = [(cls, guidance) for cls in MODELS for guidance in cls.GUIDANCE]
+each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+TYPES = ["B", "NK", "T"]
+SIDES = ["left", "right"]
+QUIET = {"accelerator": "cpu", "progress_bar": False}
+
+
+def embeddings(n: int, seed: int) -> AnnData:
+    """Cells of three types that lie far apart in three coordinates, and alike in five; half of the labels are known."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    x = rng.standard_normal((n, 8))
+    x[:, :3] = 0.5 * x[:, :3] + 3 * np.eye(3)[y]
+    adata = AnnData(x.astype(np.float32), obs=pd.DataFrame(index=[f"cell_{seed}_{i}" for i in range(n)]))
+    adata.obs["type"] = pd.Categorical.from_codes(y, TYPES)
+    adata.obs["label"] = np.where(rng.random(n) < 0.5, adata.obs["type"], "not looked at")
+    adata.obs["batch"] = rng.choice(["one", "two"], n)
+    adata.obs["area"] = rng.random(n)
+    return adata
+
+
+def images(n: int, seed: int, size: int = 12, channels: int | None = None, grain: float = 15.0) -> tuple:
+    """A round spot on the left or on the right, at any height and of any brightness: images, and the sides."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    row, column = rng.uniform(0.25, 0.75, n) * size, np.where(y, 0.75, 0.25) * size
+    i, j = np.mgrid[:size, :size] + 0.5
+    squared = (i - row[:, None, None]) ** 2 + (j - column[:, None, None]) ** 2
+    spot = np.exp(-squared / (2 * (0.13 * size) ** 2)) * rng.uniform(60, 100, n)[:, None, None]
+    x = (60 + spot + rng.normal(0, grain, spot.shape)).clip(0, 255)
+    if channels is not None:
+        x = x[..., None] * np.linspace(1, 0.5, channels)
+    return x.round().astype(np.uint8), np.array(SIDES)[y]
+
+
+def with_images(x: np.ndarray, y: np.ndarray) -> AnnData:
+    adata = AnnData(obs=pd.DataFrame({"side": y}, index=[f"image_{i}" for i in range(len(y))]), obsm={"image": x})
+    adata.obs["label"] = np.where(np.arange(len(y)) % 2 == 0, y, "unknown")
+    return adata
+
+
+def small(cls, **kwargs) -> dict:
+    own = {DAED: {"width": 32, "n_blocks": 1}, JointDiffusion: {}, JointLDM: {"token_dim": 4, "width": 32}}[cls]
+    return {"denoiser_width": 32, "denoiser_blocks": 2, "n_heads": 2, **own, **kwargs}
+
+
+def untrained(cls, adata: AnnData, setup: dict | None = None, **kwargs):
+    cls.setup_anndata(adata, **(setup or {}))
+    return cls(adata, **small(cls, **kwargs))
+
+
+def fit(cls, adata: AnnData, epochs: int = 1, setup: dict | None = None, lr: float = 1e-2, **kwargs):
+    """A model that was set up and trained; one epoch is enough where it does not matter what is learned."""
+    model = untrained(cls, adata, setup, **kwargs)
+    first = {"autoencoder": max(1, epochs // 8)}
+    model.train(
+        {stage: first.get(stage, epochs) for stage in cls.STAGES},
+        batch_size=64, plan_kwargs={stage: {"lr": lr if stage != "autoencoder" else 3e-3} for stage in cls.STAGES},
+        **QUIET,
+    )  # fmt: skip
+    return model
+
+
+def features(adata: AnnData, model) -> np.ndarray:
+    """Features of cells where this model has them, (cells, ...)."""
+    setup = model.registry["setup_args"]
+    if setup["obsm_key"] is not None:
+        x = adata.obsm[setup["obsm_key"]]
+    else:
+        x = adata.X if setup["layer"] is None else adata.layers[setup["layer"]]
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
+def flat(adata: AnnData, model) -> np.ndarray:
+    return features(adata, model).reshape(adata.n_obs, -1).astype(float)
+
+
+def sample(model, n=None, labels=None, *args, **kwargs) -> AnnData:
+    return model.sample(n, labels, *args, progress_bar=False, **kwargs)
+
+
+def counterfactual(model, *args, **kwargs) -> AnnData:
+    return model.counterfactual(*args, progress_bar=False, **kwargs)
+
+
+# ---- trained models that tests share
+
+
+@pytest.fixture(scope="module")
+def cells() -> AnnData:
+    """Embeddings, wherever the models look for them."""
+    adata = embeddings(400, 1)
+    adata.obsm["X_emb"], adata.layers["emb"] = adata.X.copy(), adata.X.copy()
+    return adata
+
+
+@pytest.fixture(scope="module")
+def held_out() -> AnnData:
+    adata = embeddings(300, 2)
+    adata.obsm["X_emb"], adata.layers["emb"] = adata.X.copy(), adata.X.copy()
+    return adata
+
+
+@pytest.fixture(scope="module")
+def models(cells) -> dict:
+    """Models of embeddings that were trained until they know what they do; one in X, in obsm and in a layer each."""
+    setup = {"labels_key": "label", "unlabeled_category": "not looked at"}
+    return {
+        DAED: fit(DAED, cells.copy(), 40, setup),
+        JointDiffusion: fit(JointDiffusion, cells.copy(), 30, {**setup, "obsm_key": "X_emb"}),
+        JointLDM: fit(JointLDM, cells.copy(), 30, {**setup, "layer": "emb"}, n_tokens=2),
+    }
+
+
+@pytest.fixture
+def model(models, cls):
+    return models[cls]
+
+
+@pytest.fixture(scope="module")
+def judge(held_out):
+    """A classifier of embeddings that no model has seen, trained on real cells."""
+    return LogisticRegression().fit(held_out.X, held_out.obs["type"])
+
+
+def more_images(cls, n: int = 60, seed: int = 2) -> AnnData:
+    """Images as the models of images are trained on: colour ones for DAED, without labels that it would learn."""
+    size, channels, grain = {DAED: (12, 3, 2), JointDiffusion: (12, None, 15), JointLDM: (28, None, 15)}[cls]
+    return with_images(*images(n, seed, size, channels, grain))
+
+
+@pytest.fixture(scope="module")
+def image_models() -> dict:
+    """Models of images, which are stored in another way each."""
+    setup = {"obsm_key": "image", "labels_key": "side"}
+    colour, grey, flat_grey = (more_images(cls, 200, 1) for cls in MODELS)
+    flat_grey.obsm["image"] = flat_grey.obsm["image"].reshape(200, -1)
+    flat_grey.uns["image_shape"] = [28, 28]
+    return {
+        DAED: fit(DAED, colour, 30, setup),
+        JointDiffusion: fit(JointDiffusion, grey, 30, setup, patch=3),
+        JointLDM: fit(JointLDM, flat_grey, 25, setup, width=16),
+    }
+
+
+@pytest.fixture
+def image_model(image_models, cls):
+    return image_models[cls]
+
+
+def is_right(x: np.ndarray, model) -> np.ndarray:
+    """Whether there is more light on the right."""
+    x = x.reshape(len(x), *model.shape).astype(float)
+    middle = model.shape[1] // 2
+    return x[:, :, middle:].sum(axis=(1, 2, 3)) > x[:, :, :middle].sum(axis=(1, 2, 3))
+
+
+# ---- the snippets of the docstrings
+
+
+@each_model
+def test_the_snippet_of_the_docstring(cls, monkeypatch):
+    """As it stands there, but for the number of epochs."""
+    adata = with_images(*images(40, 0, 3))
+    adata.obsm["X_dino"] = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    adata.obs["phenotype"] = np.array(["Metaphase", "Interphase", "unknown"])[np.arange(40) % 3]
+    noisy = adata[:5].copy()
+    names = {cls.__name__: cls, "adata": adata, "noisy": noisy}
+    monkeypatch.setattr(cls, "train", partialmethod(cls.train, 1, **QUIET))
+    for example in doctest.DocTestParser().get_examples(cls.__doc__):
+        exec(example.source, names)
+    if cls is DAED:
+        assert names["images"].obsm["image"].shape == (64, 3, 3)
+        assert names["clean"].obsm["image"].shape == (5, 3, 3)
+    if cls is JointDiffusion:
+        assert names["images"].obsm["image"].shape == (64, 3, 3)
+        assert set(names["images"].obs["phenotype"]) == {"Metaphase"}
+    if cls is JointLDM:
+        assert set(adata.obs["predicted"]) <= {"Metaphase", "Interphase"}
+        assert names["cells"].obsm["X_dino"].shape == (64, 8)
+        assert set(names["moved"].obs["phenotype"]) == {"Interphase"}
+
+
+# ---- what comes back
+
+
+LAYOUTS = ["X", "sparse X", "layer", "obsm", "frame", "whole numbers", "float64"]
+IMAGE_LAYOUTS = ["flat, image_shape", "flat, uns", "grey", "one channel", "colour", "float"]
+
+
+def laid_out(cls, layout: str) -> tuple[AnnData, dict]:
+    """Few cells, and how to set them up."""
+    setup = {"labels_key": "label", "unlabeled_category": "unknown"}
+    if layout in LAYOUTS:
+        adata = embeddings(40, 0)[:, :6].copy()
+        adata.obs["label"] = adata.obs["label"].replace("not looked at", "unknown")
+        adata.var_names = [f"feature {i}" for i in range(6)]
+        if layout == "sparse X":
+            adata.X = sparse.csr_matrix(adata.X)
+        elif layout == "layer":
+            adata.layers["emb"], adata.X = adata.X.copy(), None
+            setup["layer"] = "emb"
+        elif layout == "obsm":
+            adata.obsm["X_emb"], setup["obsm_key"] = adata.X.copy(), "X_emb"
+        elif layout == "frame":
+            adata.obsm["X_emb"] = pd.DataFrame(adata.X, adata.obs_names, list("abcdef"))
+            setup["obsm_key"] = "X_emb"
+        elif layout == "whole numbers":
+            adata.X = (10 * adata.X).round().astype(np.int16) + 100
+        elif layout == "float64":
+            adata.X = adata.X.astype(np.float64)
+        return adata, setup
+    size = 28 if cls is JointLDM else 6
+    x, y = images(40, 0, size, {"colour": 3, "one channel": 1}.get(layout))
+    adata, setup["obsm_key"] = with_images(x, y), "image"
+    if layout.startswith("flat"):
+        adata.obsm["image"] = x.reshape(40, -1)
+        if layout == "flat, uns":
+            adata.uns["image_shape"] = (size, size)
+        else:
+            adata.obsm["image"], setup["image_shape"] = adata.obsm["image"].astype(np.float32) / 255, (size, size)
+    elif layout == "float":
+        adata.obsm["image"] = (x / 255).astype(np.float32)
+    return adata, setup
+
+
+LESS_OFTEN = ["sparse X", "frame", "float64", "one channel", "float", "flat, image_shape"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "layout"),
+    [(c, x) for c in MODELS for x in (*LAYOUTS, *IMAGE_LAYOUTS) if c is JointDiffusion or x not in LESS_OFTEN],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_what_comes_back_is_where_and_as_it_was_in_training(cls, layout):
+    adata, setup = laid_out(cls, layout)
+    before = adata.copy()
+    model = fit(cls, adata, 1, setup)
+    real = features(adata, model)
+    integers = np.issubdtype(real.dtype, np.integer)
+    label = before.obs["label"][before.obs["label"] != "unknown"].iloc[0]
+    results = {
+        "sample": sample(model, 7, label),
+        "counterfactual": counterfactual(model, labels=label, indices=range(7)),
+    }
+    for method, result in results.items():
+        made = features(result, model)
+        assert made.dtype == (real.dtype if integers else np.float32), method
+        assert result.n_obs == 7
+        assert made.shape == (7, *real.shape[1:])
+        assert np.isfinite(made).all()
+        if layout in IMAGE_LAYOUTS or integers:
+            assert real.min() <= made.min() <= made.max() <= real.max()
+        if layout in IMAGE_LAYOUTS:
+            assert tuple(result.uns["image_shape"]) == model.shape
+        else:
+            assert "image_shape" not in result.uns
+        assert list(result.layers) == list(filter(None, [setup.get("layer")]))
+        assert set(result.obsm) == {*filter(None, [setup.get("obsm_key")])} | (
+            {"difference"} if method == "counterfactual" and layout in IMAGE_LAYOUTS else set()
+        )
+        if setup.get("obsm_key") is None:
+            assert list(result.var_names) == list(adata.var_names)
+        assert list(result.obs["label"].cat.categories) == sorted(set(before.obs["label"]) - {"unknown"})
+        assert not result.obs.columns.str.startswith("_scvi").any()
+    # what came back can be given back, and nothing that a user sees has been changed
+    assert model.predict(results["counterfactual"]).shape == (7,)
+    pd.testing.assert_frame_equal(adata.obs[before.obs.columns], before.obs)
+    np.testing.assert_array_equal(features(adata, model), features(before, model))
+
+
+@each_model
+def test_uns_says_how_cells_were_made_and_results_are_written_and_read(cls, models, image_models, tmp_path):
+    guidance, by_default = cls.GUIDANCE[-1], "classifier-free" if cls is DAED else "classifier"
+    made = {
+        "cells": sample(models[cls], 4, "B", 2.0, guidance, solver="euler", n_steps=3, seed=7),
+        "moved": counterfactual(models[cls], None, "B", 0.3, indices=[0, 1]),
+        "moved images": counterfactual(image_models[cls], None, "left", indices=[0, 1]),
+    }
+    how = made["cells"].uns["sclatent"]
+    expected = {
+        "model": cls.__name__, "method": "sample", "guidance_weight": 2.0, "guidance": guidance, "solver": "euler",
+        "n_steps": 3, "seed": 7,
+    }  # fmt: skip
+    assert expected.items() <= how.items()
+    assert how["version"]
+    expected = {"method": "counterfactual", "noise_level": 0.3, "guidance": by_default, "n_steps": 12, "seed": 0}
+    assert expected.items() <= made["moved"].uns["sclatent"].items()
+    for name, adata in made.items():
+        adata.write_h5ad(tmp_path / "made.h5ad")
+        back = ad.read_h5ad(tmp_path / "made.h5ad")
+        model = image_models[cls] if "images" in name else models[cls]
+        np.testing.assert_array_equal(features(back, model), features(adata, model))
+        pd.testing.assert_frame_equal(back.obs, adata.obs)
+        assert back.uns["sclatent"]["model"] == cls.__name__
+        assert counterfactual(model, back, "B" if model is models[cls] else "left").n_obs == adata.n_obs
+
+
+@each_model
+def test_a_model_without_labels_generates_and_is_written_too(cls, tmp_path):
+    model = fit(cls, embeddings(60, 0))
+    cells = sample(model, 5)
+    assert cells.obs.shape == (5, 0)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    model.save(tmp_path / "m")
+    np.testing.assert_array_equal(sample(cls.load(tmp_path / "m"), 5).X, cells.X)
+    assert len(model.get_latent_representation()) == 60
+
+
+# ---- seeds
+
+
+def assert_close(one: AnnData, other: AnnData, model) -> None:
+    """Equal up to rounding, also to whole numbers."""
+    whole = np.issubdtype(features(one, model).dtype, np.integer)
+    tolerance = {"atol": 1} if whole else {"atol": 1e-4, "rtol": 1e-4}
+    np.testing.assert_allclose(flat(one, model), flat(other, model), **tolerance)
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "images"])
+@each_model
+def test_the_same_seed_gives_the_same_cells_whatever_the_batch_size(cls, models, image_models, kind):
+    model, label = (models[cls], "T") if kind == "embeddings" else (image_models[cls], "right")
+    for guidance in cls.GUIDANCE:
+        for generate in (
+            lambda guidance=guidance, **kwargs: sample(model, 9, label, 2.0, guidance, n_steps=3, **kwargs),
+            lambda guidance=guidance, **kwargs: counterfactual(
+                model, None, label, 0.5, 2.0, guidance, indices=range(9), n_steps=3, **kwargs
+            ),
+        ):
+            reference = generate(seed=3)
+            for batch_size in (1, 4):
+                assert_close(generate(seed=3, batch_size=batch_size), reference, model)
+            other = flat(generate(seed=4), model)
+            assert (other != flat(reference, model)).any(axis=1).all()
+            assert len(np.unique(flat(reference, model), axis=0)) == 9
+        assert_close(
+            sample(model, 4, label, 2.0, guidance, n_steps=3, seed=3), reference_head(model, label, guidance), model
+        )
+
+
+def reference_head(model, label: str, guidance: str) -> AnnData:
+    return sample(model, 9, label, 2.0, guidance, n_steps=3, seed=3)[:4]
+
+
+@each_model
+def test_the_adaptive_solver_does_not_depend_on_the_batch_size_either(cls, model):
+    one, other = (sample(model, 9, "T", solver="adaptive", batch_size=b) for b in (9, 2))
+    np.testing.assert_allclose(
+        flat(one, model), flat(other, model), atol=0.01
+    )  # whether a step is long enough is rounded
+
+
+@each_model
+def test_what_is_said_of_cells_does_not_depend_on_the_batch_size(cls, model):
+    for method in (model.get_latent_representation, model.get_activations, lambda **k: model.predict(soft=True, **k)):
+        np.testing.assert_allclose(
+            method(indices=range(9), batch_size=9), method(indices=range(9), batch_size=2), atol=1e-4, rtol=1e-3
+        )
+
+
+# ---- labels steer
+
+
+@pytest.mark.parametrize(("cls", "guidance"), GUIDANCE, ids=lambda value: getattr(value, "__name__", value))
+def test_an_independent_classifier_recognises_conditional_samples(cls, guidance, models, judge):
+    """At weight 1 nearly always, at 0 by chance, and at 2 at least as well."""
+    model, labels = models[cls], np.repeat(TYPES, 60)
+    accuracy, probability = {}, {}
+    for weight in (0.0, 1.0, 2.0):
+        x = flat(sample(model, labels=labels, guidance_weight=weight, guidance=guidance), model)
+        accuracy[weight] = (judge.predict(x) == labels).mean()
+        p = pd.DataFrame(judge.predict_proba(x), columns=judge.classes_)
+        probability[weight] = np.mean([p[label][i] for i, label in enumerate(labels)])
+    assert accuracy[0.0] < 0.5
+    assert accuracy[1.0] > 0.8
+    assert probability[1.0] > probability[0.0] + 0.3
+    assert probability[2.0] > max(probability[1.0], 0.9) - 0.02
+
+
+@pytest.mark.parametrize(("cls", "guidance"), GUIDANCE[1:], ids=lambda value: getattr(value, "__name__", value))
+def test_images_have_their_spot_where_the_label_says(cls, guidance, image_models):
+    model, labels = image_models[cls], np.repeat(SIDES, 40)
+    right = is_right(flat(sample(model, labels=labels, guidance_weight=2.0, guidance=guidance), model), model)
+    assert (right == (labels == "right")).mean() > 0.75
+
+
+@pytest.mark.parametrize(("cls", "guidance"), GUIDANCE, ids=lambda value: getattr(value, "__name__", value))
+def test_weight_zero_is_unconditional_and_one_label_a_cell_is_as_good_as_one_for_all(cls, guidance, models):
+    model = models[cls]
+    free = sample(model, 10)
+    assert_close(sample(model, 10, "B", 0.0, guidance), free, model)
+    assert free.obs["label"].isna().all()
+    steered = sample(model, 10, "B", 1.5, guidance)
+    assert np.abs(flat(steered, model) - flat(free, model)).max() > 0.1
+    open_and_steered = sample(model, labels=[None, "B"] * 5, guidance_weight=1.5, guidance=guidance)
+    assert open_and_steered.obs["label"].isna().tolist() == [True, False] * 5
+    expected = np.where(np.arange(10)[:, None] % 2, flat(steered, model), flat(free, model))
+    if guidance == "classifier-free":  # open cells have no guidance to be extrapolated by
+        np.testing.assert_allclose(flat(open_and_steered, model)[1::2], expected[1::2], atol=1e-4)
+    else:
+        np.testing.assert_allclose(flat(open_and_steered, model), expected, atol=1e-4)
+
+
+@each_model
+def test_labels_may_be_given_in_any_form(cls, model):
+    names = ["B", "T", "B", "NK"]
+    reference = sample(model, labels=names)
+    assert list(reference.obs["label"]) == names
+    for labels in (
+        pd.Series(names, index=list("wxyz")), pd.Index(names), pd.Categorical(names), np.array(names), tuple(names),
+        pd.Series(names, dtype="category"),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(flat(sample(model, labels=labels), model), flat(reference, model))
+    one, same = sample(model, 3, "T"), sample(model, labels=["T"] * 3)
+    np.testing.assert_array_equal(flat(one, model), flat(same, model))
+    for weight in (np.float32(2), np.int64(2), 2):
+        np.testing.assert_allclose(
+            flat(sample(model, 3, "T", weight), model), flat(sample(model, 3, "T", 2.0), model), atol=1e-5
+        )
+
+
+@each_model
+def test_unconditional_samples_are_like_the_cells(cls, model, cells):
+    made = flat(sample(model, 400), model)
+    np.testing.assert_allclose(made.mean(axis=0), cells.X.mean(axis=0), atol=0.45)
+    np.testing.assert_allclose(made.std(axis=0), cells.X.std(axis=0), rtol=0.35)
+
+
+# ---- prediction
+
+
+@each_model
+def test_predictions_of_held_out_cells(cls, model, held_out):
+    """Of cells whose labels the model is not given, most are right; no answer is what unlabelled cells are called."""
+    query = held_out.copy()
+    del query.obs["label"]
+    predicted = model.predict(query)
+    assert predicted.shape == (300,)
+    assert set(predicted) <= set(TYPES)
+    assert (predicted == query.obs["type"].to_numpy()).mean() > 0.9
+    soft = model.predict(query, soft=True)
+    assert list(soft.columns) == TYPES
+    assert list(soft.index) == list(query.obs_names)
+    np.testing.assert_allclose(soft.sum(axis=1), 1, atol=1e-5)
+    assert list(soft.idxmax(axis=1)) == list(predicted)
+    some = model.predict(query, indices=[5, 2], soft=True)
+    assert list(some.index) == list(query.obs_names[[5, 2]])
+    query.obs["label"] = "a type that nobody knows"
+    assert list(model.predict(query)) == list(predicted)
+
+
+@each_model
+def test_predictions_of_the_training_cells(cls, model, cells):
+    predicted = model.predict()
+    assert len(predicted) == 400
+    unlabelled = (cells.obs["label"] == "not looked at").to_numpy()
+    assert (predicted == cells.obs["type"].to_numpy())[unlabelled].mean() > 0.9
+
+
+@each_joint_model
+def test_predictions_of_images(cls, image_model):
+    query = more_images(cls)
+    assert (image_model.predict(query) == query.obs["side"].to_numpy()).mean() > 0.85
+
+
+@each_model
+def test_what_unlabelled_cells_are_called_is_no_label(cls, model):
+    assert model.labels.levels == {"label": TYPES}
+    assert list(sample(model, 5, "B").obs["label"].cat.categories) == TYPES
+
+
+@each_model
+def test_categories_without_cells_are_no_labels_either(cls):
+    adata = embeddings(60, 0)
+    adata.obs["label"] = pd.Categorical(adata.obs["type"], categories=["T", "nobody", "NK", "B"])
+    model = fit(cls, adata, 1, {"labels_key": "label"})
+    assert model.labels.levels == {"label": ["T", "NK", "B"]}
+    assert list(model.predict(soft=True).columns) == ["T", "NK", "B"]
+
+
+@each_model
+def test_unlabelled_cells_are_learned_from(cls):
+    """A cluster of which no cell has a label is generated all the same, and so is the other one."""
+    adata = embeddings(200, 0)
+    far = np.arange(200) % 2 == 0
+    adata.X[far, 4] += 12
+    adata.obs["label"] = np.where(far, "unknown", adata.obs["type"].astype(str))
+    model = fit(cls, adata, 25, {"labels_key": "label"})
+    made = sample(model, 200).X[:, 4]
+    assert 0.25 < (made > 6).mean() < 0.98
+
+
+# ---- counterfactuals
+
+
+@each_model
+def test_without_noise_cells_stay_as_they_are(cls, model, image_model, held_out):
+    moved = counterfactual(model, held_out, "B", 0.0)
+    np.testing.assert_allclose(flat(moved, model), held_out.X, atol=1e-4)
+    assert set(moved.obs["label"]) == {"B"}
+    query = more_images(cls)
+    query.obsm["image"][:, 0, 0] = 255  # also pixels brighter than any in training
+    query.obsm["image"][:, 0, 1] = 0
+    moved = counterfactual(image_model, query, "left", 0.0)
+    np.testing.assert_array_equal(flat(moved, image_model), query.obsm["image"].reshape(60, -1))
+    assert not moved.obsm["difference"].any()
+
+
+@each_model
+def test_more_noise_moves_further_and_noise_alone_leaves_nothing(cls, model, held_out):
+    some = held_out[:60]
+    distance = []
+    for level in (0.01, 0.1, 0.5, 0.9):
+        moved = counterfactual(model, some, "B", level, guidance_weight=1.0)
+        distance.append(np.linalg.norm(flat(moved, model) - some.X, axis=1).mean())
+    assert (np.diff(distance) > 0).all()
+    if cls is JointDiffusion:  # whose autoencoder expresses all of a cell
+        one, other = (counterfactual(model, held_out, "B", 1.0, 1.0, indices=rows) for rows in (range(5), range(5, 10)))
+        np.testing.assert_allclose(flat(one, model), flat(other, model), atol=1e-4)
+
+
+@each_model
+def test_counterfactuals_become_the_label_and_stay_near_their_cell(cls, model, judge, held_out):
+    """By default, of cells that were not in training: nearer to where they come from than a cell of the target type."""
+    is_b, is_t = (held_out.obs["type"] == "B").to_numpy(), (held_out.obs["type"] == "T").to_numpy()
+    moved = counterfactual(model, held_out[is_b], "T")
+    start, end, others = held_out.X[is_b], flat(moved, model), held_out.X[is_t]
+    p = [pd.DataFrame(judge.predict_proba(x), columns=judge.classes_)["T"].mean() for x in (start, end)]
+    assert p[0] < 0.05
+    assert p[1] > 0.8
+    to_random = np.linalg.norm(start[:, None] - others[None], axis=2).mean()
+    assert np.linalg.norm(end - start, axis=1).mean() < 0.85 * to_random
+    alike = 3 + np.arange(5)  # the coordinates in which types do not differ are what a cell has of its own
+    own = [np.corrcoef(end[:, k], start[:, k])[0, 1] for k in alike]
+    assert np.mean(own) > 0.6
+
+
+@each_joint_model
+def test_counterfactual_images_move_their_spot(cls, image_model):
+    query = more_images(cls)
+    query = query[query.obs["side"] == "left"].copy()
+    old = query.obsm["image"].reshape(query.n_obs, -1)
+    assert is_right(old, image_model).mean() < 0.1
+    share = {}
+    for side in SIDES:
+        moved = counterfactual(image_model, query, side, 0.8)
+        new = flat(moved, image_model)
+        share[side] = is_right(new, image_model).mean()
+        difference = moved.obsm["difference"]
+        assert difference.dtype == np.float32
+        assert difference.shape == (query.n_obs, *image_model.shape)
+        np.testing.assert_array_equal(difference.reshape(query.n_obs, -1), new - old)
+    assert share["left"] < 0.1
+    assert share["right"] > 0.5
+
+
+@each_model
+def test_counterfactuals_keep_order_index_and_obs(cls, model, held_out):
+    query = held_out[[7, 3, 100, 4]].copy()
+    query.obs_names = ["d", "b", "c", "b2"]
+    query.obs["size"] = [4.0, 3.0, 2.0, 1.0]
+    before = query.copy()
+    moved = counterfactual(model, query, ["B", "T", "NK", "B"], 0.2)
+    assert list(moved.obs_names) == ["d", "b", "c", "b2"]
+    assert list(moved.obs["label"]) == ["B", "T", "NK", "B"]
+    pd.testing.assert_frame_equal(moved.obs.drop(columns="label"), before.obs.drop(columns="label"))
+    pd.testing.assert_frame_equal(query.obs, before.obs)
+    np.testing.assert_array_equal(query.X, before.X)
+    # the rows that are asked for, in their order
+    some = counterfactual(model, query, ["NK", "B"], 0.0, indices=[2, 0])
+    assert list(some.obs_names) == ["c", "d"]
+    np.testing.assert_allclose(flat(some, model), before.X[[2, 0]], atol=1e-4)
+    masked = counterfactual(model, query, "B", 0.0, indices=np.array([False, True, True, False]))
+    assert list(masked.obs_names) == ["b", "c"]
+
+
+@each_model
+def test_the_training_cells_are_what_is_moved_by_default(cls, model, cells):
+    moved = counterfactual(model, labels="B", noise_level=0.0)
+    assert list(moved.obs_names) == list(cells.obs_names)
+    np.testing.assert_allclose(flat(moved, model), cells.X, atol=1e-4)
+
+
+# ---- batches
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda cls: cls.__name__)
+def batch_model(request):
+    adata = embeddings(80, 0)
+    adata.X[(adata.obs["batch"] == "two").to_numpy()] += np.arange(8)
+    adata.obs["label"] = adata.obs["type"]
+    return fit(request.param, adata, 1, {"labels_key": "label", "batch_key": "batch"})
+
+
+def test_batches_are_put_back_where_they_were(batch_model):
+    adata = batch_model.adata
+    one, two = (sample(batch_model, 30, "B", batch=batch, seed=1) for batch in ("one", "two"))
+    centre = [adata.X[(adata.obs["batch"] == b).to_numpy()].mean(axis=0) for b in ("one", "two")]
+    np.testing.assert_allclose(two.X - one.X, np.tile(centre[1] - centre[0], (30, 1)), atol=1e-4)
+    assert set(one.obs["batch"]) == {"one"}
+    as_trained = sample(batch_model, 200)
+    assert list(as_trained.obs["batch"].cat.categories) == ["one", "two"]
+    share = (adata.obs["batch"] == "one").mean()
+    assert (as_trained.obs["batch"] == "one").mean() == pytest.approx(share, abs=0.1)
+
+
+def test_batches_do_not_show_in_what_is_made_of_a_cell(batch_model):
+    """The same cell in either batch has the same representation and prediction, and stays in its batch."""
+    adata = batch_model.adata
+    shift = np.subtract(*(adata.X[(adata.obs["batch"] == b).to_numpy()].mean(axis=0) for b in ("two", "one")))
+    one = adata[adata.obs["batch"] == "one"][:5].copy()
+    two = one.copy()
+    two.X, two.obs["batch"] = one.X + shift, "two"
+    for method in (batch_model.get_latent_representation, lambda a: batch_model.predict(a, soft=True)):
+        np.testing.assert_allclose(method(two), method(one), atol=1e-3)
+    moved = [counterfactual(batch_model, a, "T", 0.5) for a in (one, two)]
+    np.testing.assert_allclose(moved[1].X - moved[0].X, np.tile(shift, (5, 1)), atol=1e-3)
+    assert set(moved[1].obs["batch"]) == {"two"}
+
+
+# ---- saving and loading
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "images"])
+@each_model
+def test_a_reloaded_model_is_the_same(cls, models, image_models, kind, tmp_path):
+    model, label = (models[cls], "T") if kind == "embeddings" else (image_models[cls], "right")
+    model.save(tmp_path / "m")
+    again, bare = cls.load(tmp_path / "m", model.adata), cls.load(tmp_path / "m")
+    assert again.is_trained
+    for key, value in model.module.state_dict().items():
+        assert value.equal(again.module.state_dict()[key]), key
+    for one in (again, bare):
+        made, expected = (sample(m, 5, label, 2.0, cls.GUIDANCE[-1]) for m in (one, model))
+        np.testing.assert_array_equal(features(made, model), features(expected, model))
+        pd.testing.assert_frame_equal(made.obs, expected.obs)
+        assert made.uns["sclatent"] == expected.uns["sclatent"]
+    some = model.adata[:20].copy()
+    for m, query in ((again, None), (bare, some)):
+        soft = m.predict(query, indices=range(20), soft=True)
+        pd.testing.assert_frame_equal(soft, model.predict(indices=range(20), soft=True))
+        np.testing.assert_array_equal(
+            m.get_latent_representation(query, range(20)), model.get_latent_representation(indices=range(20))
+        )
+        moved, expected = (counterfactual(n, q, label, indices=range(5)) for n, q in ((m, query), (model, None)))
+        np.testing.assert_array_equal(features(moved, model), features(expected, model))
+    assert list(bare.history) == list(model.history)
+    for key, frame in model.history.items():
+        pd.testing.assert_frame_equal(bare.history[key], frame)
+    for method in (bare.predict, bare.get_latent_representation, lambda: bare.counterfactual(labels=label), bare.train):
+        with pytest.raises(ValueError, match="adata is missing"):
+            method()
+    with pytest.raises(ValueError, match=rf"holds a {cls.__name__}, not a .*: use {cls.__name__}\.load"):
+        MODELS[MODELS.index(cls) - 1].load(tmp_path / "m")
+
+
+@each_model
+def test_a_reloaded_model_can_be_trained_further(cls, tmp_path):
+    adata = embeddings(60, 0)
+    model = fit(cls, adata, 1, {"labels_key": "type"})
+    model.save(tmp_path / "m")
+    again = cls.load(tmp_path / "m", adata)
+    for m in (model, again):
+        m.train(2, stage="diffusion", seed=3, **QUIET)
+    np.testing.assert_array_equal(sample(model, 5, "T").X, sample(again, 5, "T").X)
+    assert len(again.history["diffusion_loss_train"]) == 3
+
+
+# ---- training
+
+
+class Interrupt(Callback):
+    """Raises in an epoch of a stage."""
+
+    def __init__(self, stage: str, epoch: int) -> None:
+        self.at = (stage, epoch)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (pl_module.name, trainer.current_epoch) == self.at:
+            raise RuntimeError("interrupted")
+
+
+@each_model
+def test_an_interrupted_training_resumes_to_the_same_weights(cls, tmp_path):
+    adata = embeddings(60, 0)
+    setup = {"labels_key": "label", "unlabeled_category": "not looked at"}
+    reference = untrained(cls, adata, setup)
+    reference.train(4, batch_size=32, **QUIET)
+    settings = {"max_epochs": 4, "batch_size": 32, "checkpoint_dir": tmp_path / "c", **QUIET}
+    for stage in cls.STAGES:
+        with pytest.raises(RuntimeError, match="interrupted"):
+            untrained(cls, adata, setup).train(callbacks=[Interrupt(stage, 2)], **settings)
+    model = untrained(cls, adata, setup)
+    model.train(**settings)
+    different = [k for k, v in reference.module.state_dict().items() if not v.equal(model.module.state_dict()[k])]
+    assert not different
+    for key, frame in reference.history.items():
+        pd.testing.assert_frame_equal(model.history[key], frame)
+    assert not (tmp_path / "c").exists()
+
+
+@each_model
+def test_the_history_has_a_curve_a_stage(cls, model):
+    curves = {f"{stage}_loss_{split}" for stage in cls.STAGES for split in ("train", "validation")}
+    assert curves <= set(model.history)
+    for key, frame in model.history.items():
+        values = frame[key].to_numpy()
+        assert np.isfinite(values).all()
+        assert frame.index.name == "epoch"
+    diffusion = model.history["diffusion_loss_validation"]["diffusion_loss_validation"]
+    assert diffusion.iloc[-5:].mean() < diffusion.iloc[0] - 0.05
+    if cls is not DAED:
+        cross_entropy = model.history["diffusion_cross_entropy_train"]["diffusion_cross_entropy_train"]
+        assert cross_entropy.iloc[-5:].mean() < 0.8 * math.log(3)
+
+
+@each_model
+def test_the_seed_decides(cls):
+    adata = embeddings(60, 0)
+    one, same, other = (fit(cls, adata, 1, {"labels_key": "type"}, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(sample(one, 5).X, sample(same, 5).X)
+    assert (sample(one, 5).X != sample(other, 5).X).any()
+
+
+@each_model
+def test_representations_tell_types_apart(cls, model, cells, held_out):
+    train, test = (model.get_latent_representation(a) for a in (cells, held_out))
+    assert train.shape == (400, train.shape[1])
+    probe = LogisticRegression(max_iter=2_000).fit(train, cells.obs["type"])
+    assert probe.score(test, held_out.obs["type"]) > 0.85
+    activations = model.get_activations(held_out, indices=[3, 1], noise_level=0.5)
+    assert activations.shape == (2, 2, 32)
+    again = model.get_activations(held_out, indices=[3, 1], noise_level=0.0)
+    assert np.abs(activations - again).max() > 1e-3
+
+
+# ---- whole numbers
+
+
+@each_model
+def test_whole_numbers_are_rounded_and_not_cut_off(cls):
+    adata = embeddings(200, 0)
+    adata.X = (2 * adata.X - 20).round().astype(np.int16)
+    model = fit(cls, adata, 5)
+    made = sample(model, 300)
+    exact = sample(model, 300, seed=0)
+    assert made.X.dtype == exact.X.dtype == np.int16
+    moved = counterfactual(fit(cls, adata, 1, {"labels_key": "type"}), adata, "B", 0.0)
+    np.testing.assert_array_equal(moved.X, adata.X)
+
+
+# ---- DAED: denoising and the likelihood
+
+
+def error(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.square(x.astype(float) - y.astype(float)).mean())
+
+
+def noisy(adata: AnnData, model, seed: int = 0) -> AnnData:
+    """Cells with as much noise as the model is made to remove."""
+    other = adata.copy()
+    share = model.module.autoencoder.noise_level
+    x = features(other, model).astype(np.float32)
+    sd = math.sqrt(share / (1 - share)) * model.module.autoencoder.scale.sd.numpy()
+    x = x + np.broadcast_to(sd, x.shape) * np.random.default_rng(seed).standard_normal(x.shape).astype(np.float32)
+    key = model.registry["setup_args"]["obsm_key"]
+    if key is None:
+        other.X = x
+    else:
+        other.obsm[key] = x
+    return other
+
+
+def test_denoising_lowers_the_error(models, held_out):
+    model = models[DAED]
+    spoilt = noisy(held_out, model)
+    clean = model.denoise(spoilt, progress_bar=False)
+    assert error(clean.X, held_out.X) < 0.9 * error(spoilt.X, held_out.X)
+    assert list(clean.obs_names) == list(held_out.obs_names)
+    assert list(clean.obs["type"]) == list(held_out.obs["type"])
+    assert clean.uns["sclatent"]["method"] == "denoise"
+    some = model.denoise(spoilt, indices=[4, 2], batch_size=1, progress_bar=False)
+    np.testing.assert_allclose(some.X, clean.X[[4, 2]], atol=1e-5)
+    assert list(some.obs_names) == list(held_out.obs_names[[4, 2]])
+
+
+def test_denoising_works_on_other_data_too(image_models):
+    """Spots above and below, two of them, and images that are brighter than any of training."""
+    model, own = image_models[DAED], more_images(DAED).obsm["image"]
+    across = own.transpose(0, 2, 1, 3)
+    bright = across + across[::-1] // 2
+    assert bright.max() > model.value_range[1] + 20
+    for clean, gain in ((own, 0.4), (across // 2 + across[::-1] // 2, 0.6), (bright, 0.9)):
+        spoilt = noisy(with_images(clean, np.repeat("left", 60)), model)
+        denoised = model.denoise(spoilt, progress_bar=False).obsm["image"]
+        assert denoised.dtype == np.uint8
+        assert error(denoised, clean) < gain * error(spoilt.obsm["image"], clean)
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> tuple:
+    """Cells of a Gaussian that is known, and a model of them."""
+    mean, covariance = np.array([5.0, 0, 0, -3]), np.diag([1.0, 1, 0.25, 0.25])
+    covariance[0, 1] = covariance[1, 0] = 0.8
+    law = multivariate_normal(mean, covariance)
+    return law, fit(DAED, AnnData(law.rvs(500, random_state=0).astype(np.float32)), 40, lr=5e-3)
+
+
+def test_the_elbo_is_below_the_likelihood_and_near_to_it(gaussian):
+    law, model = gaussian
+    x = law.rvs(500, random_state=1).astype(np.float32)
+    elbo = model.get_elbo(AnnData(x), n_draws=32)
+    true = law.logpdf(x).mean()
+    assert true - 2.0 < elbo["elbo"] < true + 0.1
+    assert elbo["elbo"] == pytest.approx(elbo["reconstruction"] + elbo["prior"] + elbo["entropy"])
+    again = model.get_elbo(AnnData(x), n_draws=32, batch_size=100)
+    assert again["elbo"] == pytest.approx(elbo["elbo"], abs=1e-3)
+    assert model.get_elbo(AnnData(x), n_draws=32, seed=1)["elbo"] == pytest.approx(elbo["elbo"], abs=0.3)
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "images"])
+def test_the_elbo_is_in_units_of_the_features(kind):
+    adata = (
+        embeddings(60, 0) if kind == "embeddings" else AnnData(images(60, 0, 6)[0].reshape(60, -1).astype(np.float32))
+    )
+    setup = {} if kind == "embeddings" else {"image_shape": (6, 6)}
+    one, ten = fit(DAED, adata, 1, setup), fit(DAED, AnnData(10 * adata.X), 1, setup)
+    difference = one.get_elbo()["elbo"] - ten.get_elbo()["elbo"]
+    assert difference == pytest.approx(adata.n_vars * math.log(10), abs=0.1)
+
+
+def test_the_elbo_tells_cells_like_those_of_training_from_others(gaussian, models, held_out, image_models):
+    law, model = gaussian
+    x = law.rvs(200, random_state=1).astype(np.float32)
+    like = model.get_elbo(AnnData(x))["elbo"]
+    for other in (x + 3, x[:, ::-1].copy(), 3 * (x - x.mean(axis=0)) + x.mean(axis=0)):
+        assert model.get_elbo(AnnData(other.astype(np.float32)))["elbo"] < like - 1
+    shuffled = held_out.copy()
+    shuffled.X = np.random.default_rng(0).permuted(held_out.X, axis=0)  # the same values, cell by cell in disorder
+    assert models[DAED].get_elbo(shuffled)["elbo"] < models[DAED].get_elbo(held_out)["elbo"] - 1
+    own = more_images(DAED)
+    upside = own.copy()
+    upside.obsm["image"] = 255 - own.obsm["image"]
+    assert image_models[DAED].get_elbo(upside)["elbo"] < image_models[DAED].get_elbo(own)["elbo"]
