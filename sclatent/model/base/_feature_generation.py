@@ -191,9 +191,10 @@ class FeatureGenerationMixin:
         for cells in self._blocks(len(rows), batch_size, "Denoising", progress_bar):
             batch = rows[cells]
             x = math.sqrt(1 - noise_level) * self._encode_batch(batch)
-            blocks.append(self._decode(self._denoise_tokens(x, noise_level), batch.batch.numpy()).cpu().numpy())
-        values = self._in_range(np.concatenate(blocks))
-        return self._generated(values, self._obs_of(origin, rows), "denoise", noise_level=noise_level)
+            clean = self._decode(self._denoise_tokens(x, noise_level), batch.batch.numpy()).cpu().numpy()
+            blocks.append(self._in_range(clean, batch.x.numpy()))
+        obs = self._obs_of(origin, rows)
+        return self._generated(np.concatenate(blocks), obs, "denoise", noise_level=noise_level)
 
     @torch.no_grad()
     def _denoise_tokens(self, x: Tensor, noise_level: float) -> Tensor:
@@ -249,12 +250,19 @@ class FeatureGenerationMixin:
         return self.module.autoencoder.decode(self.module.standardize.inverse(tokens), batch)
 
     def _in_range(self, values: np.ndarray, old: np.ndarray | None = None) -> np.ndarray:
-        """Images and whole numbers are between the extremes of training, or as far beyond as they were before."""
-        is_whole = np.issubdtype(np.dtype(self.registry["setup_args"]["dtype"]), np.integer)
+        """Images and whole numbers are between the extremes of training, or of the cell that they were made from."""
+        dtype = np.dtype(self.registry["setup_args"]["dtype"])
+        is_whole = np.issubdtype(dtype, np.integer)
         if not self._is_image and not is_whole:
             return values
         low, high = self.value_range
-        values = np.clip(values, *((low, high) if old is None else (np.minimum(low, old), np.maximum(high, old))))
+        if old is not None:
+            places = tuple(range(1, old.ndim))
+            low = np.minimum(low, old.min(axis=places, keepdims=True))
+            high = np.maximum(high, old.max(axis=places, keepdims=True))
+        if is_whole:
+            low, high = np.maximum(low, np.iinfo(dtype).min), np.minimum(high, np.iinfo(dtype).max)
+        values = np.clip(values, low, high)
         return np.rint(values) if is_whole else values
 
     @staticmethod
