@@ -32,19 +32,19 @@ def fit(cls, adata, max_epochs, obsm_key="image", **kwargs):
     adata = adata.copy()
     cls.setup_anndata(adata, obsm_key=obsm_key, labels_key="phenotype")
     model = cls(adata, **TINY, **kwargs)
-    plan = {"diffusion": {"lr": 3e-3}}
+    plan = {stage: {"lr": 3e-3} for stage in cls.STAGES}
     model.train(max_epochs=max_epochs, batch_size=64, plan_kwargs=plan, accelerator="cpu", progress_bar=False)
     return model
 
 
 @pytest.fixture(scope="module")
 def joint(nuclei) -> JointDiffusion:
-    return fit(JointDiffusion, nuclei, 40, patch=4)
+    return fit(JointDiffusion, nuclei, 60)
 
 
 @pytest.fixture(scope="module")
 def daed(nuclei) -> DAED:
-    return fit(DAED, nuclei, {"denoiser": 20, "diffusion": 1}, patch=4, width=32, n_blocks=1)
+    return fit(DAED, nuclei, {"denoiser": 60, "diffusion": 1}, width=32, n_blocks=2)
 
 
 @pytest.fixture(scope="module")
