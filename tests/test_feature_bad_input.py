@@ -83,6 +83,10 @@ def labels(new):
     return spoil
 
 
+def missing_batch(adata: AnnData) -> None:
+    adata.obs["batch"] = adata.obs["batch"].where(np.arange(30) > 0)
+
+
 def no_x(adata: AnnData) -> None:
     adata.X = None
 
@@ -145,8 +149,8 @@ SETUP = {
         r"labels_key: adata.obs\['type'\] is missing for 10 cells: set it to 'unknown', the unlabeled_category.*remove",
     ),
     "missing batch": (
-        lambda a: a.obs.__setitem__("batch", a.obs["batch"].where(np.arange(30) > 0)), {"batch_key": "batch"},
-        ValueError, r"batch_key: adata.obs\['batch'\] is missing for 1 cells: fill it in or remove",
+        missing_batch, {"batch_key": "batch"}, ValueError,
+        r"batch_key: adata.obs\['batch'\] is missing for 1 cells: fill it in or remove",
     ),
     "an argument that is misspelt": (nothing, {"label_key": "type"}, TypeError, "label_key"),
 }  # fmt: skip

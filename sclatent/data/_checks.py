@@ -77,6 +77,19 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
             )
 
 
+def positions_of(indices: Sequence[int] | slice | None, n: int) -> np.ndarray:
+    """Rows of n cells that indices name: numbers, a mask or a slice; all by default. Raises if there are none."""
+    try:
+        cells = np.atleast_1d(np.arange(n)[slice(None) if indices is None else indices])
+    except IndexError as error:
+        raise IndexError(
+            f"indices={indices!r} must be rows of {n} cells: numbers from 0 to {n - 1}, or a mask."
+        ) from error
+    if not len(cells):
+        raise ValueError(f"indices={indices!r} names no cell.")
+    return cells
+
+
 def check_var_names(adata: AnnData) -> None:
     """Raise a ``ValueError`` if gene names are not unique."""
     if not adata.var_names.is_unique:

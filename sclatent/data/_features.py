@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._checks import get_matrix
+from ._checks import get_matrix, positions_of
 
 
 class FeatureBatch(NamedTuple):
@@ -47,15 +47,7 @@ class FeatureRows(Dataset):
         cells: Sequence[int] | slice | None = None,
     ) -> None:
         self.values, self.shape, self.labels, self.batch = values, shape, labels, batch
-        n = values.shape[0]
-        try:
-            self.cells = np.atleast_1d(np.arange(n)[slice(None) if cells is None else cells])
-        except IndexError as error:
-            raise IndexError(
-                f"indices={cells!r} must be rows of {n} cells: numbers from 0 to {n - 1}, or a mask."
-            ) from error
-        if not len(self.cells):
-            raise ValueError(f"indices={cells!r} names no cell.")
+        self.cells = positions_of(cells, values.shape[0])
 
     def subset(self, positions: np.ndarray) -> FeatureRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""

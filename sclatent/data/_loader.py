@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sclatent.nn import CellSets
 
+from ._checks import positions_of
+
 
 @dataclass(frozen=True)
 class CellBatch:
@@ -63,15 +65,7 @@ class CellRows(Dataset):
         self.known = np.flatnonzero(panel >= 0)
         self.panel = torch.from_numpy(panel[self.known].astype(np.int64))
         self.library, self.conditions, self.batch = library, conditions, batch
-        n = matrix.shape[0]
-        try:
-            self.cells = np.atleast_1d(np.arange(n)[slice(None) if cells is None else cells])
-        except IndexError as error:
-            raise IndexError(
-                f"indices={cells!r} must be rows of {n} cells: numbers from 0 to {n - 1}, or a mask."
-            ) from error
-        if not len(self.cells):
-            raise ValueError(f"indices={cells!r} names no cell.")
+        self.cells = positions_of(cells, matrix.shape[0])
 
     def subset(self, positions: np.ndarray) -> CellRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""
