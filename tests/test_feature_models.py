@@ -341,7 +341,7 @@ def assert_close(one: AnnData, other: AnnData, model) -> None:
 @each_model
 def test_the_same_seed_gives_the_same_cells_whatever_the_batch_size(cls, models, image_models, kind):
     model, label = (models[cls], "T") if kind == "embeddings" else (image_models[cls], "right")
-    for guidance in cls.GUIDANCE:
+    for guidance in cls.GUIDANCE if kind == "embeddings" else cls.GUIDANCE[-1:]:
         for generate in (
             lambda guidance=guidance, **kwargs: sample(model, 9, label, 2.0, guidance, n_steps=3, **kwargs),
             lambda guidance=guidance, **kwargs: counterfactual(
@@ -396,6 +396,18 @@ def test_an_independent_classifier_recognises_conditional_samples(cls, guidance,
     assert accuracy[1.0] > 0.8
     assert probability[1.0] > probability[0.0] + 0.3
     assert probability[2.0] > max(probability[1.0], 0.9) - 0.02
+
+
+@pytest.mark.parametrize(("cls", "guidance"), GUIDANCE, ids=lambda value: getattr(value, "__name__", value))
+def test_conditional_samples_lie_where_the_cells_of_their_label_lie(cls, guidance, models, cells):
+    """Steps enough that a solver's error is no matter: neither all in one place, nor thrown out of the data."""
+    made = flat(sample(models[cls], 150, "B", 1.0, guidance, n_steps=40), models[cls])
+    real = cells.X[(cells.obs["type"] == "B").to_numpy()]
+    np.testing.assert_allclose(made.mean(axis=0), real.mean(axis=0), atol=0.8)
+    assert made[:, 0].mean() > 2.3
+    ratio = made.std(axis=0) / real.std(axis=0)
+    assert 0.5 < ratio.min() <= np.median(ratio) < 1.5
+    assert ratio.max() < 2.5
 
 
 @pytest.mark.parametrize(("cls", "guidance"), GUIDANCE[1:], ids=lambda value: getattr(value, "__name__", value))

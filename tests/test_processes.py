@@ -123,7 +123,7 @@ class TwoGaussians:
 @pytest.mark.parametrize("y", [0, 1])
 def test_the_gradient_of_the_classifier_turns_the_free_velocity_into_the_conditional_one(process, y):
     data = TwoGaussians(process)
-    t = torch.linspace(0.1, 0.99, 40).double()
+    t = torch.linspace(0.25, 0.99, 40).double()  # earlier, where hardly any data is left, steering is held back
     x = 1.5 * draws(40, 3)
     free, conditional = data.velocity(x, t), data.velocity_of(y, x, t)
     assert (free - conditional).abs().max() > 0.1
