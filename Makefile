@@ -1,17 +1,26 @@
 # make demo   the quickstart on bundled data; everything it makes lands in demo/
 # make test   the tests
-# make clean  remove the environment and whatever the two above left behind
+# make docs   the documentation, in docs/_build/html
+# make tutorials  execute the notebooks again and keep their outputs
+# make clean  remove the environment and whatever the others left behind
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test docs tutorials clean
 
 demo: .venv/installed
 	$(BIN)/python -m sclatent.demo
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest
+
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+tutorials: .venv/installed-test
+	cd tutorials && ../$(BIN)/jupyter execute --inplace --JupyterApp.answer_yes=True *.ipynb
 
 # The stamps are written last, so an environment whose installation was cut short is made again.
 .venv/installed: pyproject.toml constraints.txt
@@ -26,6 +35,10 @@ test: .venv/installed-test
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv demo build dist .pytest_cache .ruff_cache lightning_logs
+	rm -rf .venv demo docs/_build docs/api/generated build dist .pytest_cache .ruff_cache lightning_logs
 	find sclatent tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""How the documentation is built: ``make docs``, offline and without a warning."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as version_of
+
+project = "sclatent"
+author = "the sclatent developers"
+copyright = author
+release = version = version_of("sclatent")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "**/__pycache__"]
+templates_path = ["_templates"]
+
+# notebooks are shown with the outputs that they are kept with; a test executes them
+nb_execution_mode = "off"
+nb_output_stderr = "remove"
+nb_merge_streams = True
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # sphinx_autodoc_typehints writes them
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+typehints_defaults = "braces"
+always_use_bars_union = True
+
+html_theme = "sphinx_book_theme"
+html_title = "sclatent"
+html_static_path = ["_static"]
+html_show_sphinx = False
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": True}
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
