@@ -60,6 +60,7 @@ class DAED(FeatureModel):
 
     STAGES = ("denoiser", "diffusion")
     GUIDANCE = ("classifier-free",)
+    process = VariancePreserving()
 
     def __init__(
         self,
@@ -74,34 +75,25 @@ class DAED(FeatureModel):
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(adata, registry)
         if not 0 < noise_level < 1:
             raise ValueError(f"noise_level={noise_level!r} must be above 0 and below 1, such as 0.1 or 0.001.")
-        self.init_params_ = {
-            "noise_level": noise_level,
-            "patch": patch,
-            "width": width,
-            "n_blocks": n_blocks,
-            "denoiser_width": denoiser_width,
-            "denoiser_blocks": denoiser_blocks,
-            "n_heads": n_heads,
-            "seed": seed,
-        }
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            autoencoder = DenoisingAutoencoder(
-                self.shape, noise_level, patch, width, n_blocks, n_heads, self.batches.n_levels[0]
-            )
-        self._assemble(autoencoder, VariancePreserving(), adata)
+        super().__init__(
+            adata, registry, noise_level=noise_level, patch=patch, width=width, n_blocks=n_blocks,
+            denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks, n_heads=n_heads, seed=seed,
+        )  # fmt: skip
+
+    def _new_autoencoder(self) -> DenoisingAutoencoder:
+        p = self.init_params_
+        return DenoisingAutoencoder(
+            self.shape, p["noise_level"], p["patch"], p["width"], p["n_blocks"], p["n_heads"], self.batches.n_levels[0]
+        )
 
     def _new_denoiser(self) -> nn.Module:
         p, patches = self.init_params_, self.module.autoencoder
-        with torch.random.fork_rng():
-            torch.manual_seed(p["seed"] + 1)
-            return new_denoiser(
-                self._is_image, patches.n_tokens, patches.token_dim, self.labels.n_levels,
-                p["denoiser_width"], p["denoiser_blocks"], p["n_heads"],
-            )  # fmt: skip
+        return new_denoiser(
+            self._is_image, patches.n_tokens, patches.token_dim, self.labels.n_levels,
+            p["denoiser_width"], p["denoiser_blocks"], p["n_heads"],
+        )  # fmt: skip
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         return ()  # the two networks share no weights, and neither needs the other to be trained
@@ -148,7 +140,7 @@ class DAED(FeatureModel):
         self._check_stage("denoiser", "denoise")
         return self._denoise(adata, self.module.autoencoder.noise_level, indices, batch_size, progress_bar)
 
-    def _denoise_tokens(self, x: Tensor, noise_level: float) -> Tensor:
+    def denoise_tokens(self, x: Tensor, noise_level: float) -> Tensor:
         return x  # x1 is the latent: decoding is what denoises
 
     def get_elbo(
@@ -216,14 +208,12 @@ class DAED(FeatureModel):
         """Lower bound of ln p(x1 | labels), (cells,)."""
         if n_draws < 1 or n_steps < 2:
             raise ValueError(f"n_draws={n_draws!r} must be at least 1, and n_steps={n_steps!r} at least 2.")
-        labels = torch.from_numpy(codes).to(self._device)
+        labels = torch.from_numpy(codes).to(self.device)
         draws = [cell_rng(seed, "steps", i) for i in cells]
         uniforms = np.stack([(rng.random() + np.arange(n_draws)) / n_draws % 1 for rng in draws], axis=1)
         noise = np.stack([rng.standard_normal((n_draws, *x1.shape[1:])) for rng in draws], axis=1)
-        noise, uniforms = (torch.from_numpy(a).float().to(self._device) for a in (noise, uniforms))
-        return lower_bound(
-            lambda x, t: self.module.denoiser(x, t, labels), self.process, x1, noise, uniforms, n_steps
-        )
+        noise, uniforms = (torch.from_numpy(a).float().to(self.device) for a in (noise, uniforms))
+        return lower_bound(lambda x, t: self.module.denoiser(x, t, labels), self.process, x1, noise, uniforms, n_steps)
 
     def predict(
         self,

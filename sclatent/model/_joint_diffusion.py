@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from anndata import AnnData
 from torch import nn
 
 from sclatent.diffusion import VariancePreserving
 from sclatent.module import JointDenoiser, Patches, new_denoiser
-from sclatent.train import DiffusionPlan, JointPlan, StagePlan
+from sclatent.train import JointPlan, StagePlan
 
 from .base import FeatureModel, JointMixin
 
@@ -49,6 +48,7 @@ class JointDiffusion(JointMixin, FeatureModel):
 
     STAGES = ("diffusion",)
     GUIDANCE = ("classifier",)
+    process = VariancePreserving()
 
     def __init__(
         self,
@@ -60,27 +60,23 @@ class JointDiffusion(JointMixin, FeatureModel):
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(adata, registry)
-        self.init_params_ = {
-            "patch": patch,
-            "denoiser_width": denoiser_width,
-            "denoiser_blocks": denoiser_blocks,
-            "n_heads": n_heads,
-            "seed": seed,
-        }
-        self._assemble(Patches(self.shape, patch, self.batches.n_levels[0]), VariancePreserving(), adata)
+        super().__init__(
+            adata, registry, patch=patch, denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks,
+            n_heads=n_heads, seed=seed,
+        )  # fmt: skip
+
+    def _new_autoencoder(self) -> Patches:
+        return Patches(self.shape, self.init_params_["patch"], self.batches.n_levels[0])
 
     def _new_denoiser(self) -> nn.Module:
         p, patches = self.init_params_, self.module.autoencoder
         shape = patches.n_tokens, patches.token_dim
-        with torch.random.fork_rng():
-            torch.manual_seed(p["seed"] + 1)
-            trunk = new_denoiser(self._is_image, *shape, (), p["denoiser_width"], p["denoiser_blocks"], p["n_heads"])
-            return JointDenoiser(trunk, shape, self.labels.n_levels[0], self.process) if self.labels.keys else trunk
+        trunk = new_denoiser(self._is_image, *shape, (), p["denoiser_width"], p["denoiser_blocks"], p["n_heads"])
+        return JointDenoiser(trunk, shape, self.labels.n_levels[0], self.process) if self.labels.keys else trunk
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if not self.labels.keys:
-            return DiffusionPlan(self.module.denoiser, self.process, **arguments)
+            return super()._plan(stage, arguments)
         return JointPlan(self.module.denoiser, self.process, told=False, **arguments)
 
     def denoise(

@@ -16,7 +16,7 @@ from sclatent.data import SHRINKAGE, FeatureRows, TokenRows
 from sclatent.diffusion import LinearFlow
 from sclatent.module import DiT, ImageAutoencoder, JointDenoiser, VectorAutoencoder
 from sclatent.nn import OPEN
-from sclatent.train import DiffusionPlan, JointPlan, ReconstructionPlan, StagePlan
+from sclatent.train import JointPlan, ReconstructionPlan, StagePlan
 
 from .base import FeatureModel, JointMixin
 
@@ -60,7 +60,7 @@ class JointLDM(JointMixin, FeatureModel):
 
     STAGES = ("autoencoder", "diffusion")
     GUIDANCE = ("classifier-free", "classifier", "both")
-    _standardizes = True
+    process = LinearFlow()
 
     def __init__(
         self,
@@ -74,37 +74,27 @@ class JointLDM(JointMixin, FeatureModel):
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(adata, registry)
-        self.init_params_ = {
-            "n_tokens": n_tokens,
-            "token_dim": token_dim,
-            "width": width,
-            "denoiser_width": denoiser_width,
-            "denoiser_blocks": denoiser_blocks,
-            "n_heads": n_heads,
-            "seed": seed,
-        }
-        n_batches = self.batches.n_levels[0]
+        super().__init__(
+            adata, registry, n_tokens=n_tokens, token_dim=token_dim, width=width, denoiser_width=denoiser_width,
+            denoiser_blocks=denoiser_blocks, n_heads=n_heads, seed=seed,
+        )  # fmt: skip
+
+    def _new_autoencoder(self) -> ImageAutoencoder | VectorAutoencoder:
+        p, n_batches = self.init_params_, self.batches.n_levels[0]
+        if self._is_image:
+            return ImageAutoencoder(self.shape, p["token_dim"], p["width"] or 64, n_batches)
+        n_tokens, token_dim = p["n_tokens"], p["token_dim"]
         if n_tokens is None:
             n_tokens = min(8, math.ceil(self.shape[0] / token_dim))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            autoencoder = (
-                ImageAutoencoder(self.shape, token_dim, width or 64, n_batches)
-                if self._is_image
-                else VectorAutoencoder(self.shape[0], n_tokens, token_dim, width or 256, n_batches)
-            )
-        self._assemble(autoencoder, LinearFlow(), adata)
+        return VectorAutoencoder(self.shape[0], n_tokens, token_dim, p["width"] or 256, n_batches)
 
     def _new_denoiser(self) -> nn.Module:
         p, autoencoder = self.init_params_, self.module.autoencoder
         shape = autoencoder.n_tokens, autoencoder.token_dim
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
         n_levels = self.labels.n_levels
-        with torch.random.fork_rng():
-            torch.manual_seed(p["seed"] + 1)
-            trunk = DiT(*shape, n_levels, *size)
-            return JointDenoiser(trunk, shape, n_levels[0], self.process) if n_levels else trunk
+        trunk = DiT(*shape, n_levels, *size)
+        return JointDenoiser(trunk, shape, n_levels[0], self.process) if n_levels else trunk
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)
@@ -124,7 +114,7 @@ class JointLDM(JointMixin, FeatureModel):
             defaults = {"token_noise": 0.1 if self._is_image else 0.0}
             return ReconstructionPlan(self.module.autoencoder, **{**defaults, **arguments})
         if not self.labels.keys:
-            return DiffusionPlan(self.module.denoiser, self.process, **arguments)
+            return super()._plan(stage, arguments)
         return JointPlan(self.module.denoiser, self.process, told=True, **arguments)
 
     def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:

@@ -33,7 +33,7 @@ from sclatent.module import LIKELIHOODS, CellDenoiser, CellDiffusion, SetAutoenc
 from ._scldm_description import DescriptionMixin
 from ._scldm_generation import GenerationMixin
 from ._scldm_training import TrainingMixin
-from .base import StagedModel
+from .base import StagedModel, torch_seed
 
 CONDITIONS_KEY = "conditions"
 
@@ -121,13 +121,12 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         self.genes = pd.Index(self._state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str)
         self.conditions = Conditions(self._state(CONDITIONS_KEY).get("mappings", {}))
         self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])})
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch_seed(seed):
             autoencoder = SetAutoencoder(
                 len(self.genes), self.batches.n_levels[0], n_tokens, token_dim, width, n_blocks, n_heads,
                 gene_likelihood=gene_likelihood, variational=kl_weight > 0,
             )  # fmt: skip
-            self.module = CellDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._new_denoiser())
+        self.module = CellDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._seeded_denoiser())
         self.size_factor_scale = 1.0
         self.library_sizes: LibrarySizes | None = None
         self._start()
@@ -140,16 +139,10 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
 
     def _new_denoiser(self) -> CellDenoiser:
         p = self.init_params_
-        with torch.random.fork_rng():
-            torch.manual_seed(p["seed"] + 1)
-            return CellDenoiser(
-                p["n_tokens"],
-                p["token_dim"],
-                self.conditions.n_levels,
-                p["denoiser_width"],
-                p["denoiser_blocks"],
-                p["n_heads"],
-            )
+        return CellDenoiser(
+            p["n_tokens"], p["token_dim"], self.conditions.n_levels,
+            p["denoiser_width"], p["denoiser_blocks"], p["n_heads"],
+        )  # fmt: skip
 
     @classmethod
     def setup_anndata(

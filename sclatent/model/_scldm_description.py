@@ -19,7 +19,7 @@ class DescriptionMixin:
 
     @torch.inference_mode()
     def _encode_batch(self, batch: CellBatch) -> Tensor:
-        return self.module.autoencoder.encode(batch.to(self._device).sets)
+        return self.module.autoencoder.encode(batch.to(self.device).sets)
 
     def _encode(self, rows: CellRows, batch_size: int) -> Tensor:
         return torch.cat([self._encode_batch(batch).cpu() for batch in make_loader(rows, batch_size)])
@@ -108,7 +108,7 @@ class DescriptionMixin:
         rows = self._rows(adata, indices)
         total = 0.0
         for batch in make_loader(rows, batch_size):
-            batch = batch.to(self._device)
+            batch = batch.to(self.device)
             nll, _ = self.module.autoencoder(batch.sets, batch.library, batch.batch)
             total += float(nll.double().sum())
         return {"reconstruction_loss": total / len(rows)}

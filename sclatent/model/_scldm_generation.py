@@ -15,7 +15,7 @@ from torch import Tensor
 from sclatent.diffusion import DEFAULT_STEPS, classifier_free, solve
 from sclatent.nn import OPEN
 
-from .base import cell_rng
+from .base import cell_rng, check_n_samples
 
 ConditionsLike = Mapping[str, Any] | pd.DataFrame
 Solver = Literal["heun", "euler", "adaptive"]
@@ -77,31 +77,23 @@ class GenerationMixin:
         self._check_stage("diffusion", "sample")
         if n_samples is None and isinstance(conditions, pd.DataFrame):
             n_samples = len(conditions)
-        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
-            raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
-        codes = self.conditions.encode(conditions, int(n_samples))
+        n_samples = check_n_samples(n_samples)
+        codes = self.conditions.encode(conditions, n_samples)
         weight = self._guidance(guidance_weight)
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
         library, library_rule = self._library(library_size, codes, uniforms[:, 0])
-        if batch is None:
-            batches = self.batch_codes[(uniforms[:, 1] * len(self.batch_codes)).astype(int)]
-        else:
-            batches = self.batches.encode({"batch": batch}, int(n_samples))[:, 0]
+        batches = self._batches_of(batch, uniforms[:, 1])
 
-        p = self.init_params_
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
-            shape = p["n_tokens"], p["token_dim"]
-            noise = np.stack([cell_rng(seed, "noise", i).standard_normal(shape) for i in cells]).astype(np.float32)
-            code = torch.from_numpy(codes[cells]).to(self._device)
-            noise, size = torch.from_numpy(noise).to(self._device), self._size(library[cells])
-            tokens = self._flow(noise, code, size, weight, 0.0, 1.0, solver, n_steps)
+            code, size = torch.from_numpy(codes[cells]).to(self.device), self._size(library[cells])
+            tokens = self._flow(self._noise(seed, cells), code, size, weight, 0.0, 1.0, solver, n_steps)
             mean = self._mean(tokens, batches[cells], library[cells])
             blocks.append(self._draw(mean, seed, cells))
 
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
         return self._generated(
-            blocks, self._obs(codes, batches, index).assign(library_size=library), "sample",
+            blocks, self._obs(self.conditions, codes, batches, index).assign(library_size=library), "sample",
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps, library_size=library_rule,
         )  # fmt: skip
 
@@ -165,7 +157,7 @@ class GenerationMixin:
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             batch = rows[cells]
             x = batch.sets.dense().numpy().astype(np.float64)
-            old, new = (torch.from_numpy(c[cells]).to(self._device) for c in (source, target))
+            old, new = (torch.from_numpy(c[cells]).to(self.device) for c in (source, target))
             tokens = self.module.standardize(self._encode_batch(batch))
             codes = batch.batch.numpy()
             share = self._mean(tokens, codes, np.ones(len(cells)))
@@ -187,10 +179,8 @@ class GenerationMixin:
                 drawn[row, panel] = likelihood.transport(x[row], mean[row, panel], new_mean[row, panel], panel, rng)
             blocks.append(sparse.csr_matrix(drawn))
 
-        origin = self.adata if adata is None else adata
-        obs = origin.obs.iloc[rows.cells]
-        obs = obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
-        new_obs = self._obs(target, rows.batch[rows.cells], obs.index)
+        obs = self._obs_of(self.adata if adata is None else adata, rows.cells)
+        new_obs = self._obs(self.conditions, target, rows.batch[rows.cells], obs.index)
         obs[new_obs.columns] = new_obs
         return self._generated(
             blocks, obs, "counterfactual", keep=keep, library_size="of the cell",
@@ -245,14 +235,14 @@ class GenerationMixin:
         return solve(classifier_free(denoiser, codes, weight), x, start, end, solver, n_steps)
 
     def _size(self, library: np.ndarray) -> Tensor:
-        return self.module.size(torch.tensor(library, dtype=torch.float32, device=self._device))
+        return self.module.size(torch.tensor(library, dtype=torch.float32, device=self.device))
 
     @torch.inference_mode()
     def _mean(self, tokens: Tensor, batch: np.ndarray, library: np.ndarray) -> np.ndarray:
         """Mean expression (cells, genes) of standardised tokens, in double precision for the draws."""
-        every_gene = torch.arange(len(self.genes), device=self._device)
-        logits = self.module.decode(tokens, every_gene, torch.from_numpy(batch).to(self._device))
-        size = torch.from_numpy(library).float().to(self._device)
+        every_gene = torch.arange(len(self.genes), device=self.device)
+        logits = self.module.decode(tokens, every_gene, torch.from_numpy(batch).to(self.device))
+        size = torch.from_numpy(library).float().to(self.device)
         return self.module.autoencoder.likelihood.mean(logits, size).cpu().numpy().astype(np.float64)
 
     def _draw(self, mean: np.ndarray, seed: int, cells: np.ndarray) -> sparse.csr_matrix:
@@ -260,13 +250,6 @@ class GenerationMixin:
         likelihood, genes = self.module.autoencoder.likelihood, np.arange(len(self.genes))
         rows = [likelihood.draw(mean[r], genes, cell_rng(seed, "counts", i)) for r, i in enumerate(cells)]
         return sparse.csr_matrix(np.stack(rows))
-
-    def _obs(self, codes: np.ndarray, batches: np.ndarray, index: pd.Index) -> pd.DataFrame:
-        obs = self.conditions.decode(codes, index)
-        batch_key = self.registry["setup_args"]["batch_key"]
-        if batch_key is not None:
-            obs[batch_key] = pd.Categorical.from_codes(batches, categories=self.batches.levels["batch"])
-        return obs
 
     def _generated(self, blocks: list[sparse.csr_matrix], obs: pd.DataFrame, method: str, **how: Any) -> AnnData:
         x = sparse.vstack(blocks, format="csr")

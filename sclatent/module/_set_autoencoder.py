@@ -52,7 +52,7 @@ class SetAutoencoder(nn.Module):
         super().__init__()
         if token_dim % n_heads:
             raise ValueError(f"token_dim={token_dim} must be a multiple of n_heads={n_heads}.")
-        self.token_dim = token_dim
+        self.n_tokens, self.token_dim = n_tokens, token_dim
         pooled_dim = token_dim  # what a token reads from the genes and writes to them is as wide as the token
         head_dim = pooled_dim // n_heads
         self.genes_in = nn.Parameter(torch.randn(n_genes, gene_dim))

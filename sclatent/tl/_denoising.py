@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import pandas as pd
 from anndata import AnnData
 
-from sclatent.model import JointLDM
 from sclatent.model.base import FeatureModel
 
 from ._noise import check_model, check_n_cells, check_noise_level, clean_cells, denoised, draw_noise, error_of, noisy
@@ -53,7 +52,7 @@ def denoising(
     Raises
     ------
     TypeError
-        If a model is of another class; a JointLDM takes noise off its latents, not off features.
+        If a model is of another class, or takes noise off its latents and not off features, as a JointLDM does.
     RuntimeError
         If a model is not trained.
     ValueError
@@ -65,8 +64,10 @@ def denoising(
     for name, model in models.items():
         where = f"models[{name!r}]"
         check_model(model, where)
-        if isinstance(model, JointLDM):
-            raise TypeError(f"{where} is a JointLDM, which takes noise off its latents: use DAED and JointDiffusion.")
+        if model.is_latent:
+            raise TypeError(
+                f"{where} is a {type(model).__name__}, which takes noise off its latents: use DAED and JointDiffusion."
+            )
         check_noise_level(model, f"{where}: noise_level", noise_level)
     if NOISY in models:
         raise ValueError(f"models has the name {NOISY!r}, which is that of the cells as they are: choose another.")

@@ -12,8 +12,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sclatent.data import FeatureRows
-from sclatent.model import DAED, JointLDM
+from sclatent.model import DAED
 from sclatent.model.base import FeatureModel, cell_rng
 from sclatent.module import Standardize
 
@@ -85,19 +84,19 @@ def clean_cells(model: FeatureModel, adata: AnnData, where: str, n_cells: int, s
 
     Returns
     -------
-    Features (cells, *shape) in units of their standard deviation; for a ``JointLDM`` tokens (cells, n_tokens,
+    Features (cells, *shape) in units of their standard deviation; for a latent model tokens (cells, n_tokens,
     token_dim) in units of theirs.
     """
     order = np.random.default_rng(seed).permutation(adata.n_obs)[: max(n_cells, MOMENTS_CELLS)]
     try:
-        rows = model._rows(adata, order, batch=False)
+        x = torch.from_numpy(model.get_features(adata, order))
     except (KeyError, ValueError) as error:
         raise type(error)(f"{where}: {error.args[0]}") from error
-    x = _standardise(rows, _batches(model, adata)[order])
-    if not isinstance(model, JointLDM):
+    x = _standardise(x, _batches(model, adata)[order])
+    if not model.is_latent:
         return x[:n_cells]
     with torch.no_grad():
-        tokens = torch.cat([model.module.autoencoder.to_tokens(b.to(model._device)).cpu() for b in x.split(BATCH_SIZE)])
+        tokens = torch.cat([model.module.autoencoder.to_tokens(b.to(model.device)).cpu() for b in x.split(BATCH_SIZE)])
     scale = Standardize(*tokens.shape[1:])
     scale.fit(tokens, common=True)
     return scale(tokens[:n_cells])
@@ -109,8 +108,7 @@ def _batches(model: FeatureModel, adata: AnnData) -> np.ndarray:
     return pd.factorize(adata.obs[key])[0] if key in adata.obs else np.zeros(adata.n_obs, dtype=np.int64)
 
 
-def _standardise(rows: FeatureRows, batches: np.ndarray) -> Tensor:
-    x = rows[np.arange(len(rows))].x
+def _standardise(x: Tensor, batches: np.ndarray) -> Tensor:
     over = (0, 1, 2) if x.ndim == 4 else (0,)
     for batch in np.unique(batches):
         of_batch = torch.from_numpy(batches == batch)
@@ -130,11 +128,11 @@ def denoised(model: FeatureModel, cells: Tensor, noise: Tensor, noise_level: flo
     """Put noise on clean cells and take it off again, in one step of the model; all of the shape of ``cells``."""
     autoencoder, results = model.module.autoencoder, []
     for z, e in zip(cells.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True):
-        x = model.process.interpolate(z, e, z.new_full((len(z),), model.process.time(noise_level))).to(model._device)
-        if isinstance(model, JointLDM):
-            result = model._denoise_tokens(x, noise_level)
+        x = model.process.interpolate(z, e, z.new_full((len(z),), model.process.time(noise_level))).to(model.device)
+        if model.is_latent:
+            result = model.denoise_tokens(x, noise_level)
         else:
-            result = autoencoder.from_tokens(model._denoise_tokens(autoencoder.to_tokens(x), noise_level))
+            result = autoencoder.from_tokens(model.denoise_tokens(autoencoder.to_tokens(x), noise_level))
         results.append(result.cpu())
     return torch.cat(results)
 

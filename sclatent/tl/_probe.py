@@ -89,7 +89,7 @@ def probe(
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x[train], y[train])
         return float(classifier.score(x[test], y[test]))
 
-    features = model._rows(adata, cells)[np.arange(len(cells))].x.flatten(1).numpy()
+    features = model.get_features(adata, cells).reshape(len(cells), -1)
     names, counts = np.unique(y[train], return_counts=True)
     beside = {"features": accuracy(features), "majority": float((y[test] == names[counts.argmax()]).mean())}
     rows = []

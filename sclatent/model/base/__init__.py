@@ -2,7 +2,7 @@
 
 from ._feature_model import FeatureModel
 from ._joint import JointMixin
-from ._random import cell_rng
-from ._staged_model import StagedModel
+from ._random import cell_rng, torch_seed
+from ._staged_model import StagedModel, check_n_samples
 
-__all__ = ["FeatureModel", "JointMixin", "StagedModel", "cell_rng"]
+__all__ = ["FeatureModel", "JointMixin", "StagedModel", "cell_rng", "check_n_samples", "torch_seed"]

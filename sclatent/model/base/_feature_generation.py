@@ -12,11 +12,12 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sclatent.data import FeatureBatch, FeatureRows
+from sclatent.data import FeatureBatch
 from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
 from sclatent.nn import OPEN
 
-from ._random import Purpose, cell_rng
+from ._random import cell_rng
+from ._staged_model import check_n_samples
 
 Guidance = Literal["classifier-free", "classifier", "both"]
 Solver = Literal["heun", "euler", "adaptive"]
@@ -78,15 +79,10 @@ class FeatureGenerationMixin:
         self._check_stage("diffusion", "sample")
         if n_samples is None and self._is_one_a_cell(labels):
             n_samples = len(labels)
-        if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
-            raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
-        codes = self._label_codes(labels, int(n_samples))
+        n_samples = check_n_samples(n_samples)
+        codes = self._label_codes(labels, n_samples)
         guidance = self._guidance(guidance, guidance_weight)
-        if batch is None:
-            uniforms = cell_rng(seed, "sizes").random(n_samples)
-            batches = self.batch_codes[(uniforms * len(self.batch_codes)).astype(int)]
-        else:
-            batches = self.batches.encode({"batch": batch}, int(n_samples))[:, 0]
+        batches = self._batches_of(batch, cell_rng(seed, "sizes").random(n_samples))
 
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
@@ -96,7 +92,7 @@ class FeatureGenerationMixin:
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
         values = self._in_range(np.concatenate(blocks))
         return self._generated(
-            values, self._obs(codes, batches, index), "sample", seed=seed, solver=solver,
+            values, self._obs(self.labels, codes, batches, index), "sample", seed=seed, solver=solver,
             guidance_weight=guidance_weight, guidance=guidance, n_steps=n_steps or DEFAULT_STEPS[solver],
         )  # fmt: skip
 
@@ -164,8 +160,8 @@ class FeatureGenerationMixin:
             change = (self._decode(moved, batches) - self._decode(z, batches)).cpu().numpy()
             values.append(self._in_range(old + change, old))
             differences.append(values[-1] - old)
-        obs = self._obs_of(origin, rows)
-        new_obs = self._obs(codes, rows.batch[rows.cells], obs.index)
+        obs = self._obs_of(origin, rows.cells)
+        new_obs = self._obs(self.labels, codes, rows.batch[rows.cells], obs.index)
         obs[new_obs.columns] = new_obs
         result = self._generated(
             np.concatenate(values), obs, "counterfactual", noise_level=noise_level, seed=seed, solver=solver,
@@ -191,14 +187,22 @@ class FeatureGenerationMixin:
         for cells in self._blocks(len(rows), batch_size, "Denoising", progress_bar):
             batch = rows[cells]
             x = math.sqrt(1 - noise_level) * self._encode_batch(batch)
-            clean = self._decode(self._denoise_tokens(x, noise_level), batch.batch.numpy()).cpu().numpy()
+            clean = self._decode(self.denoise_tokens(x, noise_level), batch.batch.numpy()).cpu().numpy()
             blocks.append(self._in_range(clean, batch.x.numpy()))
-        obs = self._obs_of(origin, rows)
+        obs = self._obs_of(origin, rows.cells)
         return self._generated(np.concatenate(blocks), obs, "denoise", noise_level=noise_level)
 
     @torch.no_grad()
-    def _denoise_tokens(self, x: Tensor, noise_level: float) -> Tensor:
-        """Tokens to decode, of noisy tokens of the process: one evaluation of the denoiser, without a label."""
+    def denoise_tokens(self, x: Tensor, noise_level: float) -> Tensor:
+        """Tokens to decode, of noisy tokens of the process: one evaluation of the denoiser, without a label.
+
+        Parameters
+        ----------
+        x
+            Noisy tokens, (cells, n_tokens, token_dim), standardised as those of training.
+        noise_level
+            Share of noise in their variance.
+        """
         denoiser = self.module.denoiser
         t = x.new_full((len(x),), self.process.time(noise_level))
         no_label = torch.full((len(x), len(denoiser.conditions.tables)), OPEN, device=x.device)
@@ -213,11 +217,6 @@ class FeatureGenerationMixin:
         t = z.new_full((len(z),), self.process.time(noise_level))
         return self.process.interpolate(z, self._noise(seed, cells), t), t
 
-    def _noise(self, seed: int, cells: np.ndarray, purpose: Purpose = "noise") -> Tensor:
-        shape = self.module.autoencoder.n_tokens, self.module.autoencoder.token_dim
-        noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
-        return torch.from_numpy(noise).to(self._device)
-
     @torch.no_grad()
     def _flow(
         self,
@@ -230,7 +229,7 @@ class FeatureGenerationMixin:
         n_steps: int | None,
     ) -> Tensor:
         """Carry tokens from a time to data under label codes (cells, n_keys)."""
-        labels, denoiser, weight = torch.from_numpy(codes).to(self._device), self.module.denoiser, float(weight)
+        labels, denoiser, weight = torch.from_numpy(codes).to(self.device), self.module.denoiser, float(weight)
         told = labels[:, : len(denoiser.conditions.tables)]
         field = classifier_free(denoiser, told, 0.0 if guidance == "classifier" else weight)
         if guidance in ("classifier", "both") and weight != 0:
@@ -246,7 +245,7 @@ class FeatureGenerationMixin:
     @torch.no_grad()
     def _decode(self, tokens: Tensor, batches: np.ndarray) -> Tensor:
         """Features (cells, *shape) of standardised tokens."""
-        batch = torch.from_numpy(batches).to(self._device)
+        batch = torch.from_numpy(batches).to(self.device)
         return self.module.autoencoder.decode(self.module.standardize.inverse(tokens), batch)
 
     def _in_range(self, values: np.ndarray, old: np.ndarray | None = None) -> np.ndarray:
@@ -296,19 +295,6 @@ class FeatureGenerationMixin:
         if not self.labels.keys:
             return None
         return guidance or self.GUIDANCE[0]
-
-    def _obs(self, codes: np.ndarray, batches: np.ndarray, index: pd.Index) -> pd.DataFrame:
-        obs = self.labels.decode(codes, index)
-        batch_key = self.registry["setup_args"]["batch_key"]
-        if batch_key is not None:
-            obs[batch_key] = pd.Categorical.from_codes(batches, categories=self.batches.levels["batch"])
-        return obs
-
-    @staticmethod
-    def _obs_of(adata: AnnData, rows: FeatureRows) -> pd.DataFrame:
-        """The obs of measured cells, without what setting up has added."""
-        obs = adata.obs.iloc[rows.cells]
-        return obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
 
     def _generated(self, values: np.ndarray, obs: pd.DataFrame, method: str, **how: Any) -> AnnData:
         setup = self.registry["setup_args"]

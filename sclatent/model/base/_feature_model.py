@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -27,41 +28,59 @@ from sclatent.data import (
     make_loader,
 )
 from sclatent.diffusion import Process
-from sclatent.module import FeatureAutoencoder, LatentDiffusion, Standardize
+from sclatent.module import FeatureAutoencoder, LatentDiffusion, Patches, Standardize
 from sclatent.nn import OPEN
+from sclatent.train import DiffusionPlan, StagePlan
 
 from ._feature_generation import FeatureGenerationMixin
+from ._random import torch_seed
 from ._staged_model import StagedModel
 
 LABELS_KEY = "labels"
 
 
 class FeatureModel(FeatureGenerationMixin, StagedModel):
-    """A model of images or embeddings, of which a subclass picks the parts in ``__init__`` and plans the stages."""
+    """A model of images or embeddings: an autoencoder, a process and a denoiser, put together.
 
+    A subclass picks the three (``_new_autoencoder``, ``process`` and ``_new_denoiser``), names its ``STAGES`` of
+    training and what it can be steered by (``GUIDANCE``), and plans what it trains before ``"diffusion"`` (``_plan``).
+    The rest is here.
+
+    Parameters
+    ----------
+    adata
+        AnnData that was set up by :meth:`setup_anndata`.
+    registry
+        Registry of a saved model, in place of ``adata``.
+    seed
+        Seed of the initial weights.
+    params
+        All other arguments of the subclass. They are kept in ``init_params_``, saved with the model, and given to the
+        class again by :meth:`load`.
+    """
+
+    process: ClassVar[Process]
     module: LatentDiffusion
-    process: Process
 
-    def __init__(self, adata: AnnData | None, registry: dict[str, Any] | None) -> None:
+    def __init__(self, adata: AnnData | None, registry: dict[str, Any] | None, *, seed: int, **params: Any) -> None:
         name = type(self).__name__
         if adata is None and registry is None:
             raise ValueError(
                 f"adata is missing: give an AnnData that was set up by {name}.setup_anndata, or use {name}.load."
             )
         super().__init__(adata, registry)
+        self.init_params_ = {**params, "seed": seed}
         setup = self.registry["setup_args"]
         self.shape = tuple(setup["shape"])
         self.labels = Conditions({}, "labels")
         if setup["labels_key"] is not None:
             self.labels = Conditions({setup["labels_key"]: setup["labels"]}, "labels")
         self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")
-
-    def _assemble(self, autoencoder: FeatureAutoencoder, process: Process, adata: AnnData | None) -> None:
-        """Put the parts together, and look at the data."""
-        self.process = process
+        with torch_seed(seed):
+            autoencoder = self._new_autoencoder()
         shape = autoencoder.n_tokens, autoencoder.token_dim
         self.module = LatentDiffusion(autoencoder, Standardize(*shape), nn.Identity())
-        self.module.denoiser = self._new_denoiser()
+        self.module.denoiser = self._seeded_denoiser()  # which may look at the autoencoder
         self._start()
         what = f"images of {' x '.join(map(str, self.shape))}" if self._is_image else f"{self.shape[0]} features"
         labels = f"{self.labels.n_levels[0]} labels" if self.labels.keys else "no labels"
@@ -70,6 +89,15 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             rows = self._rows()
             self._learn_from(rows)
             self._look_at_features(rows)
+
+    @abstractmethod
+    def _new_autoencoder(self) -> FeatureAutoencoder:
+        """Return an untrained autoencoder of features of ``self.shape``; called where the seed is set."""
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether noise comes to the tokens of an autoencoder, and not to the features themselves."""
+        return not isinstance(self.module.autoencoder, Patches)
 
     @property
     def _is_image(self) -> bool:
@@ -251,17 +279,19 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
     def _learn_from(self, rows: FeatureRows) -> None:
         self.batch_codes = rows.batch
 
+    def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
+        return DiffusionPlan(self.module.denoiser, self.process, **arguments)
+
     def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
         if stage == "autoencoder":
             return rows
         if self._tokens is None:
             tokens = self._encode(rows, 1024)
-            if self._standardizes and "diffusion" not in self.trained_stages:
+            # patches of standardised features are as they should be; a trained denoiser keeps the frame it has
+            if self.is_latent and "diffusion" not in self.trained_stages:
                 self.module.standardize.cpu().fit(tokens, common=True)
             self._tokens = self.module.standardize.cpu()(tokens)
         return TokenRows(self._tokens, torch.from_numpy(rows.labels))
-
-    _standardizes = False  # whether tokens are standardised; patches of standardised features are as they should be
 
     # ---- saving
 
@@ -280,10 +310,27 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
     # ---- describing cells
 
+    def get_features(self, adata: AnnData | None = None, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Read the features of cells from where they are, as the model takes them.
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default.
+        indices
+            Rows; all by default.
+
+        Returns
+        -------
+        Features, not standardised, (cells, dim) or (cells, height, width, channels), float32.
+        """
+        rows = self._rows(adata, indices, batch=False)
+        return rows[np.arange(len(rows))].x.numpy()
+
     @torch.no_grad()
     def _encode_batch(self, batch: FeatureBatch) -> Tensor:
         """Tokens of a minibatch, not standardised."""
-        return self.module.autoencoder.encode(batch.x.to(self._device), batch.batch.to(self._device))
+        return self.module.autoencoder.encode(batch.x.to(self.device), batch.batch.to(self.device))
 
     def _encode(self, rows: FeatureRows, batch_size: int) -> Tensor:
         return torch.cat([self._encode_batch(batch).cpu() for batch in make_loader(rows, batch_size)])

@@ -18,13 +18,21 @@ from scvi.model.base import BaseModelClass
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sclatent.data import make_loader
+from sclatent.data import Conditions, make_loader
 from sclatent.train import StagePlan
 
 from ._folder import read_model, write_model
+from ._random import Purpose, cell_rng, torch_seed
 from ._stages import StageDirectory, fingerprint, fit_stage, quiet_lightning
 
 logger = logging.getLogger(__name__)
+
+
+def check_n_samples(n_samples: Any) -> int:
+    """Return how many cells are asked for; raises unless that is a number of cells."""
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
+        raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
+    return int(n_samples)
 
 
 class StagedModel(BaseModelClass):
@@ -37,6 +45,8 @@ class StagedModel(BaseModelClass):
     STAGES: ClassVar[tuple[str, ...]]
 
     module: nn.Module
+    batches: Conditions  # levels of batch_key
+    batch_codes: np.ndarray  # of the training cells
     init_params_: dict[str, Any]
     history_: dict[str, pd.DataFrame]
 
@@ -72,7 +82,7 @@ class StagedModel(BaseModelClass):
 
     @abstractmethod
     def _new_denoiser(self) -> nn.Module:
-        """Return an untrained denoiser."""
+        """Return an untrained denoiser; called when there is an autoencoder, and where the seed is set."""
 
     @abstractmethod
     def _description(self) -> dict[str, Any]:
@@ -233,9 +243,7 @@ class StagedModel(BaseModelClass):
     def _default_epochs(n_cells: int) -> float:
         return 4000 / n_cells**0.5
 
-    def _n_epochs(
-        self, max_epochs: int | Mapping[str, int] | None, stage: str, n_cells: int
-    ) -> int:
+    def _n_epochs(self, max_epochs: int | Mapping[str, int] | None, stage: str, n_cells: int) -> int:
         asked = max_epochs.get(stage) if isinstance(max_epochs, Mapping) else max_epochs
         if asked is None:
             return int(np.clip(round(self._default_epochs(n_cells)), 10, 400))
@@ -249,7 +257,7 @@ class StagedModel(BaseModelClass):
         if "diffusion" in self.trained_stages:
             logger.warning("The autoencoder is trained further: its tokens change, so the denoiser starts anew.")
             self.trained_stages.discard("diffusion")
-            self.module.denoiser = self._new_denoiser()
+            self.module.denoiser = self._seeded_denoiser()
 
     def _extend_history(self, frames: dict[str, pd.DataFrame], unfinished: bool) -> None:
         for key, frame in frames.items():
@@ -278,8 +286,14 @@ class StagedModel(BaseModelClass):
         return self.registry["field_registries"][key]["state_registry"]
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.module.parameters()).device
+
+    def _seeded_denoiser(self) -> nn.Module:
+        """An untrained denoiser, always the same."""
+        with torch_seed(self.init_params_["seed"] + 1):
+            return self._new_denoiser()
 
     def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
         if batch_size < 1:
@@ -289,6 +303,34 @@ class StagedModel(BaseModelClass):
                 cells = np.arange(start, min(start + batch_size, n))
                 yield cells
                 bar.update(len(cells))
+
+    # ---- what the cells need that a model generates
+
+    def _noise(self, seed: int, cells: np.ndarray, purpose: Purpose = "noise") -> Tensor:
+        """Noise of the shape of the tokens of cells; a cell has always the same."""
+        shape = self.module.autoencoder.n_tokens, self.module.autoencoder.token_dim
+        noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
+        return torch.from_numpy(noise).to(self.device)
+
+    def _batches_of(self, batch: str | None, uniforms: np.ndarray) -> np.ndarray:
+        """Codes of the batches to decode cells under: a given one, or drawn as in training by uniform numbers."""
+        if batch is None:
+            return self.batch_codes[(uniforms * len(self.batch_codes)).astype(int)]
+        return self.batches.encode({"batch": batch}, len(uniforms))[:, 0]
+
+    def _obs(self, conditions: Conditions, codes: np.ndarray, batches: np.ndarray, index: pd.Index) -> pd.DataFrame:
+        """The obs of generated cells: the conditions they were given, and their batches."""
+        obs = conditions.decode(codes, index)
+        batch_key = self.registry["setup_args"]["batch_key"]
+        if batch_key is not None:
+            obs[batch_key] = pd.Categorical.from_codes(batches, categories=self.batches.levels["batch"])
+        return obs
+
+    @staticmethod
+    def _obs_of(adata: AnnData, cells: np.ndarray) -> pd.DataFrame:
+        """The obs of measured cells, without what setting up has added."""
+        obs = adata.obs.iloc[cells]
+        return obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
 
     def _provenance(self, method: str, **how: Any) -> dict[str, Any]:
         return {"model": type(self).__name__, "version": version("sclatent"), "method": method, **how}
