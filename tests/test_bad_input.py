@@ -379,3 +379,32 @@ def test_what_a_method_does_not_need_may_be_wrong(sim_model, query, case, method
 def test_counterfactual_names_what_is_wrong(sim_model, query, arguments, error, message):
     with pytest.raises(error, match=message):
         sim_model.counterfactual(query, **{"conditions": {"condition": "control"}, "progress_bar": False, **arguments})
+
+
+# ---- what a message calls things
+
+
+def test_levels_are_named_as_python_says_them(cells, fit):
+    cells.obs["dose"] = np.where(np.arange(cells.n_obs) % 2, 0.2, 1.0)
+    model = fit(cells, 1, setup={"condition_keys": "dose"})
+    with pytest.raises(ValueError, match=r"conditions: '0.2' is no level of 'dose', which has \[0.2, 1.0\]"):
+        model.sample(3, {"dose": "0.2"})
+    assert set(model.sample(3, {"dose": np.float64(0.2)}, progress_bar=False).obs["dose"]) == {0.2}
+
+
+def test_a_level_of_the_query_is_looked_for_in_its_obs(cells, fit):
+    model = fit(cells, 1, setup={"condition_keys": "condition", "batch_key": "batch"})
+    for key in ("condition", "batch"):
+        query = cells[:5].copy()
+        query.obs[key] = "another"
+        with pytest.raises(ValueError, match=rf"^adata.obs.*: 'another' is no level of '{key}'"):
+            model.counterfactual(query, {"condition": "control"})
+
+
+def test_training_data_that_were_normalised_in_place_are_noticed(cells, fit, quiet):
+    model = fit(cells, 1)
+    cells.X = sparse.csr_matrix(np.log1p(cells.X.toarray()))
+    for use in (lambda: model.train(1, **quiet), model.get_latent_representation):
+        with pytest.raises(ValueError, match=r"AnnData of training was changed: .*not whole numbers"):
+            use()
+    assert model.sample(3, progress_bar=False).n_obs == 3  # which needs no cells

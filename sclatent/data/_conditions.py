@@ -24,7 +24,7 @@ class Conditions:
 
     def __init__(self, levels: Mapping[str, list[Any]], argument: str = "conditions") -> None:
         self.argument = argument
-        self.levels = {key: list(values) for key, values in levels.items()}
+        self.levels = {key: [_plain(level) for level in values] for key, values in levels.items()}
         self._codes = {key: {level: i for i, level in enumerate(values)} for key, values in self.levels.items()}
 
     @property
@@ -37,7 +37,12 @@ class Conditions:
         """Number of levels of each key."""
         return [len(values) for values in self.levels.values()]
 
-    def encode(self, conditions: Mapping[str, Any] | pd.DataFrame | None, n_cells: int | None = None) -> np.ndarray:
+    def encode(
+        self,
+        conditions: Mapping[str, Any] | pd.DataFrame | None,
+        n_cells: int | None = None,
+        argument: str | None = None,
+    ) -> np.ndarray:
         """Turn conditions into codes.
 
         Parameters
@@ -47,36 +52,41 @@ class Conditions:
             in a DataFrame, are left open. Columns of a DataFrame that are no condition are ignored.
         n_cells
             Number of cells; may be left out with a DataFrame.
+        argument
+            What a message calls these conditions, where they come from elsewhere than usual.
 
         Returns
         -------
         Codes (cells, n_keys), -1 where a key is open.
         """
+        argument = self.argument if argument is None else argument
         if isinstance(conditions, pd.DataFrame):
             if n_cells is not None and len(conditions) != n_cells:
                 raise ValueError(
-                    f"{self.argument} has {len(conditions)} rows, but {n_cells} cells are asked for: give a row a cell."
+                    f"{argument} has {len(conditions)} rows, but {n_cells} cells are asked for: give a row a cell."
                 )
             given = {key: conditions[key] for key in self.keys if key in conditions}
             if not given and self.keys:
                 raise KeyError(
-                    f"{self.argument} has columns {list(conditions.columns)}, none of which is one of {self.keys}."
+                    f"{argument} has columns {list(conditions.columns)}, none of which is one of {self.keys}."
                 )
             codes = np.full((len(conditions), len(self.keys)), OPEN)
             for key, column in given.items():
-                codes[:, self.keys.index(key)] = [OPEN if pd.isna(v) else self._code(key, v) for v in column]
+                codes[:, self.keys.index(key)] = [OPEN if pd.isna(v) else self._code(key, v, argument) for v in column]
             return codes
         conditions = dict(conditions or {})
         unknown = [key for key in conditions if key not in self.levels]
         if unknown:
-            raise KeyError(f"{self.argument}: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
-        code = [self._code(key, conditions[key]) if conditions.get(key) is not None else OPEN for key in self.keys]
+            raise KeyError(f"{argument}: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
+        code = [
+            self._code(key, conditions[key], argument) if conditions.get(key) is not None else OPEN for key in self.keys
+        ]
         return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
 
-    def _code(self, key: str, level: Any) -> int:
+    def _code(self, key: str, level: Any, argument: str) -> int:
         code = self._codes[key].get(level) if isinstance(level, Hashable) else None
         if code is None:
-            raise ValueError(f"{self.argument}: {level!r} is no level of {key!r}, which has {self.levels[key]}.")
+            raise ValueError(f"{argument}: {_plain(level)!r} is no level of {key!r}, which has {self.levels[key]}.")
         return code
 
     def decode(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
@@ -88,3 +98,8 @@ class Conditions:
             },
             index=index,
         )
+
+
+def _plain(level: Any) -> Any:
+    """A level as Python says it: ``1.0`` and not ``np.float64(1.0)``, before a model is saved as after."""
+    return level.item() if isinstance(level, np.generic) else level

@@ -120,7 +120,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         }
         self.genes = pd.Index(self._state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str)
         self.conditions = Conditions(self._state(CONDITIONS_KEY).get("mappings", {}))
-        self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])})
+        self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")
         with torch_seed(seed):
             autoencoder = SetAutoencoder(
                 len(self.genes), self.batches.n_levels[0], n_tokens, token_dim, width, n_blocks, n_heads,
@@ -237,18 +237,22 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         setup = self.registry["setup_args"]
         matrix = get_matrix(adata, setup["layer"])
         panel = align_genes(adata.var_names, self.genes)
-        if not training:
+        if training:  # the first cells tell whether all were normalised in place
+            check_counts(matrix[:1024], "The AnnData of training was changed: it", is_count_data=setup["is_count_data"])
+        else:
             known_genes = None if (panel >= 0).all() else np.flatnonzero(panel >= 0)
             check_counts(matrix, "The query", is_count_data=setup["is_count_data"], columns=known_genes)
         obs = adata.obs
         known = [key for key in self.conditions.keys if key in obs] if conditions else []
-        codes = self.conditions.encode(obs[known] if known else None, adata.n_obs)
+        codes = self.conditions.encode(obs[known] if known else None, adata.n_obs, "adata.obs")
         batch_key = setup["batch_key"]
         batch_codes = np.zeros(adata.n_obs, dtype=np.int64)
         if batch and batch_key is not None:
             if batch_key not in obs:
                 raise KeyError(f"adata.obs has no column {batch_key!r}, the batch_key of this model.")
-            batch_codes = self.batches.encode(pd.DataFrame({"batch": obs[batch_key]}))[:, 0]
+            batch_codes = self.batches.encode(
+                pd.DataFrame({"batch": obs[batch_key]}), argument=f"adata.obs[{batch_key!r}]"
+            )[:, 0]
         library = None
         if not setup["is_count_data"]:
             library = np.ones(adata.n_obs)  # log-normalised values have no library size

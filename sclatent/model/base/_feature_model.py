@@ -226,7 +226,9 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         if batch and (batch_key := setup["batch_key"]) is not None:
             if batch_key not in obs:
                 raise KeyError(f"adata.obs has no column {batch_key!r}, the batch_key of this model.")
-            batches = self.batches.encode(pd.DataFrame({"batch": obs[batch_key]}))[:, 0]
+            batches = self.batches.encode(
+                pd.DataFrame({"batch": obs[batch_key]}), argument=f"adata.obs[{batch_key!r}]"
+            )[:, 0]
         return FeatureRows(values, self.shape, codes, batches, indices)
 
     def _query_shape(self, values: Any, where: str) -> tuple[int, ...]:

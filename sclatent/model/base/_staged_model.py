@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 def check_n_samples(n_samples: Any) -> int:
     """Return how many cells are asked for; raises unless that is a number of cells."""
     if isinstance(n_samples, bool) or not isinstance(n_samples, int | np.integer) or n_samples < 1:
-        raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
+        raise ValueError(
+            f"n_samples={n_samples!r} must be a whole number of at least 1: how many cells to make, the first argument."
+        )
     return int(n_samples)
 
 
