@@ -87,6 +87,14 @@ SETUP = {
         or column("condition", lambda c: pd.Categorical(c, ["control", "stimulated"]))(a), {}, ValueError,
         "has only the level 'control'",
     ),
+    "level without cells": (
+        column("cell_type", lambda c: pd.Categorical(c, ["B", "NK", "T"])), {}, ValueError,
+        r"condition_keys: adata.obs\['cell_type'\] has levels without a cell \(such as 'NK'\): .*remove_unused",
+    ),
+    "batch without cells": (
+        column("batch", lambda c: pd.Categorical(c, ["batch_0", "batch_1", "batch_2"])), {"batch_key": "batch"},
+        ValueError, r"batch_key: adata.obs\['batch'\] has levels without a cell \(such as 'batch_2'\)",
+    ),
     "missing level": (
         column("condition", lambda c: c.where(np.arange(len(c)) % 4 > 0)), {}, ValueError,
         r"condition_keys: adata.obs\['condition'\] is missing for 60 cells",

@@ -96,6 +96,7 @@ LABELS = {"labels_key": "type"}
 SETUP = {
     "not square": (images((8, 9)), IMAGE, ValueError, r"obsm\['image'\] has images of 8 x 9 pixels: square.*crop"),
     "not square, colour": (images((9, 8, 3)), IMAGE, ValueError, "images of 9 x 8 pixels: square.*crop or pad"),
+    "channels first": (images((3, 8, 8)), IMAGE, ValueError, "looks like channels first.*np.moveaxis"),
     "mixed size": (of_mixed_size, IMAGE, ValueError, r"adata.obsm\['image'\] holds objects.*one size; resize them and"),
     "too many axes": (images((2, 8, 8, 3)), IMAGE, ValueError, r"has shape \(30, 2, 8, 8, 3\): embeddings .*images"),
     "no pixels": (images((0, 0)), IMAGE, ValueError, r"has shape \(30, 0, 0\): there must be some cells and some"),

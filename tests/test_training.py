@@ -395,3 +395,8 @@ def test_weights_that_turn_nan_in_the_very_last_step_are_not_kept(untrained, qui
     with pytest.raises(TrainingDivergedError, match="after epoch 2"):
         model.train(2, train_size=1.0, callbacks=[Poison()], **quiet)
     assert all(torch.isfinite(value).all() for value in model.module.state_dict().values())
+
+
+def test_training_on_every_cell_warns_of_nothing(cells, fit, recwarn):
+    fit(cells, 1, train={"train_size": 1.0})
+    assert not [str(w.message) for w in recwarn if "val" in str(w.message)]

@@ -117,6 +117,28 @@ def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: in
         )
 
 
+def check_no_empty_level(obs: pd.DataFrame, key: str, argument: str) -> None:
+    """Raise a ``ValueError`` if a categorical column has a level without a cell, of which nothing can be learned.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sclatent.data import check_no_empty_level
+    >>> obs = pd.DataFrame({"donor": pd.Categorical(["A", "B"], categories=["A", "B", "C"])})
+    >>> check_no_empty_level(obs, "donor", "condition_keys")
+    Traceback (most recent call last):
+        ...
+    ValueError: condition_keys: adata.obs['donor'] has levels without a cell (such as 'C'): ...
+    """
+    if isinstance(obs[key].dtype, pd.CategoricalDtype):
+        empty = obs[key].cat.categories.difference(obs[key].unique(), sort=False)
+        if len(empty):
+            raise ValueError(
+                f"{argument}: adata.obs[{key!r}] has levels without a cell (such as {empty[0]!r}): remove them by "
+                f"adata.obs[{key!r}] = adata.obs[{key!r}].cat.remove_unused_categories()."
+            )
+
+
 def check_size_factors(obs: pd.DataFrame, key: str) -> None:
     """Raise unless a column of obs holds positive finite numbers."""
     if key not in obs:

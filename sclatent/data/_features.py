@@ -144,6 +144,11 @@ def feature_shape(
     if len(shape) == 1:
         return shape
     if shape[0] != shape[1]:
+        if len(shape) == 3 and shape[1] == shape[2]:
+            raise ValueError(
+                f"{where} has images of shape {shape}, which looks like channels first: (height, width, channels) was "
+                "expected; np.moveaxis(images, 1, -1) of all images puts the channels last."
+            )
         raise ValueError(
             f"{where} has images of {shape[0]} x {shape[1]} pixels: square ones were expected; crop or pad them."
         )

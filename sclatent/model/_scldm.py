@@ -22,6 +22,7 @@ from sclatent.data import (
     check_categorical,
     check_counts,
     check_keys,
+    check_no_empty_level,
     check_size_factors,
     check_var_names,
     gene_loadings,
@@ -183,8 +184,10 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         check_var_names(adata)
         for key in keys:
             check_categorical(adata.obs, key, "condition_keys", min_levels=1 if "source_registry" in kwargs else 2)
+            check_no_empty_level(adata.obs, key, "condition_keys")
         if batch_key is not None:
             check_categorical(adata.obs, batch_key, "batch_key")
+            check_no_empty_level(adata.obs, batch_key, "batch_key")
         if size_factor_key is not None:
             check_size_factors(adata.obs, size_factor_key)
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"

@@ -23,6 +23,7 @@ from sclatent.data import (
     TokenRows,
     check_categorical,
     check_finite,
+    check_no_empty_level,
     feature_shape,
     get_features,
     make_loader,
@@ -168,6 +169,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
                 )
         if batch_key is not None:
             check_categorical(adata.obs, batch_key, "batch_key")
+            check_no_empty_level(adata.obs, batch_key, "batch_key")
         setup_method_args = cls._get_setup_method_args(
             cls=cls,
             adata=adata,

@@ -154,6 +154,7 @@ def fit_stage(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
+            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")  # train_size=1
             warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, of torch
             trainer.fit(plan, train_loader, validation_loader, ckpt_path=resume_from)
     except SIGTERMException:  # a job that is being ended, and no Ctrl-C
