@@ -1,8 +1,6 @@
 """DAED, JointDiffusion and JointLDM as a user meets them, on embeddings and on images."""
 
-import doctest
 import math
-from functools import partialmethod
 
 import anndata as ad
 import numpy as np
@@ -173,32 +171,6 @@ def is_right(x: np.ndarray, model) -> np.ndarray:
     x = x.reshape(len(x), *model.shape).astype(float)
     middle = model.shape[1] // 2
     return x[:, :, middle:].sum(axis=(1, 2, 3)) > x[:, :, :middle].sum(axis=(1, 2, 3))
-
-
-# ---- the snippets of the docstrings
-
-
-@each_model
-def test_the_snippet_of_the_docstring(cls, monkeypatch):
-    """As it stands there, but for the number of epochs."""
-    adata = with_images(*images(40, 0, 3))
-    adata.obsm["X_dino"] = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
-    adata.obs["phenotype"] = np.array(["Metaphase", "Interphase", "unknown"])[np.arange(40) % 3]
-    noisy = adata[:5].copy()
-    names = {cls.__name__: cls, "adata": adata, "noisy": noisy}
-    monkeypatch.setattr(cls, "train", partialmethod(cls.train, 1, **QUIET))
-    for example in doctest.DocTestParser().get_examples(cls.__doc__):
-        exec(example.source, names)
-    if cls is DAED:
-        assert names["images"].obsm["image"].shape == (64, 3, 3)
-        assert names["clean"].obsm["image"].shape == (5, 3, 3)
-    if cls is JointDiffusion:
-        assert names["images"].obsm["image"].shape == (64, 3, 3)
-        assert set(names["images"].obs["phenotype"]) == {"Metaphase"}
-    if cls is JointLDM:
-        assert set(adata.obs["predicted"]) <= {"Metaphase", "Interphase"}
-        assert names["cells"].obsm["X_dino"].shape == (64, 8)
-        assert set(names["moved"].obs["phenotype"]) == {"Interphase"}
 
 
 # ---- what comes back

@@ -23,6 +23,15 @@ def common_slope(codes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     Returns
     -------
     The slope (dim,); 0 if the covariate does not vary within any combination.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import common_slope
+    >>> codes = np.array([[0], [0], [1], [1]])  # two groups of two cells
+    >>> x, y = np.array([0.0, 1.0, 0.0, 1.0]), np.array([[0.0], [2.0], [10.0], [12.0]])
+    >>> common_slope(codes, x, y).tolist()  # within both of them
+    [2.0]
     """
     _, index, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     index = index.ravel()
@@ -53,6 +62,16 @@ def additive_effects(
     Returns
     -------
     The constant (dim,) and the effects of each key, (n_levels, dim), whose mean over the training cells is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import additive_effects
+    >>> codes = np.array([[0, 0], [0, 1], [1, 0]])  # cell types and conditions: (1, 1) was not seen
+    >>> values = np.array([[0.0], [2.0], [5.0]])
+    >>> constant, (of_type, of_condition) = additive_effects(codes, values, [2, 2], ridge=1e-9)
+    >>> round(float((constant + of_type[1] + of_condition[1]).item()), 3)  # 5 + 2, as in the other type
+    7.0
     """
     combinations, index, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     index = index.ravel()

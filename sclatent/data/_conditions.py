@@ -20,6 +20,21 @@ class Conditions:
         Levels of each key, in the order of their codes.
     argument
         What a message calls the argument that they are given by.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sclatent.data import Conditions
+    >>> conditions = Conditions({"cell_type": ["B", "T"], "condition": ["control", "stimulated"]})
+    >>> conditions.encode({"cell_type": "T"}, n_cells=1).tolist()  # the condition is left open
+    [[1, -1]]
+    >>> codes = conditions.encode(pd.DataFrame({"cell_type": ["B", "T"], "condition": ["control", "stimulated"]}))
+    >>> codes.tolist()
+    [[0, 0], [1, 1]]
+    >>> conditions.decode(codes, pd.Index(["cell_0", "cell_1"]))
+           cell_type   condition
+    cell_0         B     control
+    cell_1         T  stimulated
     """
 
     def __init__(self, levels: Mapping[str, list[Any]], argument: str = "conditions") -> None:

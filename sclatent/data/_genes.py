@@ -24,6 +24,13 @@ def align_genes(names: Sequence[str] | pd.Index, genes: pd.Index) -> np.ndarray:
     Returns
     -------
     For each gene of the query its position among those of the model, -1 if the model does not know it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sclatent.data import align_genes
+    >>> align_genes(["CD3D", "NKG7", "ACTB"], pd.Index(["ACTB", "CD3D"])).tolist()
+    [1, -1, 0]
     """
     names = pd.Index(names)
     if not names.is_unique:

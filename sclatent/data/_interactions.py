@@ -44,6 +44,19 @@ def interaction_effects(
     Combinations (n_combinations, n_keys), -1 where a key is open, and what each has beyond the sum,
     (n_combinations, dim). Combinations that are not listed have nothing. Beyond 100,000 combinations of the same keys,
     only those that were seen are listed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import additive_effects, interaction_effects
+    >>> codes = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], 90, axis=0)  # two types, two conditions, 90 cells of each
+    >>> values = np.repeat([[-1.0], [1.0], [1.0], [-1.0]], 90, axis=0)  # which the types answer in opposite ways
+    >>> constant, effects = additive_effects(codes, values, [2, 2])  # all of them 0
+    >>> combinations, beyond = interaction_effects(codes, values - constant, [2, 2], effects)
+    >>> combinations.tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1]]
+    >>> beyond.round(3).ravel().tolist()  # times 90 / (90 + 10)
+    [-0.9, 0.9, 0.9, -0.9]
     """
     n_keys, dim = codes.shape[1], values.shape[1]
     rows, beyond = [np.empty((0, n_keys), dtype=np.int64)], [np.empty((0, dim))]

@@ -29,6 +29,18 @@ class LibrarySizes:
         Their library sizes, (cells,).
     n_levels
         Number of levels of each key.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import LibrarySizes
+    >>> codes = np.array([[0, 0], [0, 1], [1, 0]])  # cell types and conditions: (1, 1) was not seen
+    >>> library_sizes = LibrarySizes(codes, sizes=np.array([100.0, 200.0, 1000.0]), n_levels=[2, 2])
+    >>> sizes, seen = library_sizes.draw(np.array([[0, 1], [1, 1]]), uniforms=np.array([0.5, 0.5]))
+    >>> sizes[0].item(), seen.tolist()  # that of the cell; of the additive model
+    (200.0, [True, False])
+    >>> bool(1500 < sizes[1] < 2500)
+    True
     """
 
     def __init__(self, codes: np.ndarray, sizes: np.ndarray, n_levels: Sequence[int]) -> None:

@@ -19,7 +19,19 @@ from ._checks import positions_of
 
 @dataclass(frozen=True)
 class CellBatch:
-    """A minibatch: cells as sets, with library sizes, condition codes and batch codes."""
+    """A minibatch: cells as sets, with library sizes, condition codes and batch codes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.data import CellBatch
+    >>> from sclatent.nn import CellSets
+    >>> one = torch.zeros(1, dtype=torch.int64)
+    >>> sets = CellSets(panel=torch.arange(3), cell=one, column=one, count=torch.ones(1), n_cells=1)
+    >>> batch = CellBatch(sets, library=torch.ones(1), conditions=one[:, None], batch=one)
+    >>> len(batch)
+    1
+    """
 
     sets: CellSets
     library: Tensor  # (cells,)
@@ -50,6 +62,18 @@ class CellRows(Dataset):
         Condition codes (cells, n_keys) and batch codes (cells,).
     cells
         The rows that the data set consists of; all of them by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sclatent
+    >>> from sclatent.data import CellRows
+    >>> adata = sclatent.datasets.simulate(100, 50, library_size=200)
+    >>> panel = np.arange(50)  # the model has these genes, in this order
+    >>> rows = CellRows(adata.X, panel, None, np.zeros((100, 1), dtype=int), np.zeros(100, dtype=int))
+    >>> batch = rows[[3, 1, 4]]
+    >>> batch.sets.dense().shape, batch.library.tolist() == adata.X[[3, 1, 4]].sum(axis=1).A1.tolist()
+    (torch.Size([3, 50]), True)
     """
 
     def __init__(
@@ -122,6 +146,17 @@ class EpochSampler(Sampler[list[int]]):
     """Minibatches of positions in an order that depends on seed and epoch alone, so that training can be resumed.
 
     Lightning calls :meth:`set_epoch` before each epoch.
+
+    Examples
+    --------
+    >>> from sclatent.data import EpochSampler
+    >>> sampler = EpochSampler(10, batch_size=4, seed=0)
+    >>> [len(positions) for positions in sampler]
+    [4, 4, 2]
+    >>> first = list(sampler)
+    >>> sampler.set_epoch(1)
+    >>> list(sampler) == first
+    False
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
@@ -148,14 +183,33 @@ def _as_is(batch: Any) -> Any:
 
 
 def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False) -> DataLoader:
-    """Make a loader of a data set that reads a whole minibatch at once, by a list of positions."""
+    """Make a loader of a data set that reads a whole minibatch at once, by a list of positions.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.data import TokenRows, make_loader
+    >>> rows = TokenRows(torch.randn(100, 8, 16), torch.zeros(100, 2, dtype=torch.int64))
+    >>> [len(tokens) for tokens, codes in make_loader(rows, batch_size=64, shuffle=True)]
+    [64, 36]
+    """
     sampler = EpochSampler(len(data), batch_size, seed, shuffle)
     own = torch.Generator().manual_seed(0)  # DataLoader would draw from the global random numbers
     return DataLoader(data, sampler=sampler, batch_size=None, collate_fn=_as_is, generator=own)
 
 
 class TokenRows(Dataset):
-    """Tokens of cells and what belongs to them (condition codes first), by position: what the denoiser trains on."""
+    """Tokens of cells and what belongs to them (condition codes first), by position: what the denoiser trains on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.data import TokenRows
+    >>> rows = TokenRows(torch.randn(100, 8, 16), torch.zeros(100, 2, dtype=torch.int64))
+    >>> tokens, codes = rows[[3, 1, 4]]
+    >>> tokens.shape, codes.shape
+    (torch.Size([3, 8, 16]), torch.Size([3, 2]))
+    """
 
     def __init__(self, tokens: Tensor, *others: Tensor, cells: np.ndarray | None = None) -> None:
         self.tokens, self.others = tokens, others

@@ -36,6 +36,16 @@ def gene_loadings(
     Returns
     -------
     Array (n_genes, dim), float32, of mean square 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sclatent
+    >>> from sclatent.data import CellRows, gene_loadings
+    >>> adata = sclatent.datasets.simulate(100, 50, library_size=200)
+    >>> rows = CellRows(adata.X, np.arange(50), None, np.zeros((100, 1), dtype=int), np.zeros(100, dtype=int))
+    >>> gene_loadings(rows, n_genes=50, dim=8).shape
+    (50, 8)
     """
     positions = np.arange(len(rows))
     if len(rows) > max_cells:

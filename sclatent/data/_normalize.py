@@ -21,6 +21,14 @@ def log_normalize_counts(
     Returns
     -------
     Float32 of the same shape: CSR of sparse counts, else dense. A cell without counts is all zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import log_normalize_counts
+    >>> values = log_normalize_counts(np.array([[1.0, 3.0], [0.0, 0.0]]))
+    >>> np.expm1(values).round().tolist()
+    [[2500.0, 7500.0], [0.0, 0.0]]
     """
     total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     scale = TARGET_SUM / np.where(total > 0, total, 1.0)

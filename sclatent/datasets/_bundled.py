@@ -25,6 +25,20 @@ def glioblastoma() -> AnnData:
     Zhao et al., Deconvolution of cell type-specific drug responses in human tumor tissue with single-cell
     RNA-seq, Genome Medicine 13:82 (2021), https://doi.org/10.1186/s13073-021-00894-y, GSE148842. The subset
     of cells and genes is `glioblastoma_example_data` of the Bioconductor package lemur (MIT licence).
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.glioblastoma()
+    >>> adata.shape
+    (5000, 300)
+
+    The treated cells of one patient, to be predicted from all others:
+
+    >>> held_out = (adata.obs["patient_id"] == "PW034") & (adata.obs["condition"] == "panobinostat")
+    >>> train, test = adata[~held_out].copy(), adata[held_out].copy()
+    >>> test.n_obs
+    500
     """
     return _read("lemur_glioblastoma_panobinostat_300g.h5ad")
 
@@ -42,6 +56,15 @@ def pbmc3k() -> AnnData:
     -----
     3k PBMCs from a Healthy Donor, 10x Genomics (2016), CC BY 4.0; here restricted to the labelled cells and
     to the 2,000 most variable genes. The labels are those of the scanpy tutorial.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.pbmc3k()
+    >>> adata.shape
+    (2638, 2000)
+    >>> adata.obs["cell_type"].value_counts().tail(2).to_dict()  # the rare ones
+    {'Dendritic cells': 37, 'Megakaryocytes': 15}
     """
     return _read("pbmc3k_2000hvg.h5ad")
 
@@ -62,6 +85,14 @@ def mitocheck() -> AnnData:
     Neumann et al., Phenotypic profiling of the human genome by time-lapse microscopy reveals cell division genes,
     Nature 464:721 (2010), https://doi.org/10.1038/nature08869; sample images of WayScience/phenotypic_profiling
     (CC BY 4.0).
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.mitocheck()
+    >>> adata.shape, adata.obsm["image"].shape, adata.uns["image_shape"].tolist()
+    ((3277, 64), (3277, 1024), [32, 32])
+    >>> ax = sclatent.pl.images(adata, "image", groupby="phenotype")
     """
     return _read("mitocheck_3277_32x32.h5ad")
 
@@ -81,6 +112,14 @@ def blood_cells() -> AnnData:
     -----
     Acevedo et al., A dataset of microscopic peripheral blood cell images for development of automatic recognition
     systems, Data in Brief 30:105474 (2020), https://doi.org/10.1016/j.dib.2020.105474, CC BY 4.0.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.blood_cells()
+    >>> adata.shape, adata.obsm["image"].shape, adata.uns["image_shape"].tolist()
+    ((2000, 64), (2000, 2352), [28, 28, 3])
+    >>> train = adata[adata.obs["split"] == "train"].copy()
     """
     return _read("pbc_blood_2000.h5ad")
 

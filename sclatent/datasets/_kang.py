@@ -39,6 +39,12 @@ def kang(path: str | PathLike[str] | None = None) -> AnnData:
     Kang et al., Multiplexed droplet single-cell RNA-sequencing using natural genetic variation, Nature
     Biotechnology 36:89-94 (2018), https://doi.org/10.1038/nbt.4042, GSE96583; the file is the copy of the
     pertpy project. It is not part of this package: its terms are those of the source.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.kang()  # doctest: +SKIP
+    >>> adata = sclatent.datasets.kang("kang_2018.h5ad")  # doctest: +SKIP
     """
     if path is None:
         adata = _download(Path(sc.settings.datasetdir) / "kang_2018.h5ad")

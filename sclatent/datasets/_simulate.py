@@ -111,10 +111,24 @@ def simulate(
 
     Examples
     --------
-    >>> from sclatent.datasets import simulate
-    >>> simulate(500, 17_002, density=0.1).shape
-    (500, 17002)
-    >>> alike = simulate(cell_types=["B", "T"], type_specificity=0.0)  # both types answer alike
+    >>> import sclatent
+    >>> adata = sclatent.datasets.simulate(500, 1_000, cell_types=["B", "T"], density=0.1)
+    >>> adata.shape
+    (500, 1000)
+    >>> adata.obs["condition"].value_counts().to_dict()
+    {'control': 250, 'stimulated': 250}
+
+    What a perturbation does to the mean of a type is known, not estimated:
+
+    >>> fraction = adata.uns["truth"]["fraction"]  # types x conditions x genes
+    >>> fraction.shape, fraction.sum(axis=2).round(6).tolist()
+    ((2, 2, 1000), [[1.0, 1.0], [1.0, 1.0]])
+
+    With ``type_specificity=0`` every type answers alike:
+
+    >>> alike = sclatent.datasets.simulate(500, 100, cell_types=["B", "T"], type_specificity=0.0)
+    >>> float(abs(alike.uns["truth"]["specific_effect"]).max())
+    0.0
     """
     types = _names("cell_types", cell_types, "type_{}")
     arms = _names("conditions", conditions, "condition_{}")

@@ -45,6 +45,21 @@ def lower_bound(
     Returns
     -------
     The bound in nats, (cells,), averaged over the draws.
+
+    Examples
+    --------
+    Where data are standard normal, the exact velocity of a variance preserving process is 0, and the bound is tight:
+
+    >>> import math
+    >>> import torch
+    >>> from sclatent.diffusion import VariancePreserving, lower_bound
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> z = torch.randn(4, 1, 2, generator=generator)  # 4 cells of 2 numbers
+    >>> noise, uniforms = torch.randn(2000, 4, 1, 2, generator=generator), torch.rand(2000, 4, generator=generator)
+    >>> bound = lower_bound(lambda x, t: 0 * x, VariancePreserving(), z, noise, uniforms, n_steps=1000)
+    >>> exact = (-0.5 * z**2 - 0.5 * math.log(2 * math.pi)).sum(dim=(1, 2))
+    >>> bool(((bound - exact).abs() < 1).all())
+    True
     """
 
     def error(t: Tensor, noise: Tensor) -> Tensor:

@@ -18,6 +18,23 @@ class Process(ABC):
     with noise :math:`\varepsilon \sim N(0, I)` alone at t = 0 and data z alone at t = 1. A network that predicts v from
     :math:`(x_t, t)` carries noise to data along :math:`dx = v \, dt` (flow matching, Lipman et al. 2023; for the
     variance preserving path this is the probability flow of Song et al. 2021 under v-prediction).
+
+    Examples
+    --------
+    A process of your own says how much there is of data and noise, and when (here, paths that leave the noise late):
+
+    >>> import torch
+    >>> from sclatent.diffusion import Process
+    >>> class Late(Process):
+    ...     def coefficients(self, t):
+    ...         return t**2, 1 - t**2, 2 * t, -2 * t
+    ...     def time(self, noise_level):
+    ...         return (1 / (1 + (noise_level / (1 - noise_level)) ** 0.5)) ** 0.5
+    >>> z, noise = torch.randn(2, 4, 8, 16)  # data and noise of 4 cells, each of 8 tokens of 16
+    >>> t = torch.full((4,), 0.5)
+    >>> x = Late().interpolate(z, noise, t)
+    >>> torch.allclose(Late().data(x, Late().velocity(z, noise, t), t), z, atol=1e-5)
+    True
     """
 
     @abstractmethod
@@ -69,7 +86,19 @@ class Process(ABC):
 
 
 class LinearFlow(Process):
-    r"""Straight paths, :math:`a_t = t, \; s_t = 1 - t` (Lipman et al. 2023; rectified flow, Liu et al. 2023)."""
+    r"""Straight paths, :math:`a_t = t, \; s_t = 1 - t` (Lipman et al. 2023; rectified flow, Liu et al. 2023).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.diffusion import LinearFlow
+    >>> process = LinearFlow()
+    >>> z, noise = torch.ones(1, 2), torch.zeros(1, 2)
+    >>> process.interpolate(z, noise, torch.tensor([0.25])).tolist()  # a quarter of the way
+    [[0.25, 0.25]]
+    >>> process.time(0.5)  # as much noise as data
+    0.5
+    """
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         one = torch.ones_like(t)
@@ -84,6 +113,17 @@ class VariancePreserving(Process):
 
     The cosine schedule of diffusion (Nichol & Dhariwal 2021) in continuous time: x_t moves along a circle, v along its
     tangent (Salimans & Ho 2022).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.diffusion import VariancePreserving
+    >>> process = VariancePreserving()
+    >>> a, s, _, _ = process.coefficients(torch.tensor([0.0, 0.3, 1.0]))
+    >>> (a**2 + s**2).tolist()
+    [1.0, 1.0, 1.0]
+    >>> round(process.time(0.1), 3)  # when a tenth of the variance is noise
+    0.795
     """
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

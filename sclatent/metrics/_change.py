@@ -26,6 +26,18 @@ def mean_change(cells: Cells, control: Cells) -> np.ndarray:
     Returns
     -------
     Change of every gene, (genes,).
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.metrics import mean_change, top_responding
+    >>> adata = sclatent.datasets.simulate(200, 50, library_size=500)
+    >>> is_control = adata.obs["condition"] == "control"
+    >>> change = mean_change(adata[~is_control], adata[is_control])
+    >>> change.shape
+    (50,)
+    >>> list(adata.var_names[top_responding(change, 3)])  # the genes that respond the most
+    ['gene_29', 'gene_2', 'gene_37']
     """
     if isinstance(cells, AnnData) and isinstance(control, AnnData) and not cells.var_names.equals(control.var_names):
         raise ValueError("cells and control differ in their genes or in the order of them: use adata[:, genes] on one.")
@@ -46,13 +58,33 @@ def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
     -------
     The correlation; 0 where one of the changes is the same for all genes, as of control cells left as they are, since
     such a prediction says nothing of which genes respond.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.metrics import pearson_of_change
+    >>> adata = sclatent.datasets.simulate(400, 50, library_size=500)
+    >>> is_control = adata.obs["condition"] == "control"
+    >>> real, predicted = adata[~is_control][::2], adata[~is_control][1::2]  # two halves of the same cells
+    >>> pearson_of_change(real, predicted, adata[is_control]) > 0.8
+    True
+    >>> pearson_of_change(real, adata[is_control], adata[is_control])  # nothing changes
+    0.0
     """
     is_change = isinstance(predicted, np.ndarray) and predicted.ndim == 1
     return pearson(mean_change(real, control), predicted if is_change else mean_change(predicted, control))
 
 
 def top_responding(change: np.ndarray, n_genes: int) -> np.ndarray:
-    """Positions of the genes with the largest absolute change, largest first; ties in the order of the genes."""
+    """Positions of the genes with the largest absolute change, largest first; ties in the order of the genes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.metrics import top_responding
+    >>> top_responding(np.array([0.1, -2.0, 0.0, 1.0]), n_genes=2).tolist()
+    [1, 3]
+    """
     return np.argsort(-np.abs(change), kind="stable")[:n_genes]
 
 

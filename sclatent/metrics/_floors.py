@@ -39,6 +39,14 @@ def independent_genes(
     Returns
     -------
     AnnData with counts (CSR, float32), the same genes, and the condition in ``obs[groupby]``.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.simulate(100, 50, cell_types=["B", "T"], library_size=500)
+    >>> floor = sclatent.metrics.independent_genes(adata, groupby="cell_type", n=20)
+    >>> floor.shape, floor.obs["cell_type"].value_counts().to_dict()
+    ((40, 50), {'B': 20, 'T': 20})
     """
     if n is not None and n < 1:
         raise ValueError(f"n={n} is not possible: at least 1 cell must be generated for every condition.")
@@ -67,6 +75,14 @@ def cell_mean(adata: AnnData, groupby: str | None = None, layer: str | None = No
     Returns
     -------
     Data frame, conditions x genes.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.simulate(100, 50, cell_types=["B", "T"], library_size=500)
+    >>> profiles = sclatent.metrics.cell_mean(adata, groupby="cell_type")
+    >>> profiles.shape, list(profiles.index)
+    ((2, 50), ['B', 'T'])
     """
     cells = CellGroups(adata, adata.var_names, groupby, "adata", layer)
     means = {level: cells.mean(rows) for level, rows in cells.rows.items()}

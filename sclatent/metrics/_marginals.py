@@ -25,6 +25,16 @@ def concordance(x: np.ndarray, y: np.ndarray) -> float:
     Returns
     -------
     From -1 to 1; 1 only where x and y are the same, 0 where one of them is constant and the other not the same.
+
+    Examples
+    --------
+    Unlike Pearson's coefficient, which is 1 here, it sees that y is x and 1:
+
+    >>> import numpy as np
+    >>> from sclatent.metrics import concordance
+    >>> x = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    >>> concordance(x, x), concordance(x, x + 1)
+    (1.0, 0.8)
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     spread = x.var() + y.var() + (x.mean() - y.mean()) ** 2

@@ -137,6 +137,25 @@ def evaluate_perturbation(
     ValueError
         If predictions and real cells have no group in common or none with enough cells (20 real, 10 predicted and 10
         control cells), if genes are missing, or if values are no counts.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.metrics import evaluate_perturbation, summarize
+    >>> adata = sclatent.datasets.simulate(240, 50, cell_types=3, library_size=500)
+    >>> held_out = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "stimulated")
+    >>> train = adata[~held_out].copy()
+    >>> control, seen = (train[train.obs["condition"] == c].copy() for c in ("control", "stimulated"))
+
+    A prediction is cells, such as from ``model.sample``, or a change; here, control cells as they are:
+
+    >>> predicted = control[control.obs["cell_type"] == "type_0"].copy()
+    >>> table = evaluate_perturbation(adata[held_out], predicted, control, groupby="cell_type", seen=seen)
+    >>> figures = summarize(table)
+    >>> list(figures.columns)[:3]
+    ['generated', 'control as it is', 'cell mean']
+    >>> figures.loc["pearson", ["generated", "real half"]].astype(float).round(1).tolist()
+    [0.0, 0.8]
     """
     if seen is not None and groupby is None:
         raise ValueError("seen needs groupby, the column of obs that tells its groups from the one that is predicted.")

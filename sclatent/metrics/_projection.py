@@ -25,6 +25,15 @@ def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
     Returns
     -------
     Dense array (cells, genes), float32. A cell without counts is all zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sclatent
+    >>> adata = sclatent.datasets.simulate(100, 50, library_size=500)
+    >>> values = sclatent.metrics.log_normalize(adata)
+    >>> np.expm1(values[:3]).sum(axis=1).round().tolist()
+    [10000.0, 10000.0, 10000.0]
     """
     return log_normalize_dense(get_matrix(adata, layer))
 
@@ -53,6 +62,15 @@ class Projection:
         How many components there are.
     name
         The space in words, such as ``"50 PCs of log1p CP10k"``.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.metrics import Projection, log_normalize
+    >>> adata = sclatent.datasets.simulate(100, 50, library_size=500)
+    >>> projection = Projection(log_normalize(adata), n_components=10)
+    >>> projection.name
+    '10 PCs of log1p CP10k'
     """
 
     def __init__(self, values: np.ndarray, n_components: int = 50, seed: int = 0) -> None:
@@ -66,5 +84,14 @@ class Projection:
         self.name = f"{self.n_components} PCs of log1p CP10k"
 
     def transform(self, values: np.ndarray) -> np.ndarray:
-        """Project log-normalised cells (cells, genes) to (cells, n_components), float64."""
+        """Project log-normalised cells (cells, genes) to (cells, n_components), float64.
+
+        Examples
+        --------
+        Other cells, in the space of those that the components were fitted on:
+
+        >>> others = sclatent.datasets.simulate(20, 50, library_size=500, seed=1)
+        >>> projection.transform(log_normalize(others)).shape
+        (20, 10)
+        """
         return self._pca.transform(values).astype(np.float64)

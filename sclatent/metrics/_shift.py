@@ -46,6 +46,20 @@ def mean_shift(
     -------
     Mean over the other groups of (mean of treated cells - mean of control cells), (genes,). Groups that do not have
     both are left out.
+
+    Examples
+    --------
+    The treated cells of one type are foretold from the other types:
+
+    >>> import sclatent
+    >>> from sclatent.metrics import mean_shift, pearson_of_change
+    >>> adata = sclatent.datasets.simulate(400, 50, library_size=500)
+    >>> change = mean_shift(adata, "condition", "control", "stimulated", group_key="cell_type", held_out="type_0")
+    >>> change.shape
+    (50,)
+    >>> of_type, is_control = adata.obs["cell_type"] == "type_0", adata.obs["condition"] == "control"
+    >>> pearson_of_change(adata[of_type & ~is_control], change, adata[of_type & is_control]) > 0.4
+    True
     """
     cells, arms = _arms(adata, condition_key, control, treated, group_key, layer)
     arms.pop(held_out, None)
@@ -79,6 +93,16 @@ def linear_shift(
     -------
     Predicted change, (genes,); with fewer than three other groups that of :func:`mean_shift`, since leaving one out
     would then leave no slope.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.metrics import linear_shift, pearson_of_change
+    >>> adata = sclatent.datasets.simulate(400, 50, library_size=500)
+    >>> change = linear_shift(adata, "condition", "control", "stimulated", group_key="cell_type", held_out="type_0")
+    >>> of_type, is_control = adata.obs["cell_type"] == "type_0", adata.obs["condition"] == "control"
+    >>> pearson_of_change(adata[of_type & ~is_control], change, adata[of_type & is_control]) > 0.4
+    True
     """
     cells, arms = _arms(adata, condition_key, control, treated, group_key, layer)
     start, _ = arms.pop(held_out, ([], []))

@@ -103,6 +103,18 @@ def summarize(table: pd.DataFrame, conditions: Sequence[str] = (MEAN, ALL)) -> p
     -------
     Data frame of values with the index (condition, metric), or metric where there is one condition, and a column a
     source: what was generated first, then the floors, and last the ceiling, "real half"; and the column ``better``.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.metrics import evaluate_reconstruction, summarize
+    >>> real = sclatent.datasets.simulate(100, 50, cell_types=["B", "T"], library_size=500)
+    >>> table = evaluate_reconstruction(real, real, groupby="cell_type")
+    >>> figures = summarize(table, ["B", "T"])
+    >>> round(float(figures.loc[("B", "pearson"), "reconstructed"]), 6)
+    1.0
+    >>> list(figures.columns)
+    ['reconstructed', 'condition mean', 'better']
     """
     shown = table[table["condition"].isin(conditions)]
     if not len(shown):

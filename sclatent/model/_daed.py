@@ -51,11 +51,23 @@ class DAED(FeatureModel):
 
     Examples
     --------
-    >>> DAED.setup_anndata(adata, obsm_key="image")
-    >>> model = DAED(adata)
-    >>> model.train()
-    >>> images = model.sample(64)
-    >>> clean = model.denoise(noisy)
+    >>> import sclatent
+    >>> from sclatent.model import DAED
+    >>> adata = sclatent.datasets.mitocheck()[::40].copy()  # nuclei, with images of 32 x 32 pixels in obsm
+    >>> DAED.setup_anndata(adata, obsm_key="image", labels_key="phenotype")
+    >>> model = DAED(adata, noise_level=0.1)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+
+    Denoise in one step, images of this data set or of another:
+
+    >>> clean = model.denoise(adata[:10])
+    >>> clean.obsm["image"].shape
+    (10, 1024)
+
+    Generate in many:
+
+    >>> images = model.sample(4, "Metaphase", seed=0)
+    >>> ax = sclatent.pl.images(images, "image")
     """
 
     STAGES = ("denoiser", "diffusion")
@@ -136,6 +148,13 @@ class DAED(FeatureModel):
         Returns
         -------
         AnnData with a row a cell of the input, with its index and obs.
+
+        Examples
+        --------
+        >>> noisy = adata[:10].copy()
+        >>> clean = model.denoise(noisy)
+        >>> clean.obsm["image"].shape, clean.obsm["image"].dtype  # as they came
+        ((10, 1024), dtype('uint8'))
         """
         self._check_stage("denoiser", "denoise")
         return self._denoise(adata, self.module.autoencoder.noise_level, indices, batch_size, progress_bar)
@@ -179,6 +198,12 @@ class DAED(FeatureModel):
         -------
         ``"elbo"`` and its three parts, ``"reconstruction"``, ``"prior"`` and ``"entropy"``; all for features in their
         own units.
+
+        Examples
+        --------
+        >>> bound = model.get_elbo(adata[:10], n_draws=2)
+        >>> round(bound["reconstruction"] + bound["prior"] + bound["entropy"] - bound["elbo"], 6)
+        0.0
         """
         for stage in self.STAGES:
             self._check_stage(stage, "get_elbo")
@@ -247,6 +272,14 @@ class DAED(FeatureModel):
         Returns
         -------
         The most probable label of each cell, (cells,), or a DataFrame of probabilities (cells, labels).
+
+        Examples
+        --------
+        >>> model.predict(adata[:3], n_draws=2).shape
+        (3,)
+        >>> probability = model.predict(adata[:3], n_draws=2, soft=True)  # a column a label
+        >>> probability.shape
+        (3, 16)
         """
         rows = self._rows_to_predict(adata, indices)
         blocks = []
@@ -278,6 +311,12 @@ class DAED(FeatureModel):
         Returns
         -------
         Activations of all blocks side by side, (cells, n_blocks * width).
+
+        Examples
+        --------
+        >>> adata.obsm["X_daed"] = model.get_latent_representation()
+        >>> adata.obsm["X_daed"].shape  # 6 blocks of 48
+        (82, 288)
         """
         activations = self.get_activations(adata, indices, batch_size=batch_size, seed=seed)
         return activations.reshape(len(activations), -1)

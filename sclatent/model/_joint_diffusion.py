@@ -40,10 +40,24 @@ class JointDiffusion(JointMixin, FeatureModel):
 
     Examples
     --------
+    >>> import sclatent
+    >>> from sclatent.model import JointDiffusion
+    >>> adata = sclatent.datasets.mitocheck()[::40].copy()  # nuclei, with images of 32 x 32 pixels in obsm
     >>> JointDiffusion.setup_anndata(adata, obsm_key="image", labels_key="phenotype")
     >>> model = JointDiffusion(adata)
-    >>> model.train()
-    >>> images = model.sample(64, "Metaphase", guidance_weight=2.0)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+
+    It generates, guided by what it has learned of the labels, and it says what cells are:
+
+    >>> images = model.sample(4, "Metaphase", guidance_weight=2.0, seed=0)
+    >>> adata.obs["predicted"] = model.predict()
+
+    What would these nuclei look like in metaphase, and where do they differ?
+
+    >>> moved = model.counterfactual(adata[:4], "Metaphase", seed=0)
+    >>> moved.obsm["difference"].shape
+    (4, 32, 32, 1)
+    >>> axes = sclatent.pl.counterfactuals(adata, moved)
     """
 
     STAGES = ("diffusion",)
@@ -107,6 +121,12 @@ class JointDiffusion(JointMixin, FeatureModel):
         Returns
         -------
         AnnData with a row a cell of the input, with its index and obs.
+
+        Examples
+        --------
+        >>> clean = model.denoise(adata[:10], noise_level=0.2)
+        >>> clean.obsm["image"].shape
+        (10, 1024)
         """
         self._check_stage("diffusion", "denoise")
         if not 0 <= noise_level < 1:
@@ -132,6 +152,12 @@ class JointDiffusion(JointMixin, FeatureModel):
         Returns
         -------
         Activations of all blocks side by side, (cells, n_blocks * width).
+
+        Examples
+        --------
+        >>> adata.obsm["X_joint"] = model.get_latent_representation()
+        >>> adata.obsm["X_joint"].shape  # 6 blocks of 48
+        (82, 288)
         """
         activations = self.get_activations(adata, indices, batch_size=batch_size)
         return activations.reshape(len(activations), -1)

@@ -50,12 +50,22 @@ class JointLDM(JointMixin, FeatureModel):
 
     Examples
     --------
-    >>> JointLDM.setup_anndata(adata, obsm_key="X_dino", labels_key="phenotype", unlabeled_category="unknown")
+    >>> import sclatent
+    >>> from sclatent.model import JointLDM
+    >>> adata = sclatent.datasets.mitocheck()[::10].copy()  # embeddings of nuclei in X
+    >>> known = adata.obs["phenotype"].astype(str).iloc[::4]  # one label in four
+    >>> adata.obs["phenotype"] = known.reindex(adata.obs_names, fill_value="unknown")
+    >>> JointLDM.setup_anndata(adata, labels_key="phenotype", unlabeled_category="unknown")
     >>> model = JointLDM(adata)
-    >>> model.train()
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+
+    It says what the others are, generates cells of a label, and shows what measured ones would look like under another:
+
     >>> adata.obs["predicted"] = model.predict()
-    >>> cells = model.sample(64, "Metaphase", guidance_weight=3.0)
-    >>> moved = model.counterfactual(adata[:8], "Interphase")
+    >>> cells = model.sample(8, "Metaphase", guidance_weight=2.0, seed=0)
+    >>> cells.shape  # X, as it went in
+    (8, 64)
+    >>> moved = model.counterfactual(adata[:8], "Interphase", seed=0)
     """
 
     STAGES = ("autoencoder", "diffusion")
@@ -144,6 +154,12 @@ class JointLDM(JointMixin, FeatureModel):
         Returns
         -------
         Tokens of each cell side by side, (cells, n_tokens * token_dim).
+
+        Examples
+        --------
+        >>> adata.obsm["X_joint_ldm"] = model.get_latent_representation()
+        >>> adata.obsm["X_joint_ldm"].shape  # 2 tokens of 32
+        (328, 64)
         """
         self._check_stage("autoencoder", "get_latent_representation")
         return self._encode(self._rows(adata, indices), batch_size).flatten(1).numpy()

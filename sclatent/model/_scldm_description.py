@@ -42,6 +42,17 @@ class DescriptionMixin:
         Returns
         -------
         Tokens of each cell side by side, (cells, n_tokens * token_dim).
+
+        Examples
+        --------
+        >>> adata.obsm["X_sclatent"] = model.get_latent_representation()
+        >>> adata.obsm["X_sclatent"].shape  # 8 tokens of 16
+        (200, 128)
+
+        Cells that were measured on a part of the genes can be encoded, too:
+
+        >>> model.get_latent_representation(adata[:, :60]).shape
+        (200, 128)
         """
         self._check_stage("autoencoder", "get_latent_representation")
         return self._encode(self._rows(adata, indices, batch=False), batch_size).flatten(1).numpy()
@@ -71,6 +82,14 @@ class DescriptionMixin:
         Returns
         -------
         Mean expression, (cells, genes). With ``gene_likelihood="normal"`` the mean of the log-normalised values.
+
+        Examples
+        --------
+        >>> denoised = model.get_normalized_expression(library_size=1e4)
+        >>> denoised.shape
+        (200, 100)
+        >>> denoised.sum(axis=1).round(-1).unique().tolist()
+        [10000.0]
         """
         self._check_stage("autoencoder", "get_normalized_expression")
         rows = self._rows(adata, indices)
@@ -103,6 +122,13 @@ class DescriptionMixin:
         Returns
         -------
         ``{"reconstruction_loss": mean over the cells}``, in nats a cell, over the genes that were measured.
+
+        Examples
+        --------
+        >>> held_out = adata[model.validation_indices_]
+        >>> error = model.get_reconstruction_error(held_out)
+        >>> error["reconstruction_loss"] > 0
+        True
         """
         self._check_stage("autoencoder", "get_reconstruction_error")
         rows = self._rows(adata, indices)

@@ -73,6 +73,26 @@ class GenerationMixin:
         -------
         AnnData of integer counts (CSR) over the genes of training. ``obs`` has the conditions, ``uns["sclatent"]``
         what made it.
+
+        Examples
+        --------
+        Conditions that are not given are left open, and any of them can be pushed harder:
+
+        >>> cells = model.sample(10, {"condition": "stimulated"}, guidance_weight={"condition": 2.0})
+        >>> cells.shape
+        (10, 100)
+
+        As many cells of every combination as were measured, row by row:
+
+        >>> measured = adata[:20]
+        >>> like_measured = model.sample(conditions=measured.obs)
+        >>> like_measured.obs["cell_type"].tolist() == measured.obs["cell_type"].tolist()
+        True
+
+        What made them is kept with them:
+
+        >>> cells.uns["sclatent"]["guidance_weight"]
+        {'condition': 2.0}
         """
         self._check_stage("diffusion", "sample")
         if n_samples is None and isinstance(conditions, pd.DataFrame):
@@ -136,6 +156,19 @@ class GenerationMixin:
         Returns
         -------
         AnnData with a row a cell of the input, with the index and the obs of the input and the new conditions.
+
+        Examples
+        --------
+        >>> control = adata[adata.obs["condition"] == "control"].copy()
+        >>> moved = model.counterfactual(control, {"condition": "stimulated"})
+        >>> moved.obs_names.equals(control.obs_names)
+        True
+
+        A cell that is moved to where it is comes back as it was:
+
+        >>> same = model.counterfactual(control, {"condition": "control"})
+        >>> (same.X != control.X).nnz
+        0
         """
         self._check_stage("diffusion", "counterfactual")
         if conditions is None:

@@ -27,6 +27,16 @@ class CellDenoiser(DiT):
     ----------
     n_tokens, token_dim, n_levels, width, n_blocks, n_heads
         As in :class:`DiT`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import CellDenoiser
+    >>> denoiser = CellDenoiser(n_tokens=8, token_dim=16, n_levels=[5, 2], width=32, n_blocks=1)
+    >>> x, t = torch.randn(3, 8, 16), torch.rand(3)
+    >>> codes = torch.tensor([[0, 1], [4, 0], [2, -1]])  # cell type and condition; -1 leaves one open
+    >>> denoiser(x, t, codes, size=torch.zeros(3)).shape  # all of average library size
+    torch.Size([3, 8, 16])
     """
 
     def __init__(

@@ -32,6 +32,18 @@ class DenoisingAutoencoder(Patches):
         As of the denoisers of images and embeddings.
     n_batches
         Number of batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import DenoisingAutoencoder
+    >>> autoencoder = DenoisingAutoencoder((32, 32, 1), noise_level=0.1, width=16, n_blocks=2)
+    >>> x0 = autoencoder.encode(torch.rand(4, 32, 32, 1), batch=torch.zeros(4, dtype=torch.int64))
+    >>> x0.shape  # patches of 2 x 2 pixels
+    torch.Size([4, 256, 4])
+    >>> x1 = autoencoder.add_noise(x0, torch.randn_like(x0))
+    >>> autoencoder.denoise(x1).shape, autoencoder.log_prob(x0, x1).shape
+    (torch.Size([4, 256, 4]), torch.Size([4]))
     """
 
     def __init__(

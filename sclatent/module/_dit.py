@@ -21,6 +21,17 @@ class DiT(nn.Module):
         Number of levels of each condition key.
     width, n_blocks, n_heads
         Width, number of blocks and heads of the transformer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import DiT
+    >>> denoiser = DiT(n_tokens=8, token_dim=16, n_levels=[5, 2], width=32, n_blocks=3)
+    >>> x, t, codes = torch.randn(4, 8, 16), torch.rand(4), torch.full((4, 2), -1)
+    >>> denoiser(x, t, codes).shape
+    torch.Size([4, 8, 16])
+    >>> denoiser.activations(x, t).shape  # of 3 blocks
+    torch.Size([4, 3, 32])
     """
 
     def __init__(

@@ -21,6 +21,16 @@ class FeatureScale(nn.Module):
         Shape of the features of a cell: (dim,), or (height, width, channels).
     n_batches
         Number of batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import FeatureScale
+    >>> scale = FeatureScale((2,), n_batches=2)
+    >>> _ = scale.mean.copy_(torch.tensor([[0.0, 0.0], [10.0, 10.0]]))  # each batch has its own
+    >>> x, batch = torch.tensor([[1.0, 2.0], [11.0, 12.0]]), torch.tensor([0, 1])
+    >>> scale(x, batch).tolist()
+    [[1.0, 2.0], [1.0, 2.0]]
     """
 
     def __init__(self, shape: tuple[int, ...], n_batches: int = 1) -> None:
@@ -49,6 +59,25 @@ class FeatureAutoencoder(nn.Module, ABC):
         Shape of the tokens of a cell.
     n_batches
         Number of batches.
+
+    Examples
+    --------
+    An autoencoder of your own says how standardised features become tokens, and what they look like then:
+
+    >>> import torch
+    >>> from sclatent.module import FeatureAutoencoder
+    >>> class Halves(FeatureAutoencoder):
+    ...     def __init__(self, dim):
+    ...         super().__init__((dim,), n_tokens=2, token_dim=dim // 2)
+    ...     def to_tokens(self, x):
+    ...         return x.view(-1, 2, self.token_dim)
+    ...     def from_tokens(self, tokens):
+    ...         return tokens.flatten(1)
+    >>> x, batch = torch.randn(5, 8), torch.zeros(5, dtype=torch.int64)
+    >>> autoencoder = Halves(8)
+    >>> tokens = autoencoder.encode(x, batch)
+    >>> tokens.shape, torch.equal(autoencoder.decode(tokens, batch), x)
+    (torch.Size([5, 2, 4]), True)
     """
 
     def __init__(self, shape: tuple[int, ...], n_tokens: int, token_dim: int, n_batches: int = 1) -> None:

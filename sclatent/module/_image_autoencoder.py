@@ -46,6 +46,16 @@ class ImageAutoencoder(FeatureAutoencoder):
         Channels of the convolutions; those at half the resolution, the highest at which any are done, have half of it.
     n_batches
         Number of batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import ImageAutoencoder
+    >>> autoencoder = ImageAutoencoder((32, 32, 3), token_dim=8, width=16)
+    >>> images, batch = torch.rand(2, 32, 32, 3), torch.zeros(2, dtype=torch.int64)
+    >>> tokens = autoencoder.encode(images, batch)
+    >>> tokens.shape, autoencoder.decode(tokens, batch).shape
+    (torch.Size([2, 16, 8]), torch.Size([2, 32, 32, 3]))
     """
 
     def __init__(self, shape: tuple[int, int, int], token_dim: int = 32, width: int = 64, n_batches: int = 1) -> None:

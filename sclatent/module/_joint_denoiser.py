@@ -36,6 +36,18 @@ class JointDenoiser(nn.Module):
         Width of the perceptron that sees the tokens.
     dropout
         Dropout before the last layer of either perceptron.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.diffusion import LinearFlow
+    >>> from sclatent.module import DiT, JointDenoiser
+    >>> trunk = DiT(n_tokens=8, token_dim=16, n_levels=[3], width=32, n_blocks=2)
+    >>> denoiser = JointDenoiser(trunk, (8, 16), n_labels=3, process=LinearFlow())
+    >>> x, t = torch.randn(4, 8, 16), torch.rand(4)
+    >>> velocity, logits = denoiser.joint(x, t, torch.full((4, 1), -1))
+    >>> velocity.shape, logits.shape
+    (torch.Size([4, 8, 16]), torch.Size([4, 3]))
     """
 
     label_gradient = 0.01  # what reaches the trunk of the gradient of labels: a few could be learned by heart there

@@ -8,7 +8,16 @@ from ._standardize import Standardize
 
 
 class LatentDiffusion(nn.Module):
-    """An autoencoder, the standardisation of its tokens, and a denoiser of standardised tokens."""
+    """An autoencoder, the standardisation of its tokens, and a denoiser of standardised tokens.
+
+    Examples
+    --------
+    >>> from sclatent.module import DiT, LatentDiffusion, Standardize, VectorAutoencoder
+    >>> autoencoder = VectorAutoencoder(dim=64, n_tokens=4, token_dim=16)
+    >>> module = LatentDiffusion(autoencoder, Standardize(4, 16), DiT(4, 16))
+    >>> [name for name, _ in module.named_children()]
+    ['autoencoder', 'standardize', 'denoiser']
+    """
 
     def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
         super().__init__()
@@ -18,7 +27,17 @@ class LatentDiffusion(nn.Module):
 
 
 class CellDiffusion(LatentDiffusion):
-    """Latent diffusion of cells, with the standardisation of library sizes."""
+    """Latent diffusion of cells, with the standardisation of library sizes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import CellDenoiser, CellDiffusion, SetAutoencoder, Standardize
+    >>> module = CellDiffusion(SetAutoencoder(n_genes=100), Standardize(8, 16), CellDenoiser(8, 16))
+    >>> tokens, genes, batch = torch.randn(3, 8, 16), torch.arange(100), torch.zeros(3, dtype=torch.int64)
+    >>> module.decode(tokens, genes, batch).shape
+    torch.Size([3, 100])
+    """
 
     def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
         super().__init__(autoencoder, standardize, denoiser)

@@ -26,6 +26,24 @@ class GeneLikelihood(nn.Module, ABC):
     ----------
     n_genes
         Number of genes of the model.
+
+    Examples
+    --------
+    What all of them do, shown by the Poisson distribution; the mean is the library size times a softmax:
+
+    >>> import numpy as np
+    >>> import torch
+    >>> from sclatent.module import Poisson
+    >>> likelihood = Poisson(n_genes=4)
+    >>> logits, library = torch.zeros(1, 4), torch.tensor([100.0])
+    >>> likelihood.mean(logits, library).tolist()
+    [[25.0, 25.0, 25.0, 25.0]]
+    >>> genes, rng = np.arange(4), np.random.default_rng(0)
+    >>> mean = np.full(4, 25.0)
+    >>> x = likelihood.draw(mean, genes, rng)
+    >>> same = likelihood.transport(x, mean, mean, genes, rng)  # to where it is
+    >>> (same == x).all().item()
+    True
     """
 
     is_count = True
@@ -66,7 +84,25 @@ class GeneLikelihood(nn.Module, ABC):
 
 
 class Poisson(GeneLikelihood):
-    """Poisson counts."""
+    """Poisson counts.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import Poisson
+    >>> from sclatent.nn import CellSets
+    >>> sets = CellSets(  # one cell with the counts 4, 0 and 1
+    ...     panel=torch.arange(3),
+    ...     cell=torch.tensor([0, 0]),
+    ...     column=torch.tensor([0, 2]),
+    ...     count=torch.tensor([4.0, 1.0]),
+    ...     n_cells=1,
+    ... )
+    >>> logits, library = torch.zeros(1, 3), torch.tensor([6.0])  # a mean of 2 for each gene
+    >>> log_p = torch.distributions.Poisson(2.0).log_prob(torch.tensor([4.0, 0.0, 1.0])).sum()
+    >>> torch.allclose(Poisson(n_genes=3).log_prob(logits, library, sets), log_p)
+    True
+    """
 
     def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
         log_rho = sets.at(logits.log_softmax(dim=-1))
@@ -83,7 +119,18 @@ class Poisson(GeneLikelihood):
 
 
 class NegativeBinomial(GeneLikelihood):
-    r"""Negative binomial counts of variance :math:`\mu + \mu^2 / \theta_g`, one inverse dispersion a gene."""
+    r"""Negative binomial counts of variance :math:`\mu + \mu^2 / \theta_g`, one inverse dispersion a gene.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.module import NegativeBinomial
+    >>> likelihood = NegativeBinomial(n_genes=1)  # an inverse dispersion of 1, as it starts
+    >>> rng = np.random.default_rng(0)
+    >>> x = np.array([likelihood.draw(np.array([10.0]), np.array([0]), rng).item() for _ in range(5000)])
+    >>> bool(9 < x.mean() < 11), bool(90 < x.var() < 130)  # mu + mu^2 is 110
+    (True, True)
+    """
 
     def __init__(self, n_genes: int) -> None:
         super().__init__(n_genes)
@@ -127,7 +174,18 @@ class NegativeBinomial(GeneLikelihood):
 
 
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
-    r"""Negative binomial counts that are lost with a probability :math:`\pi_g` of the gene."""
+    r"""Negative binomial counts that are lost with a probability :math:`\pi_g` of the gene.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.module import ZeroInflatedNegativeBinomial
+    >>> likelihood = ZeroInflatedNegativeBinomial(n_genes=2)
+    >>> [name for name, _ in likelihood.named_parameters()]
+    ['log_theta', 'dropout_logit']
+    >>> likelihood.draw(np.array([10.0, 0.1]), np.array([0, 1]), np.random.default_rng(0)).shape
+    (2,)
+    """
 
     def __init__(self, n_genes: int) -> None:
         super().__init__(n_genes)
@@ -158,7 +216,16 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
 
 class Normal(GeneLikelihood):
-    """Normal values around the logits, one standard deviation a gene: for log-normalised input."""
+    """Normal values around the logits, one standard deviation a gene: for log-normalised input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import Normal
+    >>> likelihood = Normal(n_genes=2)
+    >>> likelihood.is_count, likelihood.mean(torch.tensor([[0.5, 2.0]]), torch.ones(1)).tolist()
+    (False, [[0.5, 2.0]])
+    """
 
     is_count = False
 

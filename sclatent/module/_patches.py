@@ -24,6 +24,16 @@ class Patches(FeatureAutoencoder):
         shorter than 4.
     n_batches
         Number of batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import Patches
+    >>> patches = Patches((28, 28, 3))
+    >>> images, batch = torch.rand(2, 28, 28, 3), torch.zeros(2, dtype=torch.int64)
+    >>> tokens = patches.encode(images, batch)
+    >>> tokens.shape, torch.equal(patches.decode(tokens, batch), images)  # 14 x 14 patches of 2 x 2 pixels
+    (torch.Size([2, 196, 12]), True)
     """
 
     def __init__(self, shape: tuple[int, ...], patch: int | None = None, n_batches: int = 1) -> None:

@@ -34,6 +34,29 @@ class SetAutoencoder(nn.Module):
         ``"nb"``, ``"zinb"``, ``"poisson"`` or ``"normal"``.
     variational
         Whether the encoder gives a normal distribution over tokens (for the paper's ELBO) and not tokens.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import SetAutoencoder
+    >>> from sclatent.nn import CellSets
+    >>> autoencoder = SetAutoencoder(n_genes=100)
+    >>> sets = CellSets(  # 2 cells, of which the first 60 genes were measured
+    ...     panel=torch.arange(60),
+    ...     cell=torch.tensor([0, 0, 1]),
+    ...     column=torch.tensor([3, 7, 3]),
+    ...     count=torch.tensor([2.0, 1.0, 4.0]),
+    ...     n_cells=2,
+    ... )
+    >>> tokens = autoencoder.encode(sets)
+    >>> tokens.shape
+    torch.Size([2, 8, 16])
+    >>> batch = torch.zeros(2, dtype=torch.int64)
+    >>> autoencoder.decode(tokens, torch.arange(100), batch).shape  # at all genes
+    torch.Size([2, 100])
+    >>> nll, kl = autoencoder(sets, library=torch.tensor([3.0, 4.0]), batch=batch)
+    >>> nll.shape
+    torch.Size([2])
     """
 
     def __init__(

@@ -7,7 +7,21 @@ from torch import Tensor, nn
 
 
 class Standardize(nn.Module):
-    """Shift and scale every coordinate of the tokens to mean 0 and variance 1 over the training cells."""
+    """Shift and scale every coordinate of the tokens to mean 0 and variance 1 over the training cells.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import Standardize
+    >>> standardize = Standardize(8, 16)
+    >>> tokens = 3 * torch.randn(1000, 8, 16) + 2
+    >>> standardize.fit(tokens)
+    >>> z = standardize(tokens)
+    >>> round(abs(z.mean().item()), 3), round(z.std().item(), 3)
+    (0.0, 1.0)
+    >>> torch.allclose(standardize.inverse(z), tokens, atol=1e-4)
+    True
+    """
 
     eps = 1e-3  # a coordinate that is constant over the cells must not be blown up
 

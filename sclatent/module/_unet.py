@@ -48,6 +48,15 @@ class UNet(nn.Module):
         Channels at every resolution.
     n_resolutions
         Number of resolutions; each has half the side of the one before.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import UNet
+    >>> denoiser = UNet(n_tokens=256, token_dim=4, width=16, n_resolutions=2)  # 16 x 16 patches of 2 x 2 pixels
+    >>> x, t, no_label = torch.randn(2, 256, 4), torch.rand(2), torch.empty(2, 0, dtype=torch.int64)
+    >>> denoiser(x, t, no_label).shape
+    torch.Size([2, 256, 4])
     """
 
     def __init__(
@@ -124,7 +133,16 @@ def new_denoiser(
     n_blocks: int | None = None,
     n_heads: int = 4,
 ) -> DiT | UNet:
-    """Return a U-Net for the patches of an image, else a Diffusion Transformer; by default of a size for two cores."""
+    """Return a U-Net for the patches of an image, else a Diffusion Transformer; by default of a size for two cores.
+
+    Examples
+    --------
+    >>> from sclatent.module import new_denoiser
+    >>> type(new_denoiser(True, n_tokens=256, token_dim=4)).__name__
+    'UNet'
+    >>> type(new_denoiser(False, n_tokens=16, token_dim=4)).__name__
+    'DiT'
+    """
     if is_image:
         return UNet(n_tokens, token_dim, n_levels, width or 48, n_blocks or 3)
     return DiT(n_tokens, token_dim, n_levels, width or 128, n_blocks or 4, n_heads)

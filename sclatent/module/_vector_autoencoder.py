@@ -24,6 +24,17 @@ class VectorAutoencoder(FeatureAutoencoder):
         Width of the perceptrons.
     n_batches
         Number of batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import VectorAutoencoder
+    >>> autoencoder = VectorAutoencoder(dim=64, n_tokens=4, token_dim=16)
+    >>> autoencoder.start_from(torch.eye(64), scale=1.0)  # 64 components, which are the coordinates themselves
+    >>> x, batch = torch.randn(5, 64), torch.zeros(5, dtype=torch.int64)
+    >>> tokens = autoencoder.encode(x, batch)
+    >>> tokens.shape, torch.allclose(autoencoder.decode(tokens, batch), x, atol=1e-5)
+    (torch.Size([5, 4, 16]), True)
     """
 
     def __init__(self, dim: int, n_tokens: int = 16, token_dim: int = 16, width: int = 256, n_batches: int = 1) -> None:

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens (Vaswani et al. 2017)."""
+    """Multi-head self-attention over tokens (Vaswani et al. 2017).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.nn import SelfAttention
+    >>> SelfAttention(width=32, n_heads=4)(torch.randn(5, 8, 32)).shape  # 5 cells of 8 tokens
+    torch.Size([5, 8, 32])
+    """
 
     def __init__(self, width: int, n_heads: int) -> None:
         super().__init__()
@@ -27,7 +35,15 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then a two-layer perceptron, both residual."""
+    """Pre-norm transformer block: attention, then a two-layer perceptron, both residual.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.nn import Block
+    >>> Block(width=32, n_heads=4)(torch.randn(5, 8, 32)).shape  # 5 cells of 8 tokens
+    torch.Size([5, 8, 32])
+    """
 
     def __init__(self, width: int, n_heads: int, mlp_ratio: int = 4) -> None:
         super().__init__()
@@ -47,6 +63,14 @@ class AdaLNBlock(nn.Module):
 
     Shift, scale and gate of both halves are linear in the condition and start at zero, so that the block starts
     as the identity.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.nn import AdaLNBlock
+    >>> x, condition = torch.randn(5, 8, 32), torch.randn(5, 32)
+    >>> torch.equal(AdaLNBlock(width=32, n_heads=4)(x, condition), x)  # as it starts
+    True
     """
 
     def __init__(self, width: int, n_heads: int, mlp_ratio: int = 4) -> None:

@@ -20,6 +20,15 @@ class ConditionEmbedding(nn.Module):
         Number of levels of each key.
     shape
         Shape of an entry.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.nn import ConditionEmbedding
+    >>> embedding = ConditionEmbedding([8, 2], 32)  # 8 cell types and 2 conditions
+    >>> codes = torch.tensor([[3, 1], [3, -1]])  # the second cell leaves the condition open
+    >>> embedding(codes).shape
+    torch.Size([2, 32])
     """
 
     def __init__(self, n_levels: Sequence[int], *shape: int) -> None:
@@ -51,6 +60,15 @@ class ConditionMean(nn.Module):
         Number of levels of each key.
     shape
         Shape of the tokens of one cell.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.nn import ConditionMean
+    >>> mean = ConditionMean([2], 1)  # one key of two levels, and a single number to explain
+    >>> mean.fit_means(torch.tensor([[-1.0], [4.0]]))
+    >>> mean(torch.tensor([[0], [1], [-1]]), torch.zeros(3)).tolist()  # an open key has no effect
+    [[-1.0], [4.0], [0.0]]
     """
 
     def __init__(self, n_levels: Sequence[int], *shape: int) -> None:

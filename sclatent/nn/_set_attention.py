@@ -35,6 +35,21 @@ class SetPooling(nn.Module):
         Number of queries, heads of each, and width of a head.
     n_genes
         Number of genes in training, G.
+
+    Examples
+    --------
+    Neither the order of the genes nor genes that were not measured matter:
+
+    >>> import torch
+    >>> from sclatent.nn import SetPooling
+    >>> pooling = SetPooling(gene_dim=16, n_tokens=8, n_heads=4, head_dim=8, n_genes=100)
+    >>> genes, counts = torch.randn(100, 16), torch.poisson(torch.ones(5, 100))
+    >>> tokens = pooling(genes, counts)
+    >>> tokens.shape
+    torch.Size([5, 8, 32])
+    >>> order = torch.randperm(100)
+    >>> torch.allclose(pooling(genes[order], counts[:, order]), tokens, atol=1e-4)
+    True
     """
 
     n_features = 2
@@ -76,6 +91,14 @@ class SetReadout(nn.Module):
 
     where the key of a token is its address, learned; what the cell has to say goes through the values :math:`y`.
     Parameters are those of :class:`SetPooling`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.nn import SetReadout
+    >>> readout = SetReadout(gene_dim=16, n_tokens=8, n_heads=4, head_dim=8)
+    >>> readout(torch.randn(100, 16), torch.randn(5, 8, 32)).shape  # a logit for each of 100 genes of 5 cells
+    torch.Size([5, 100])
     """
 
     def __init__(self, gene_dim: int, n_tokens: int, n_heads: int, head_dim: int) -> None:

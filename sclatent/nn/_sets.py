@@ -22,6 +22,22 @@ class CellSets:
         Elements with a count above zero: cell, position in ``panel`` and count, each (n_elements,).
     n_cells
         Number of cells.
+
+    Examples
+    --------
+    Two cells, of which genes 0, 4 and 7 were measured; the second has no count of gene 4:
+
+    >>> import torch
+    >>> from sclatent.nn import CellSets
+    >>> sets = CellSets(
+    ...     panel=torch.tensor([0, 4, 7]),
+    ...     cell=torch.tensor([0, 0, 0, 1, 1]),
+    ...     column=torch.tensor([0, 1, 2, 0, 2]),
+    ...     count=torch.tensor([1.0, 2.0, 3.0, 5.0, 6.0]),
+    ...     n_cells=2,
+    ... )
+    >>> sets.dense().tolist()
+    [[1.0, 2.0, 3.0], [5.0, 0.0, 6.0]]
     """
 
     panel: Tensor

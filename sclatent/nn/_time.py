@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal features of t in [0, 1], then a two-layer perceptron (Peebles & Xie 2023)."""
+    """Sinusoidal features of t in [0, 1], then a two-layer perceptron (Peebles & Xie 2023).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.nn import TimeEmbedding
+    >>> TimeEmbedding(width=32)(torch.linspace(0, 1, 5)).shape
+    torch.Size([5, 32])
+    """
 
     n_frequencies = 64
     max_period = 10_000.0

@@ -35,6 +35,15 @@ def gene_statistics(real: AnnData, generated: AnnData, save: str | os.PathLike |
     Returns
     -------
     Array of the three axes.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> cells = sclatent.datasets.simulate(200, 50, library_size=500)
+    >>> real, generated = cells[::2].copy(), cells[1::2].copy()  # give cells of your model in place of the latter
+    >>> axes = sclatent.pl.gene_statistics(real, generated)
+    >>> [ax.get_title() for ax in axes]
+    ['mean (log1p CP10k)', 'variance (log1p CP10k)', 'zero fraction']
     """
     x, y = (_statistics(cells) for cells in (real[:, generated.var_names], generated))
     figure, axes = grid(len(x), (3.2, 3.4))
@@ -77,6 +86,17 @@ def response(
     Returns
     -------
     Array of the axes, one a prediction; with ``groupby``, (groups, predictions).
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.simulate(400, 50, cell_types=["B", "T"], library_size=500)
+    >>> is_control = adata.obs["condition"] == "control"
+    >>> control, treated = adata[is_control].copy(), adata[~is_control].copy()
+    >>> real, predicted = treated[::2].copy(), treated[1::2].copy()  # give predictions of your model for the latter
+    >>> axes = sclatent.pl.response(real, predicted, control, groupby="cell_type", n_names=3)
+    >>> axes.shape
+    (2, 1)
     """
     if isinstance(predicted, AnnData):
         predicted = {"generated": predicted}
@@ -131,6 +151,19 @@ def top_genes(
     Returns
     -------
     The axes.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.simulate(400, 50, cell_types=["B", "T"], library_size=500)
+    >>> is_control = adata.obs["condition"] == "control"
+    >>> of_b = adata.obs["cell_type"] == "B"
+    >>> shift = sclatent.metrics.mean_shift(adata, "condition", "control", "stimulated", "cell_type", held_out="B")
+    >>> ax = sclatent.pl.top_genes(
+    ...     adata[of_b & ~is_control], {"mean shift": shift}, adata[of_b & is_control], n_genes=10
+    ... )
+    >>> len(ax.get_yticks())
+    10
     """
     x = mean_change(real, control)
     genes = top_responding(x, n_genes)

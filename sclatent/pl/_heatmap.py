@@ -53,6 +53,18 @@ def metrics_heatmap(
     Returns
     -------
     Array of the axes: floor, sources, ceiling.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.simulate(240, 50, cell_types=["B", "T"], library_size=500)
+    >>> is_control = adata.obs["condition"] == "control"
+    >>> control, treated = adata[is_control].copy(), adata[~is_control].copy()
+    >>> real, predicted = treated[::2].copy(), treated[1::2].copy()  # give predictions of your model for the latter
+    >>> table = sclatent.metrics.evaluate_perturbation(real, predicted, control, groupby="cell_type")
+    >>> axes = sclatent.pl.metrics_heatmap(table, metrics=["pearson", "energy", "direction"], floor="mean shift")
+    >>> [ax.get_title() for ax in axes]
+    ['mean shift', 'generated', 'ceiling']
     """
     if missing := [column for column in NEEDED if column not in table]:
         raise KeyError(

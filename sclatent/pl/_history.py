@@ -27,6 +27,18 @@ def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None 
     Returns
     -------
     Array of the axes.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import SCLDM
+    >>> adata = sclatent.datasets.simulate(100, 50, library_size=500)
+    >>> SCLDM.setup_anndata(adata)
+    >>> model = SCLDM(adata, width=32, denoiser_width=32)
+    >>> model.train(max_epochs=2)
+    >>> axes = sclatent.pl.history(model.history)
+    >>> [ax.get_title() for ax in axes]
+    ['autoencoder', 'diffusion']
     """
     stages: dict[str, dict[str, pd.Series]] = {}
     for key, frame in history.items():

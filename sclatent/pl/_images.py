@@ -66,6 +66,14 @@ def images(
         If an entry or a column is missing.
     ValueError
         If what is there is no image, or has other than 1 or 3 channels.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> adata = sclatent.datasets.blood_cells()
+    >>> ax = sclatent.pl.images(adata, "image", groupby="cell_type", n=6)
+    >>> len(ax.get_yticks())  # a row a type
+    8
     """
     _check_n(n)
     if groupby is None:
@@ -122,6 +130,19 @@ def guidance(
         If an entry or a column is missing.
     ValueError
         If what is there is no image.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import JointLDM
+    >>> adata = sclatent.datasets.mitocheck()[::40].copy()
+    >>> JointLDM.setup_anndata(adata, obsm_key="image", labels_key="phenotype")
+    >>> model = JointLDM(adata, width=16, denoiser_width=32, denoiser_blocks=1)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+    >>> cells = sclatent.tl.guidance(model, ["Metaphase", "Interphase"], weights=[0, 2, 8])
+    >>> ax = sclatent.pl.guidance(cells, n=2)
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['0', '2', '8']
     """
     _check_n(n)
     if groupby is None:
@@ -197,6 +218,19 @@ def counterfactuals(
         If an entry, a column or a cell is missing.
     ValueError
         If names of cells are not unique, or the images have other shapes.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import JointLDM
+    >>> adata = sclatent.datasets.mitocheck()[::40].copy()
+    >>> JointLDM.setup_anndata(adata, obsm_key="image", labels_key="phenotype")
+    >>> model = JointLDM(adata, width=16, denoiser_width=32, denoiser_blocks=1)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+    >>> moved = model.counterfactual(adata[:6], "Metaphase", noise_level=0.4)
+    >>> axes = sclatent.pl.counterfactuals(adata, moved, labels_key="phenotype")
+    >>> [ax.get_title() for ax in axes]
+    ['original', 'counterfactual', 'difference']
     """
     _check_n(n)
     if not original.obs_names.is_unique:

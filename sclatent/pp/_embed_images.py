@@ -98,11 +98,25 @@ def embed_images(
 
     Examples
     --------
-    >>> encoder = sclatent.pp.efficientnet_lite0()  # pip install "sclatent[images]"
-    >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_effnet")
+    Any torch module that takes images, or a function, is an encoder:
 
-    >>> encoder = timm.create_model("vit_small_patch14_dinov2", pretrained=True, num_classes=0)
-    >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_dino", size=224)
+    >>> import sclatent, torch
+    >>> adata = sclatent.datasets.blood_cells()[:20].copy()
+    >>> encoder = torch.nn.Conv2d(in_channels=3, out_channels=8, kernel_size=5)
+    >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_conv")
+    >>> adata.obsm["X_conv"].shape
+    (20, 8)
+
+    One that was trained on photographs, of the extra ``images``:
+
+    >>> encoder = sclatent.pp.efficientnet_lite0()  # doctest: +SKIP
+    >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_effnet")  # doctest: +SKIP
+
+    One from timm:
+
+    >>> import timm  # doctest: +SKIP
+    >>> encoder = timm.create_model("vit_small_patch14_dinov2", pretrained=True, num_classes=0)  # doctest: +SKIP
+    >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_dino", size=224)  # doctest: +SKIP
     """
     if isinstance(encoder, type) or not callable(encoder):
         raise TypeError(

@@ -57,6 +57,23 @@ def denoising(
         If a model is not trained.
     ValueError
         If features have another shape, or a DAED another noise level.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import DAED
+    >>> adata, others = sclatent.datasets.mitocheck()[::10].copy(), sclatent.datasets.blood_cells()
+    >>> DAED.setup_anndata(adata)
+    >>> model = DAED(adata, width=32, n_blocks=1)
+    >>> model.train(max_epochs=1, stage="denoiser")  # only to show how it is done: leave max_epochs out
+    >>> table = sclatent.tl.denoising({"DAED": model}, {"nuclei": adata, "blood cells": others})
+    >>> table[["model", "data_set", "n_cells"]]
+             model     data_set  n_cells
+    0  noisy cells       nuclei      328
+    1         DAED       nuclei      328
+    2  noisy cells  blood cells      500
+    3         DAED  blood cells      500
+    >>> ax = sclatent.pl.denoising(adata)
     """
     for what, argument in (("models", models), ("adatas", adatas)):
         if not isinstance(argument, Mapping) or not argument:

@@ -54,6 +54,20 @@ def guidance(
     ------
     ValueError
         If the model was trained without labels, or does not know one.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import JointLDM
+    >>> adata = sclatent.datasets.mitocheck()[::10].copy()
+    >>> JointLDM.setup_anndata(adata, labels_key="phenotype")
+    >>> model = JointLDM(adata, denoiser_width=32, denoiser_blocks=1)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+    >>> cells = sclatent.tl.guidance(model, ["Metaphase", "Interphase"], weights=[0, 1, 4], n=5)
+    >>> cells.n_obs  # 2 labels, 3 weights, 5 starting points
+    30
+    >>> cells.obs["guidance_weight"].unique().tolist()
+    [0.0, 1.0, 4.0]
     """
     check_model(model, "model", "diffusion")
     if not model.labels.keys:

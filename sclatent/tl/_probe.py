@@ -70,6 +70,19 @@ def probe(
         If the model is not trained.
     ValueError
         If there are too few cells of some label.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import JointLDM
+    >>> adata = sclatent.datasets.mitocheck()[::10].copy()
+    >>> JointLDM.setup_anndata(adata)  # without labels: what does it know of phenotypes all the same?
+    >>> model = JointLDM(adata, denoiser_width=32, denoiser_blocks=1)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+    >>> table = sclatent.tl.probe(model, adata, "phenotype", noise_levels=[0.0, 0.5])
+    >>> list(table.columns)
+    ['label_key', 'noise_level', 'accuracy', 'se', 'features', 'majority', 'n_cells']
+    >>> ax = sclatent.pl.probe(adata)
     """
     check_model(model, "model", "diffusion")
     check_n_cells(n_cells, least=10)

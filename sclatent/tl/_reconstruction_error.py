@@ -41,7 +41,7 @@ def reconstruction_error(
         Trained :class:`~sclatent.model.JointDiffusion` or :class:`~sclatent.model.JointLDM`; or a
         :class:`~sclatent.model.DAED`, whose denoiser has one level, its own.
     adata
-        Cells of the data set of training; best those held out, ``adata[model.validation_indices_]``.
+        Cells of the data set of training; best those held out, ``adata[model.validation_indices_].copy()``.
     others
         Other data sets by name, with features of the same shape where the model expects them. Every data set is
         standardised by itself, as that of training was.
@@ -70,6 +70,25 @@ def reconstruction_error(
         If the model is not trained.
     ValueError
         If features have another shape, or a level is not one that the model denoises.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.model import JointLDM
+    >>> adata, others = sclatent.datasets.mitocheck()[::10].copy(), sclatent.datasets.blood_cells()
+    >>> JointLDM.setup_anndata(adata)
+    >>> model = JointLDM(adata, denoiser_width=32, denoiser_blocks=1)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+    >>> held_out = adata[model.validation_indices_].copy()
+    >>> levels = [0.01, 0.1]
+    >>> table = sclatent.tl.reconstruction_error(model, held_out, {"blood cells": others}, noise_levels=levels)
+    >>> table[["data_set", "noise_level", "n_cells"]]
+            data_set  noise_level  n_cells
+    0  training data         0.01       33
+    1  training data         0.10       33
+    2    blood cells         0.01      500
+    3    blood cells         0.10      500
+    >>> ax = sclatent.pl.reconstruction_error(table)
     """
     check_model(model, "model")
     levels = check_levels(model, noise_levels, NOISE_LEVELS)

@@ -15,7 +15,17 @@ from ._plans import TrainingDivergedError
 
 
 class ProgressBar(LightningProgressBar):
-    """One bar a stage: epoch, loss, cells/s and the time that is left."""
+    """One bar a stage: epoch, loss, cells/s and the time that is left.
+
+    Examples
+    --------
+    >>> from scvi.train import Trainer
+    >>> from sclatent.train import ProgressBar
+    >>> bar = ProgressBar("Autoencoder", n_cells=1_000)
+    >>> trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, callbacks=[bar], simple_progress_bar=False)
+    >>> bar in trainer.callbacks
+    True
+    """
 
     def __init__(self, description: str, n_cells: int) -> None:
         super().__init__()
@@ -73,7 +83,21 @@ class ProgressBar(LightningProgressBar):
 
 
 class History(Callback):
-    """The metrics of every epoch; part of the checkpoint, so that a resumed training has its past."""
+    """The metrics of every epoch; part of the checkpoint, so that a resumed training has its past.
+
+    Examples
+    --------
+    What ``model.history`` is made of:
+
+    >>> from sclatent.train import History
+    >>> history = History()
+    >>> history.load_state_dict({"metrics": {"diffusion_loss_train": {0: 1.5, 1: 1.25}}})
+    >>> history.to_frames()["diffusion_loss_train"]
+           diffusion_loss_train
+    epoch
+    0                      1.50
+    1                      1.25
+    """
 
     def __init__(self) -> None:
         self.metrics: dict[str, dict[int, float]] = {}
@@ -97,6 +121,19 @@ class BestWeights(Callback):
     """Keeps the weights of the best epoch (of the last one without validation), and puts them back at the end.
 
     ``weights`` starts with what training starts from, so that there is always something good to go back to.
+
+    Examples
+    --------
+    Lightning calls it after every epoch; what it has kept is put back at the end:
+
+    >>> from sclatent.module import DiT
+    >>> from sclatent.train import BestWeights, DiffusionPlan
+    >>> plan, best = DiffusionPlan(DiT(4, 8, width=32, n_blocks=1)), BestWeights()
+    >>> best.on_fit_start(None, plan)  # before the first epoch, the weights that training starts from
+    >>> _ = plan.trained.embed.weight.data.zero_()
+    >>> best.restore(plan)
+    >>> bool(plan.trained.embed.weight.any())
+    True
     """
 
     def __init__(self) -> None:

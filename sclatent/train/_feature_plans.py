@@ -25,6 +25,17 @@ class ReconstructionPlan(StagePlan):
         What is trained.
     token_noise
         Standard deviation of the noise on the tokens in training, which the decoder learns to bear.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.data import FeatureBatch
+    >>> from sclatent.module import VectorAutoencoder
+    >>> from sclatent.train import ReconstructionPlan
+    >>> plan = ReconstructionPlan(VectorAutoencoder(dim=16, n_tokens=2, token_dim=4), token_noise=0.1)
+    >>> none, batch = torch.empty(6, 0, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)  # no labels, one batch
+    >>> plan.losses(FeatureBatch(torch.randn(6, 16), none, batch), torch.Generator().manual_seed(0)).shape
+    torch.Size([6])
     """
 
     def __init__(
@@ -56,7 +67,18 @@ class ReconstructionPlan(StagePlan):
 
 
 class DenoisingPlan(StagePlan):
-    r"""The denoising autoencoder of DAED: :math:`-\ln p(x_0 | f_\varphi(x_1))` a coordinate."""
+    r"""The denoising autoencoder of DAED: :math:`-\ln p(x_0 | f_\varphi(x_1))` a coordinate.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import DenoisingAutoencoder
+    >>> from sclatent.train import DenoisingPlan
+    >>> autoencoder = DenoisingAutoencoder((16,), noise_level=0.1, width=32, n_blocks=1)
+    >>> tokens = torch.randn(6, autoencoder.n_tokens, autoencoder.token_dim)
+    >>> DenoisingPlan(autoencoder).losses((tokens,), torch.Generator().manual_seed(0)).shape
+    torch.Size([6])
+    """
 
     def __init__(
         self, autoencoder: DenoisingAutoencoder, lr: float = 1e-3, weight_decay: float = 0.01, **kwargs: Any
@@ -72,7 +94,21 @@ class DenoisingPlan(StagePlan):
 
 
 class PriorPlan(DiffusionPlan):
-    """The prior of DAED: diffusion of x1, which is drawn anew every time."""
+    """The prior of DAED: diffusion of x1, which is drawn anew every time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.diffusion import VariancePreserving
+    >>> from sclatent.module import DenoisingAutoencoder, DiT
+    >>> from sclatent.train import PriorPlan
+    >>> autoencoder = DenoisingAutoencoder((16,), noise_level=0.1, width=32, n_blocks=1)
+    >>> shape = autoencoder.n_tokens, autoencoder.token_dim
+    >>> plan = PriorPlan(DiT(*shape, width=32, n_blocks=1), autoencoder, VariancePreserving())
+    >>> batch = torch.randn(6, *shape), torch.empty(6, 0, dtype=torch.int64)  # clean tokens, no labels
+    >>> plan.losses(batch, torch.Generator().manual_seed(0)).shape
+    torch.Size([6])
+    """
 
     def __init__(
         self, denoiser: torch.nn.Module, autoencoder: DenoisingAutoencoder, process: Process, **kwargs: Any
@@ -122,6 +158,20 @@ class JointPlan(DiffusionPlan):
         Confidence from which on a cell takes part in it.
     strong_noise
         Share of noise in the variance, up to which a noisy cell takes part in it.
+
+    Examples
+    --------
+    Its arguments are given to ``train`` by the name of the stage, such as
+    ``model.train(plan_kwargs={"diffusion": {"mixup": 0.0}})``:
+
+    >>> from sclatent.diffusion import LinearFlow
+    >>> from sclatent.module import DiT, JointDenoiser
+    >>> from sclatent.train import JointPlan
+    >>> process = LinearFlow()
+    >>> denoiser = JointDenoiser(DiT(4, 8, n_levels=[3], width=32, n_blocks=1), (4, 8), n_labels=3, process=process)
+    >>> plan = JointPlan(denoiser, process, told=True, mixup=0.0, lr=1e-3)
+    >>> plan.mixup, plan.threshold
+    (0.0, 0.8)
     """
 
     def __init__(

@@ -17,7 +17,14 @@ from sclatent.nn import OPEN, CellSets
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number.
+
+    Examples
+    --------
+    >>> from sclatent.train import TrainingDivergedError
+    >>> issubclass(TrainingDivergedError, RuntimeError)
+    True
+    """
 
 
 class StagePlan(pl.LightningModule):
@@ -33,6 +40,21 @@ class StagePlan(pl.LightningModule):
         Steps over which the learning rate rises; from there it falls along a cosine to ``lr_floor`` of its height.
     seed
         Seed of everything drawn in training.
+
+    Examples
+    --------
+    A plan says what is trained and what each cell costs; the rest is here:
+
+    >>> import torch
+    >>> from sclatent.train import StagePlan
+    >>> class Centre(StagePlan):
+    ...     def __init__(self, **kwargs):
+    ...         super().__init__("centre", lr=0.1, weight_decay=0.0, **kwargs)
+    ...         self.trained = torch.nn.Linear(2, 1)
+    ...     def losses(self, batch, generator):
+    ...         return self.trained(batch).square().squeeze(1)
+    >>> Centre(seed=1).losses(torch.zeros(5, 2), torch.Generator()).shape
+    torch.Size([5])
     """
 
     lr_floor = 0.02
@@ -129,6 +151,20 @@ class AutoencoderPlan(StagePlan):
         The encoder sees a share of the molecules of a cell, drawn for each cell anew between this and 1 (binomial
         thinning, as in molecular cross-validation, Batson et al. 2019), and the decoder has to explain all of them.
         Tokens that remember the sampling noise of the counts do not help it then. 1 is no thinning; counts only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sclatent
+    >>> import torch
+    >>> from sclatent.data import CellRows
+    >>> from sclatent.module import SetAutoencoder
+    >>> from sclatent.train import AutoencoderPlan
+    >>> adata = sclatent.datasets.simulate(50, 40, library_size=200)
+    >>> rows = CellRows(adata.X, np.arange(40), None, np.empty((50, 0), dtype=int), np.zeros(50, dtype=int))
+    >>> plan = AutoencoderPlan(SetAutoencoder(n_genes=40), thinning=0.5)
+    >>> plan.losses(rows[range(8)], torch.Generator().manual_seed(0)).shape  # of 8 cells
+    torch.Size([8])
     """
 
     dispersion_lr = 10.0  # relative: log dispersions have far to go, over several orders of magnitude
@@ -190,6 +226,16 @@ class DiffusionPlan(StagePlan):
         Probability of each condition to be lost on its own, which lets any subset of conditions be given.
     ema_decay
         Decay of the exponential moving average of the weights. The average is what is validated and what samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.module import DiT
+    >>> from sclatent.train import DiffusionPlan
+    >>> plan = DiffusionPlan(DiT(n_tokens=4, token_dim=8, n_levels=[3], width=32, n_blocks=1), ema_decay=0.99)
+    >>> batch = torch.randn(6, 4, 8), torch.zeros(6, 1, dtype=torch.int64)  # tokens and condition codes of 6 cells
+    >>> plan.losses(batch, torch.Generator().manual_seed(0)).shape
+    torch.Size([6])
     """
 
     def __init__(

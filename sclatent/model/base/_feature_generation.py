@@ -75,6 +75,19 @@ class FeatureGenerationMixin:
         -------
         AnnData with the features where they were in training: X, a layer or the entry of obsm. ``obs`` has the labels,
         ``uns["sclatent"]`` what made it.
+
+        Examples
+        --------
+        >>> cells = model.sample(4, "Metaphase", guidance_weight=2.0)
+        >>> cells.obs["phenotype"].tolist()
+        ['Metaphase', 'Metaphase', 'Metaphase', 'Metaphase']
+
+        One label a cell; and none, which leaves them open:
+
+        >>> model.sample(labels=["Metaphase", "Interphase"]).n_obs
+        2
+        >>> int(model.sample(2).obs["phenotype"].isna().sum())
+        2
         """
         self._check_stage("diffusion", "sample")
         if n_samples is None and self._is_one_a_cell(labels):
@@ -136,6 +149,15 @@ class FeatureGenerationMixin:
         AnnData with a row a cell of the input and the index and obs of the input, with the new labels. What the
         autoencoder cannot express of a cell is kept. For images, ``obsm["difference"]`` is the new image less the old
         one, float32, of the shape of the image.
+
+        Examples
+        --------
+        >>> nuclei = adata[:4].copy()
+        >>> moved = model.counterfactual(nuclei, "Metaphase")
+        >>> moved.obs_names.equals(nuclei.obs_names)
+        True
+        >>> moved.obs["phenotype"].tolist()
+        ['Metaphase', 'Metaphase', 'Metaphase', 'Metaphase']
         """
         self._check_stage("diffusion", "counterfactual")
         if labels is None:
@@ -202,6 +224,18 @@ class FeatureGenerationMixin:
             Noisy tokens, (cells, n_tokens, token_dim), standardised as those of training.
         noise_level
             Share of noise in their variance.
+
+        Returns
+        -------
+        Tokens of the shape of ``x``, which the autoencoder decodes.
+
+        Examples
+        --------
+        >>> import torch
+        >>> autoencoder = model.module.autoencoder
+        >>> x = torch.randn(2, autoencoder.n_tokens, autoencoder.token_dim, device=model.device)
+        >>> model.denoise_tokens(x, noise_level=0.1).shape == x.shape
+        True
         """
         denoiser = self.module.denoiser
         t = x.new_full((len(x),), self.process.time(noise_level))

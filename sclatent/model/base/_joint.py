@@ -39,6 +39,15 @@ class JointMixin:
         Returns
         -------
         The most probable label of each cell, (cells,), or a DataFrame of probabilities (cells, labels).
+
+        Examples
+        --------
+        >>> adata.obs["predicted"] = model.predict()
+        >>> probability = model.predict(adata[:3], soft=True)
+        >>> list(probability.columns[:3])
+        ['ADCCM', 'Anaphase', 'Apoptosis']
+        >>> probability.sum(axis=1).round(3).tolist()
+        [1.0, 1.0, 1.0]
         """
         rows = self._rows_to_predict(adata, indices)
         blocks = []

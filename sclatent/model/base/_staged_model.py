@@ -161,6 +161,18 @@ class StagedModel(BaseModelClass):
         ------
         TrainingDivergedError
             If a loss is no longer finite; the last good weights are kept.
+
+        Examples
+        --------
+        A model that was trained already is trained further; one stage alone, here, and with a learning rate of its own:
+
+        >>> model.train(max_epochs=1, stage="diffusion", plan_kwargs={"diffusion": {"lr": 1e-4}})
+
+        Every epoch is in the history, as in scvi-tools:
+
+        >>> len(model.history["diffusion_loss_train"])
+        2
+        >>> axes = sclatent.pl.history(model.history)
         """
         plan_kwargs = dict(plan_kwargs or {})
         stages = list(self.STAGES) if stage == "all" else [stage]
@@ -348,6 +360,11 @@ class StagedModel(BaseModelClass):
             The folder.
         overwrite
             Whether to replace a model that is there. The old one stands until the new one is whole.
+
+        Examples
+        --------
+        >>> model.save("my_model")
+        >>> model.save("my_model", overwrite=True)
         """
         description = {
             "class": type(self).__name__,
@@ -384,6 +401,20 @@ class StagedModel(BaseModelClass):
             If there is no model.
         ValueError
             If the folder holds a model of another class, or was damaged or changed.
+
+        Examples
+        --------
+        Call it on the class of the model, such as ``SCLDM.load``; of a model at hand that is ``type(model)``:
+
+        >>> model.save("my_model")
+        >>> loaded = type(model).load("my_model", adata)
+        >>> loaded.trained_stages == model.trained_stages
+        True
+
+        To sample takes no data:
+
+        >>> type(model).load("my_model").sample(2).n_obs
+        2
         """
         description, tensors = read_model(dir_path, cls.__name__)
         model = cls(registry=description["registry"], **description["init_params"])
