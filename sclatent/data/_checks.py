@@ -14,7 +14,16 @@ BLOCK = 8192  # rows of a backed or dense matrix that are looked at together
 
 
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
-    """Return X or a layer, as it is stored."""
+    """Return X or a layer, as it is stored.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.data import get_matrix
+    >>> adata = sclatent.datasets.simulate(10, 20, store_mean=True)
+    >>> get_matrix(adata, None) is adata.X, get_matrix(adata, "mean").shape
+    (True, (10, 20))
+    """
     if layer is None:
         if adata.X is None:
             raise ValueError("adata.X is empty: give layer=, the name of the layer that holds the counts.")
@@ -44,6 +53,16 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
         Whether values must be whole numbers.
     columns
         The genes of which every cell must have some count; all by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import check_counts
+    >>> check_counts(np.array([[1.0, 0.0], [0.0, 3.0]]), "adata.X")
+    >>> check_counts(np.array([[0.5, 0.0]]), "adata.X")
+    Traceback (most recent call last):
+        ...
+    ValueError: adata.X has values that are not whole numbers (such as 0.5); raw counts were expected. ...
     """
     if 0 in matrix.shape:
         raise ValueError(
@@ -91,7 +110,20 @@ def positions_of(indices: Sequence[int] | slice | None, n: int) -> np.ndarray:
 
 
 def check_var_names(adata: AnnData) -> None:
-    """Raise a ``ValueError`` if gene names are not unique."""
+    """Raise a ``ValueError`` if gene names are not unique.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.data import check_var_names
+    >>> adata = sclatent.datasets.simulate(10, 3)
+    >>> check_var_names(adata)
+    >>> adata.var_names = ["CD3D", "CD3D", "ACTB"]
+    >>> check_var_names(adata)
+    Traceback (most recent call last):
+        ...
+    ValueError: adata.var_names has duplicates (such as 'CD3D'): call adata.var_names_make_unique() first.
+    """
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()][0]
         raise ValueError(
@@ -100,7 +132,18 @@ def check_var_names(adata: AnnData) -> None:
 
 
 def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: int = 1) -> None:
-    """Raise unless a column of obs is complete and has enough levels to condition on."""
+    """Raise unless a column of obs is complete and has enough levels to condition on.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sclatent.data import check_categorical
+    >>> obs = pd.DataFrame({"condition": ["control", "control"]})
+    >>> check_categorical(obs, "condition", "condition_keys", min_levels=2)
+    Traceback (most recent call last):
+        ...
+    ValueError: condition_keys: adata.obs['condition'] has only the level 'control'; ...
+    """
     if key not in obs:
         raise KeyError(f"{argument}: {key!r} is not a column of adata.obs, which has {list(obs.columns)}.")
     column = obs[key]
@@ -140,7 +183,18 @@ def check_no_empty_level(obs: pd.DataFrame, key: str, argument: str) -> None:
 
 
 def check_size_factors(obs: pd.DataFrame, key: str) -> None:
-    """Raise unless a column of obs holds positive finite numbers."""
+    """Raise unless a column of obs holds positive finite numbers.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sclatent.data import check_size_factors
+    >>> check_size_factors(pd.DataFrame({"size_factor": [0.5, 2.0]}), "size_factor")
+    >>> check_size_factors(pd.DataFrame({"size_factor": [0.5, 0.0]}), "size_factor")
+    Traceback (most recent call last):
+        ...
+    ValueError: size_factor_key: adata.obs['size_factor'] must be a positive finite number for every cell.
+    """
     if key not in obs:
         raise KeyError(f"size_factor_key: {key!r} is not a column of adata.obs, which has {list(obs.columns)}.")
     values = pd.to_numeric(obs[key], errors="coerce").to_numpy(float)
@@ -149,7 +203,14 @@ def check_size_factors(obs: pd.DataFrame, key: str) -> None:
 
 
 def check_keys(condition_keys: Sequence[str] | str | None) -> list[str]:
-    """Return condition keys as a list of different names."""
+    """Return condition keys as a list of different names.
+
+    Examples
+    --------
+    >>> from sclatent.data import check_keys
+    >>> check_keys("cell_type"), check_keys(["cell_type", "condition"]), check_keys(None)
+    (['cell_type'], ['cell_type', 'condition'], [])
+    """
     keys = [condition_keys] if isinstance(condition_keys, str) else list(condition_keys or [])
     if len(set(keys)) < len(keys):
         raise ValueError(f"condition_keys={keys} names a column twice.")

@@ -16,7 +16,17 @@ from ._checks import get_matrix, positions_of
 
 
 class FeatureBatch(NamedTuple):
-    """A minibatch: features (cells, *shape), label codes (cells, n_keys) with -1 for none, batch codes (cells,)."""
+    """A minibatch: features (cells, *shape), label codes (cells, n_keys) with -1 for none, batch codes (cells,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.data import FeatureBatch
+    >>> batch = FeatureBatch(torch.randn(4, 64), labels=torch.full((4, 1), -1), batch=torch.zeros(4, dtype=torch.int64))
+    >>> x, labels, _ = batch
+    >>> x.shape, labels.shape
+    (torch.Size([4, 64]), torch.Size([4, 1]))
+    """
 
     x: Tensor
     labels: Tensor
@@ -36,6 +46,17 @@ class FeatureRows(Dataset):
         Label codes (cells, n_keys) and batch codes (cells,).
     cells
         The rows that the data set consists of; all of them by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sclatent
+    >>> from sclatent.data import FeatureRows
+    >>> adata = sclatent.datasets.mitocheck()
+    >>> no_label, batch = np.full((adata.n_obs, 1), -1), np.zeros(adata.n_obs, dtype=int)
+    >>> rows = FeatureRows(adata.obsm["image"], (32, 32, 1), no_label, batch)
+    >>> rows[[5, 7, 9]].x.shape  # a minibatch
+    torch.Size([3, 32, 32, 1])
     """
 
     def __init__(
@@ -75,7 +96,17 @@ def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.
 
 
 def get_features(adata: AnnData, obsm_key: str | None, layer: str | None) -> tuple[Any, str]:
-    """Return X, a layer or an entry of obsm, as it is stored, and what to call it in a message."""
+    """Return X, a layer or an entry of obsm, as it is stored, and what to call it in a message.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.data import get_features
+    >>> adata = sclatent.datasets.mitocheck()
+    >>> values, where = get_features(adata, "image", None)
+    >>> values.shape, where
+    ((3277, 1024), "adata.obsm['image']")
+    """
     if obsm_key is None:
         if layer is None and adata.X is None:
             raise ValueError("adata.X is empty: give obsm_key= or layer=, where the features are.")
@@ -112,6 +143,15 @@ def feature_shape(
     ------
     ValueError
         If images are not square, not all of one size, or flat without a shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import feature_shape
+    >>> feature_shape(np.zeros((5, 1280)), "adata.X", None)  # an embedding
+    (1280,)
+    >>> feature_shape(np.zeros((5, 1024)), "adata.X", (32, 32))  # an image that is stored flat
+    (32, 32, 1)
     """
     if values.dtype == object:
         raise ValueError(
@@ -156,7 +196,17 @@ def feature_shape(
 
 
 def check_finite(values: Any, where: str, block: int = 4096) -> None:
-    """Raise a ``ValueError`` if a value is not a finite number."""
+    """Raise a ``ValueError`` if a value is not a finite number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import check_finite
+    >>> check_finite(np.array([[0.0, np.nan]]), "adata.X")
+    Traceback (most recent call last):
+        ...
+    ValueError: adata.X has values that are NaN or infinite ...
+    """
     for start in range(0, values.shape[0], block):
         part = values[start : start + block]
         part = part.data if sparse.issparse(part) else np.asarray(part)

@@ -69,11 +69,31 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
 
     Examples
     --------
-    >>> SCLDM.setup_anndata(adata, layer="counts", condition_keys=["cell_type", "condition"])
+    >>> import sclatent
+    >>> from sclatent.model import SCLDM
+    >>> adata = sclatent.datasets.simulate(200, 100, cell_types=["B cells", "T cells"])  # raw counts in X
+    >>> SCLDM.setup_anndata(adata, condition_keys=["cell_type", "condition"])
     >>> model = SCLDM(adata)
-    >>> model.train()
-    >>> cells = model.sample(500, {"cell_type": "CD4 T cells", "condition": "stimulated"}, seed=0)
-    >>> moved = model.counterfactual(adata_ctrl, {"condition": "stimulated"}, seed=0)
+    >>> model.train(max_epochs=1)  # only to show how it is done: leave max_epochs out for a good model
+
+    New cells, under conditions of your choice:
+
+    >>> cells = model.sample(50, {"cell_type": "B cells", "condition": "stimulated"}, seed=0)
+    >>> cells
+    AnnData object with n_obs × n_vars = 50 × 100
+        obs: 'cell_type', 'condition', 'library_size'
+        uns: 'sclatent'
+
+    Measured cells, moved to another condition row by row:
+
+    >>> control = adata[adata.obs["condition"] == "control"].copy()
+    >>> moved = model.counterfactual(control, {"condition": "stimulated"}, seed=0)
+    >>> moved.obs["condition"].value_counts().to_dict()
+    {'stimulated': 100, 'control': 0}
+
+    An embedding, for neighbours and a UMAP by scanpy:
+
+    >>> adata.obsm["X_sclatent"] = model.get_latent_representation()
     """
 
     def __init__(
@@ -179,6 +199,14 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             If a layer or a column is missing.
         ValueError
             If the data are not what was expected. Nothing has been changed then.
+
+        Examples
+        --------
+        >>> adata = sclatent.datasets.simulate(200, 100, n_batches=2)
+        >>> adata.layers["counts"] = adata.X.copy()
+        >>> SCLDM.setup_anndata(adata, layer="counts", condition_keys=["cell_type", "condition"], batch_key="batch")
+        >>> SCLDM(adata).conditions.levels["condition"]
+        ['control', 'stimulated']
         """
         keys = check_keys(condition_keys)
         check_var_names(adata)

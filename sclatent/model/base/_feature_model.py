@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -143,6 +144,22 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             If an entry or a column is missing.
         ValueError
             If the data are not what was expected. Nothing has been changed then.
+
+        Examples
+        --------
+        It is the same for DAED, JointDiffusion and JointLDM. Embeddings in X, with labels for a quarter of the cells:
+
+        >>> from sclatent.model import JointLDM
+        >>> adata = sclatent.datasets.mitocheck()
+        >>> known = adata.obs["phenotype"].astype(str).iloc[::4]
+        >>> adata.obs["label"] = known.reindex(adata.obs_names, fill_value="unknown")
+        >>> JointLDM.setup_anndata(adata, labels_key="label", unlabeled_category="unknown")
+
+        Images in obsm, without labels:
+
+        >>> JointLDM.setup_anndata(adata, obsm_key="image")
+        >>> JointLDM(adata).shape
+        (32, 32, 1)
         """
         values, where = get_features(adata, obsm_key, layer)
         shape = feature_shape(values, where, image_shape, adata.uns)
@@ -198,8 +215,11 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             setup_method_args=setup_method_args,
             validation_checks=AnnDataManagerValidationCheck(check_if_view=False),
         )
+        # scvi-tools tells of the names that it makes up for pixels
+        logging.getLogger("scvi.data.fields._arraylike_field").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*view.*")  # a view becomes an AnnData of its own
+            warnings.filterwarnings("ignore", message=".*fewer than 3 cells")  # labels may be few
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
@@ -327,6 +347,11 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         Returns
         -------
         Features, not standardised, (cells, dim) or (cells, height, width, channels), float32.
+
+        Examples
+        --------
+        >>> model.get_features(adata[:3]).shape == (3, *model.shape)
+        True
         """
         rows = self._rows(adata, indices, batch=False)
         return rows[np.arange(len(rows))].x.numpy()
@@ -366,6 +391,13 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         Returns
         -------
         Activations (cells, n_blocks, width).
+
+        Examples
+        --------
+        >>> activations = model.get_activations(adata[:5], noise_level=0.1)
+        >>> n_cells, n_blocks, width = activations.shape
+        >>> n_cells
+        5
         """
         self._check_stage("diffusion", "get_activations")
         if not 0 <= noise_level <= 1:
