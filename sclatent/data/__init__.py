@@ -11,7 +11,7 @@ from ._checks import (
     get_matrix,
 )
 from ._conditions import Conditions
-from ._features import FeatureBatch, FeatureRows, check_finite, feature_shape, get_features
+from ._features import FeatureBatch, FeatureRows, check_finite, feature_shape, get_features, read_features
 from ._genes import align_genes
 from ._interactions import SHRINKAGE, interaction_effects
 from ._library import LibrarySizes
@@ -47,4 +47,5 @@ __all__ = [
     "interaction_effects",
     "log_normalize_counts",
     "make_loader",
+    "read_features",
 ]

@@ -7,6 +7,7 @@ import os
 import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 MAX_COLUMNS = 4
@@ -22,6 +23,11 @@ def grid(n_panels: int, size: tuple[float, float], columns: int | None = None) -
     for ax in axes[n_panels:]:
         ax.remove()
     return figure, axes[:n_panels]
+
+
+def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    """Return the axes that were given, or those of a new figure of a size in inches."""
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def levels(adata: AnnData, key: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from sclatent.metrics import concordance, log_normalize, mean_change, pearson_of_change, top_responding
 from sclatent.metrics._change import pearson
 
-from ._figures import grid, levels, save_figure
+from ._figures import axes_or_new, grid, levels, save_figure
 from ._names import name_points
 
 Predicted = Mapping[str, AnnData | np.ndarray]
@@ -169,7 +168,7 @@ def top_genes(
     genes = top_responding(x, n_genes)
     genes = genes[np.argsort(x[genes])]
     place = np.arange(len(genes))
-    ax = _axes(ax, (5.5, 0.8 + 0.22 * len(genes)))
+    ax = axes_or_new(ax, (5.5, 0.8 + 0.22 * len(genes)))
     ax.barh(place, x[genes], color="0.85", label="real", zorder=1)
     for i, (name, prediction) in enumerate(predicted.items()):
         change = _change(prediction, control)[genes]
@@ -184,10 +183,6 @@ def top_genes(
     ax.legend(frameon=False, loc="lower right")
     save_figure(ax.figure, save)
     return ax
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def _change(prediction: AnnData | np.ndarray, control: AnnData) -> np.ndarray:

@@ -13,10 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from sclatent.data import feature_shape, get_features
-from sclatent.data._features import read_features
+from sclatent.data import feature_shape, get_features, read_features
 
-from ._figures import levels, save_figure
+from ._figures import axes_or_new, levels, save_figure
 
 SIDE = 0.62  # of an image, in inches
 COLUMNS = 8  # images a row, where there are no groups
@@ -324,11 +323,9 @@ def _spread(cells: np.ndarray, n: int) -> np.ndarray:
 
 
 def _axes(ax: Axes | None, pictures: np.ndarray, names: Sequence[str], header: bool = False) -> Axes:
-    if ax is not None:
-        return ax
     room = 0.075 * max(map(len, names)) + 0.15  # for the names of the rows
     size = SIDE * pictures.shape[1] + room, SIDE * pictures.shape[0] + (0.55 if header else 0.15)
-    return plt.subplots(figsize=size, layout="constrained")[1]
+    return axes_or_new(ax, size)
 
 
 def _mosaic(

@@ -6,14 +6,13 @@ import os
 from collections.abc import Sequence
 from textwrap import fill
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from ._figures import save_figure
+from ._figures import axes_or_new, save_figure
 
 ERROR = "mean absolute error\n(s.d. of the features)"
 BAND = 1.96  # standard errors: 95 %
@@ -70,7 +69,7 @@ def reconstruction_error(
     """
     table = _table(data, key, "reconstruction_error", ["model", "data_set", "noise_level", "error", "se", "noise"])
     data_sets, models = list(table["data_set"].unique()), list(table["model"].unique())
-    ax = _axes(ax, (4.8 if len(models) == 1 else 6.6, 3.4))
+    ax = axes_or_new(ax, (4.8 if len(models) == 1 else 6.6, 3.4))
     styles = [{"ls": ls, "marker": marker} for ls, marker in zip(["-", "--", ":", "-."], "oDs^", strict=True)]
     for (model, data_set), rows in table.groupby(["model", "data_set"], sort=False):
         style = styles[models.index(model) % len(styles)]
@@ -139,7 +138,7 @@ def probe(
     """
     needed = ["label_key", "noise_level", "accuracy", "se", "features", "majority"]
     table = _table(data, key, "probe", needed)
-    ax = _axes(ax, (4.8, 3.4))
+    ax = axes_or_new(ax, (4.8, 3.4))
     n_labels = table["label_key"].nunique()
     for i, (label, rows) in enumerate(table.groupby("label_key", sort=False)):
         reference = REFERENCE if n_labels == 1 else {**REFERENCE, "color": f"C{i}"}
@@ -201,7 +200,7 @@ def denoising(
     width = 0.8 / len(models)
     group = max(1.0, 0.36 * len(models))  # in inches
     beside = 0.5 + 0.075 * max(map(len, models))
-    ax = _axes(ax, (0.9 + group * len(data_sets) + beside, 3.2))
+    ax = axes_or_new(ax, (0.9 + group * len(data_sets) + beside, 3.2))
     for i, model in enumerate(models):
         rows = table[table["model"] == model].set_index("data_set").reindex(data_sets)
         place = np.arange(len(data_sets)) + (i - (len(models) - 1) / 2) * width
@@ -240,10 +239,6 @@ def _table(data: AnnData | pd.DataFrame, key: str, function: str, columns: Seque
             f"{list(columns)}."
         )
     return data
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def _curve(ax: Axes, rows: pd.DataFrame, column: str, **style: object) -> None:
