@@ -88,7 +88,30 @@ class FeatureRows(Dataset):
 
 
 def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Read the features of cells, (cells, *shape), float32."""
+    """Read the features of cells, (cells, *shape), float32.
+
+    Parameters
+    ----------
+    values
+        (all cells, ...), dense, sparse or backed.
+    cells
+        Rows to read, in any order.
+    shape
+        Shape of the features of a cell.
+
+    Returns
+    -------
+    Features, (cells, *shape), float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import read_features
+    >>> flat = np.arange(12, dtype=np.uint8).reshape(3, 4)  # three images of 2 x 2 pixels
+    >>> read_features(flat, np.array([2, 0]), (2, 2))[0]
+    array([[ 8.,  9.],
+           [10., 11.]], dtype=float32)
+    """
     unique, inverse = np.unique(cells, return_inverse=True)  # backed files want increasing rows
     block = values[unique]
     block = block.toarray() if sparse.issparse(block) else np.asarray(block)

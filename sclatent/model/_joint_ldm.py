@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -136,30 +136,3 @@ class JointLDM(JointMixin, FeatureModel):
             # the more cells, the more the mean of a label is believed
             self.module.denoiser.mean.cpu().fit_means(total / (member.sum(dim=0) + SHRINKAGE)[:, None, None])
         return data
-
-    def get_latent_representation(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024
-    ) -> np.ndarray:
-        """Encode cells.
-
-        Parameters
-        ----------
-        adata
-            Cells; the training data by default.
-        indices
-            Rows to encode; all by default.
-        batch_size
-            Cells computed together.
-
-        Returns
-        -------
-        Tokens of each cell side by side, (cells, n_tokens * token_dim).
-
-        Examples
-        --------
-        >>> adata.obsm["X_joint_ldm"] = model.get_latent_representation()
-        >>> adata.obsm["X_joint_ldm"].shape  # 2 tokens of 32
-        (328, 64)
-        """
-        self._check_stage("autoencoder", "get_latent_representation")
-        return self._encode(self._rows(adata, indices), batch_size).flatten(1).numpy()

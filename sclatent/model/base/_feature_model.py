@@ -364,6 +364,34 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
     def _encode(self, rows: FeatureRows, batch_size: int) -> Tensor:
         return torch.cat([self._encode_batch(batch).cpu() for batch in make_loader(rows, batch_size)])
 
+    def get_latent_representation(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024
+    ) -> np.ndarray:
+        """Encode cells by the autoencoder.
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default.
+        indices
+            Rows to encode; all by default.
+        batch_size
+            Cells computed together.
+
+        Returns
+        -------
+        Tokens of each cell side by side, (cells, n_tokens * token_dim).
+
+        Examples
+        --------
+        >>> adata.obsm["X_latent"] = model.get_latent_representation()
+        >>> adata.obsm["X_latent"].shape  # 2 tokens of 32
+        (328, 64)
+        """
+        for stage in self._needs("diffusion"):
+            self._check_stage(stage, "get_latent_representation")
+        return self._encode(self._rows(adata, indices), batch_size).flatten(1).numpy()
+
     @torch.no_grad()
     def get_activations(
         self,
