@@ -52,7 +52,8 @@ def metrics_heatmap(
 
     Returns
     -------
-    Array of the axes: floor, sources, ceiling.
+    np.ndarray
+        The axes: floor, sources, ceiling.
 
     Examples
     --------
@@ -104,6 +105,7 @@ def metrics_heatmap(
         ax.set_xticks(range(shape[1]), conditions, rotation=90, fontsize=8)
         ax.set_title(fill(title, int(12 * width), break_long_words=False), fontsize=9)
         ax.tick_params(length=0)
+        ax.grid(False)  # scanpy's settings draw one, through the numbers
         ax.spines[:].set_visible(False)
     arrows = both["better"].groupby(level="metric").first().map(ARROWS)
     axes[0].set_yticks(range(shape[0]), [f"{m} {arrows[m]}" for m in metrics], fontsize=8)

@@ -1,0 +1,65 @@
+"""The notebooks of tutorials/: they run from the first cell to the last, and what they say of their results holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[1] / "tutorials"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+# what the text claims, in the names of the notebook, with room for another machine or seed
+CLAIMS = {
+    "1_quickstart": [
+        'summary.loc["pearson", "sample"] > summary.loc["pearson", ["cell mean", "mean shift", "linear shift"]].max()',
+        'summary.loc["energy", "counterfactual"] < summary.loc["energy", "control as it is"]',
+        "(again.X != generated.X).nnz == 0",
+        "moved.obs_names.equals(control_cells.obs_names)",
+    ],
+    "2_perturbation_prediction": [
+        'summary.loc["energy", "counterfactual"] < summary.loc["energy", "mean shift"]',
+        "size[0] < size[1] < size[-1]",
+        'likeness.loc["keep = 1", "with itself"] > likeness.loc["keep = 1", "with another cell"] + 0.1',
+        'abs(likeness.loc["sample", "with itself"] - likeness.loc["sample", "with another cell"]) < 0.1',
+        "correlation[10] > 0.3 > abs(correlation[250])",
+        'pooled.loc["energy", "all alike"] > 2 * pooled.loc["energy", "cells"]',
+    ],
+}
+
+
+def test_every_notebook_has_claims_to_be_checked():
+    assert [path.stem for path in NOTEBOOKS] == list(CLAIMS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_and_its_claims_hold(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    claims = "\n".join(f"assert {claim}, {claim!r}" for claim in CLAIMS[path.stem])
+    notebook.cells.append(nbformat.v4.new_code_cell(claims))
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_kept_and_are_those_of_one_run(path):
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    said = "\n".join(output.text for output in outputs if output.output_type == "stream")
+    assert "Warning" not in said
+    assert not re.search(r"(?:^|\s)/(?:home|tmp|root|usr|work)/", said), "a path of the machine that it ran on"
+    assert path.stat().st_size < 1.5e6
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+    text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert link.startswith("https://") or (FOLDER / link).exists(), link
