@@ -41,7 +41,8 @@ def run(out: Path, max_epochs: int | None = None) -> pd.DataFrame:
 
     Returns
     -------
-    The table of :func:`sclatent.metrics.evaluate_perturbation`.
+    pd.DataFrame
+        The table of :func:`sclatent.metrics.evaluate_perturbation`.
     """
     adata = datasets.glioblastoma()
     patient, condition = adata.obs[PATIENT_KEY], adata.obs[CONDITION_KEY]

@@ -113,9 +113,10 @@ def test_every_public_name_has_an_example(room: str):
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_public_name_is_in_the_reference(room: str):
-    """And nothing else is."""
+def test_the_reference_lists_every_public_name_once_and_nothing_else(room: str):
     page = (Path(__file__).parents[1] / "docs" / "api" / f"{room}.md").read_text()
-    module = importlib.import_module(f"sclatent.{room}")
-    listed = {line.strip() for block in page.split("```")[1::2] for line in block.splitlines()}
-    assert [name for name in module.__all__ if name not in listed] == []
+    lines = [
+        line.strip().removeprefix(".. py:data:: ") for block in page.split("```")[1::2] for line in block.splitlines()
+    ]
+    listed = [line for line in lines if line.isidentifier()]
+    assert sorted(listed) == sorted(importlib.import_module(f"sclatent.{room}").__all__)

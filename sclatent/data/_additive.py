@@ -22,7 +22,8 @@ def common_slope(codes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    The slope (dim,); 0 if the covariate does not vary within any combination.
+    np.ndarray
+        The slope (dim,); 0 if the covariate does not vary within any combination.
 
     Examples
     --------
@@ -61,7 +62,8 @@ def additive_effects(
 
     Returns
     -------
-    The constant (dim,) and the effects of each key, (n_levels, dim), whose mean over the training cells is 0.
+    tuple[np.ndarray, list[np.ndarray]]
+        The constant (dim,) and the effects of each key, (n_levels, dim), whose mean over the training cells is 0.
 
     Examples
     --------

@@ -16,6 +16,20 @@ BLOCK = 8192  # rows of a backed or dense matrix that are looked at together
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return X or a layer, as it is stored.
 
+    Parameters
+    ----------
+    adata
+        Cells.
+    layer
+        The layer; None is X.
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer.
+    ValueError
+        If X is empty.
+
     Examples
     --------
     >>> import sclatent
@@ -112,6 +126,11 @@ def positions_of(indices: Sequence[int] | slice | None, n: int) -> np.ndarray:
 def check_var_names(adata: AnnData) -> None:
     """Raise a ``ValueError`` if gene names are not unique.
 
+    Parameters
+    ----------
+    adata
+        Cells x genes.
+
     Examples
     --------
     >>> import sclatent
@@ -133,6 +152,24 @@ def check_var_names(adata: AnnData) -> None:
 
 def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: int = 1) -> None:
     """Raise unless a column of obs is complete and has enough levels to condition on.
+
+    Parameters
+    ----------
+    obs
+        Table of cells.
+    key
+        The column.
+    argument
+        What a message calls the argument that it was given by.
+    min_levels
+        How many different levels there must be.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    ValueError
+        If values are missing, or levels too few.
 
     Examples
     --------
@@ -163,6 +200,15 @@ def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: in
 def check_no_empty_level(obs: pd.DataFrame, key: str, argument: str) -> None:
     """Raise a ``ValueError`` if a categorical column has a level without a cell, of which nothing can be learned.
 
+    Parameters
+    ----------
+    obs
+        Table of cells.
+    key
+        The column.
+    argument
+        What a message calls the argument that it was given by.
+
     Examples
     --------
     >>> import pandas as pd
@@ -185,6 +231,20 @@ def check_no_empty_level(obs: pd.DataFrame, key: str, argument: str) -> None:
 def check_size_factors(obs: pd.DataFrame, key: str) -> None:
     """Raise unless a column of obs holds positive finite numbers.
 
+    Parameters
+    ----------
+    obs
+        Table of cells.
+    key
+        The column.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    ValueError
+        If a value is not a positive finite number.
+
     Examples
     --------
     >>> import pandas as pd
@@ -204,6 +264,16 @@ def check_size_factors(obs: pd.DataFrame, key: str) -> None:
 
 def check_keys(condition_keys: Sequence[str] | str | None) -> list[str]:
     """Return condition keys as a list of different names.
+
+    Parameters
+    ----------
+    condition_keys
+        One name or several, or None.
+
+    Raises
+    ------
+    ValueError
+        If a name is there twice.
 
     Examples
     --------

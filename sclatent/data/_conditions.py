@@ -72,7 +72,8 @@ class Conditions:
 
         Returns
         -------
-        Codes (cells, n_keys), -1 where a key is open.
+        np.ndarray
+            Codes (cells, n_keys), -1 where a key is open.
         """
         argument = self.argument if argument is None else argument
         if isinstance(conditions, pd.DataFrame):
@@ -105,7 +106,20 @@ class Conditions:
         return code
 
     def decode(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
-        """Turn codes (cells, n_keys) into a DataFrame of categoricals with the levels of training; open is missing."""
+        """Turn codes into names, as categoricals with the levels of training; an open key is missing.
+
+        Parameters
+        ----------
+        codes
+            Condition codes, (cells, n_keys), -1 where a key is open.
+        index
+            Names of the cells.
+
+        Returns
+        -------
+        pd.DataFrame
+            A column a key.
+        """
         return pd.DataFrame(
             {
                 key: pd.Categorical.from_codes(codes[:, k], categories=values)

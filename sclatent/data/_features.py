@@ -16,7 +16,16 @@ from ._checks import get_matrix, positions_of
 
 
 class FeatureBatch(NamedTuple):
-    """A minibatch: features (cells, *shape), label codes (cells, n_keys) with -1 for none, batch codes (cells,).
+    """A minibatch of cells with features.
+
+    Parameters
+    ----------
+    x
+        Features, ``(cells, *shape)``.
+    labels
+        Label codes, (cells, n_keys), -1 for none.
+    batch
+        Batch codes, (cells,).
 
     Examples
     --------
@@ -88,7 +97,7 @@ class FeatureRows(Dataset):
 
 
 def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Read the features of cells, (cells, *shape), float32.
+    """Read the features of cells, ``(cells, *shape)``, float32.
 
     Parameters
     ----------
@@ -101,7 +110,8 @@ def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.
 
     Returns
     -------
-    Features, (cells, *shape), float32.
+    np.ndarray
+        Features, ``(cells, *shape)``, float32.
 
     Examples
     --------
@@ -120,6 +130,25 @@ def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.
 
 def get_features(adata: AnnData, obsm_key: str | None, layer: str | None) -> tuple[Any, str]:
     """Return X, a layer or an entry of obsm, as it is stored, and what to call it in a message.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    obsm_key, layer
+        Entry of obsm, or layer, with the features; X by default.
+
+    Returns
+    -------
+    tuple[Any, str]
+        The features, (cells, ...), and their place in words.
+
+    Raises
+    ------
+    KeyError
+        If there is no such entry.
+    ValueError
+        If both were given, or X is empty.
 
     Examples
     --------
@@ -160,7 +189,8 @@ def feature_shape(
 
     Returns
     -------
-    (dim,) for embeddings, (height, width, channels) for images.
+    tuple[int, ...]
+        (dim,) for embeddings, (height, width, channels) for images.
 
     Raises
     ------
@@ -220,6 +250,15 @@ def feature_shape(
 
 def check_finite(values: Any, where: str, block: int = 4096) -> None:
     """Raise a ``ValueError`` if a value is not a finite number.
+
+    Parameters
+    ----------
+    values
+        (cells, ...), dense, sparse or backed.
+    where
+        What to call them in a message.
+    block
+        Rows that are looked at together.
 
     Examples
     --------

@@ -23,7 +23,13 @@ def align_genes(names: Sequence[str] | pd.Index, genes: pd.Index) -> np.ndarray:
 
     Returns
     -------
-    For each gene of the query its position among those of the model, -1 if the model does not know it.
+    np.ndarray
+        For each gene of the query its position among those of the model, -1 if the model does not know it.
+
+    Raises
+    ------
+    ValueError
+        If gene names of the query are not unique, or none of them is known.
 
     Examples
     --------

@@ -41,9 +41,10 @@ def interaction_effects(
 
     Returns
     -------
-    Combinations (n_combinations, n_keys), -1 where a key is open, and what each has beyond the sum,
-    (n_combinations, dim). Combinations that are not listed have nothing. Beyond 100,000 combinations of the same keys,
-    only those that were seen are listed.
+    tuple[np.ndarray, np.ndarray]
+        Combinations (n_combinations, n_keys), -1 where a key is open, and what each has beyond the sum,
+        (n_combinations, dim). Combinations that are not listed have nothing. Beyond 100,000 combinations of the same
+        keys, only those that were seen are listed.
 
     Examples
     --------

@@ -66,7 +66,8 @@ class LibrarySizes:
 
         Returns
         -------
-        Library sizes (cells,), and whether the combination of each was seen in training (cells,).
+        tuple[np.ndarray, np.ndarray]
+            Library sizes (cells,), and whether the combination of each was seen in training (cells,).
         """
         sizes, seen = np.empty(len(codes)), np.ones(len(codes), dtype=bool)
         combinations, index = np.unique(codes, axis=0, return_inverse=True)

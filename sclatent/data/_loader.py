@@ -21,6 +21,17 @@ from ._checks import positions_of
 class CellBatch:
     """A minibatch: cells as sets, with library sizes, condition codes and batch codes.
 
+    Attributes
+    ----------
+    sets
+        The cells, each a set of (gene, count).
+    library
+        Library sizes, (cells,).
+    conditions
+        Condition codes, (cells, n_keys).
+    batch
+        Batch codes, (cells,).
+
     Examples
     --------
     >>> import torch
@@ -147,6 +158,17 @@ class EpochSampler(Sampler[list[int]]):
 
     Lightning calls :meth:`set_epoch` before each epoch.
 
+    Parameters
+    ----------
+    n
+        Number of cells.
+    batch_size
+        Cells in a minibatch; the last one may have fewer.
+    seed
+        Seed of the order.
+    shuffle
+        Whether cells come in random order, and not in their own.
+
     Examples
     --------
     >>> from sclatent.data import EpochSampler
@@ -185,6 +207,22 @@ def _as_is(batch: Any) -> Any:
 def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False) -> DataLoader:
     """Make a loader of a data set that reads a whole minibatch at once, by a list of positions.
 
+    Parameters
+    ----------
+    data
+        :class:`CellRows`, :class:`FeatureRows` or :class:`TokenRows`.
+    batch_size
+        Cells in a minibatch.
+    seed
+        Seed of the order.
+    shuffle
+        Whether cells come in another order in every epoch.
+
+    Returns
+    -------
+    DataLoader
+        Minibatches, as ``data[positions]`` gives them.
+
     Examples
     --------
     >>> import torch
@@ -200,6 +238,15 @@ def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = F
 
 class TokenRows(Dataset):
     """Tokens of cells and what belongs to them (condition codes first), by position: what the denoiser trains on.
+
+    Parameters
+    ----------
+    tokens
+        Standardised tokens, (cells, n_tokens, token_dim).
+    others
+        What belongs to them, (cells, ...) each: condition codes, and whatever else the denoiser is told.
+    cells
+        The rows that the data set consists of; all of them by default.
 
     Examples
     --------

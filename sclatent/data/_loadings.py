@@ -35,7 +35,8 @@ def gene_loadings(
 
     Returns
     -------
-    Array (n_genes, dim), float32, of mean square 1.
+    np.ndarray
+        (n_genes, dim), float32, of mean square 1.
 
     Examples
     --------

@@ -20,7 +20,8 @@ def log_normalize_counts(
 
     Returns
     -------
-    Float32 of the same shape: CSR of sparse counts, else dense. A cell without counts is all zeros.
+    np.ndarray | sparse.csr_matrix
+        Float32 of the same shape: CSR of sparse counts, else dense. A cell without counts is all zeros.
 
     Examples
     --------

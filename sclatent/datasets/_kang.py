@@ -34,6 +34,15 @@ def kang(path: str | PathLike[str] | None = None) -> AnnData:
         (`"control"`, `"stimulated"`), `cell_type` (8 levels) and, if the file has it, `donor`; other columns
         are left as they are.
 
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ConnectionError
+        If the file cannot be downloaded.
+    ValueError
+        If the file is not what was expected.
+
     Notes
     -----
     Kang et al., Multiplexed droplet single-cell RNA-sequencing using natural genetic variation, Nature

@@ -36,7 +36,7 @@ def lower_bound(
     z
         Data, (cells, n_tokens, token_dim).
     noise
-        Standard normal, (n_draws, *z.shape).
+        Standard normal, ``(n_draws, *z.shape)``.
     uniforms
         Uniform, (n_draws, cells): they choose the terms.
     n_steps
@@ -44,7 +44,8 @@ def lower_bound(
 
     Returns
     -------
-    The bound in nats, (cells,), averaged over the draws.
+    Tensor
+        The bound in nats, (cells,), averaged over the draws.
 
     Examples
     --------

@@ -39,7 +39,8 @@ def classifier_free(f: Denoiser, codes: Tensor, weight: float | Sequence[float])
 
     Returns
     -------
-    The guided prediction, a callable ``g(x, t)``.
+    Callable
+        The guided prediction, a callable ``g(x, t)``.
 
     Examples
     --------
@@ -94,7 +95,8 @@ def classifier(f: Field, log_prob: Field, process: Process, weight: float) -> Fi
 
     Returns
     -------
-    The guided prediction, a callable ``g(x, t)``.
+    Callable
+        The guided prediction, a callable ``g(x, t)``.
 
     Examples
     --------

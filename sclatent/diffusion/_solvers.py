@@ -17,6 +17,22 @@ DEFAULT_STEPS: dict[str, int] = {"heun": 12, "euler": 25, "adaptive": 8}  # at m
 def euler(f: Field, x: Tensor, start: float, end: float, n_steps: int) -> Tensor:
     """Euler's method: one evaluation a step, error of first order.
 
+    Parameters
+    ----------
+    f
+        Velocity, a callable of x and times (cells,).
+    x
+        Where to start, (cells, ...).
+    start, end
+        Times; ``end`` may be the earlier one.
+    n_steps
+        Number of steps.
+
+    Returns
+    -------
+    Tensor
+        x at time ``end``.
+
     Examples
     --------
     >>> import torch
@@ -33,6 +49,16 @@ def euler(f: Field, x: Tensor, start: float, end: float, n_steps: int) -> Tensor
 
 def heun(f: Field, x: Tensor, start: float, end: float, n_steps: int) -> Tensor:
     """Heun's method: two evaluations a step, error of second order.
+
+    Parameters
+    ----------
+    f, x, start, end, n_steps
+        As of :func:`euler`.
+
+    Returns
+    -------
+    Tensor
+        x at time ``end``.
 
     Examples
     --------
@@ -58,6 +84,20 @@ def adaptive(f: Field, x: Tensor, start: float, end: float, n_steps: int, tolera
     accepted when its error, root mean square against ``tolerance * (1 + |x|)``, is below 1, or when it is as short as
     what is left divided by the attempts that are left: after ``n_steps`` attempts of three evaluations every cell has
     arrived.
+
+    Parameters
+    ----------
+    f, x, start, end
+        As of :func:`euler`; x has two dimensions or more.
+    n_steps
+        Number of attempted steps, at most.
+    tolerance
+        What error a step may have.
+
+    Returns
+    -------
+    Tensor
+        x at time ``end``.
 
     Examples
     --------
@@ -117,7 +157,8 @@ def solve(
 
     Returns
     -------
-    x at time ``end``.
+    Tensor
+        x at time ``end``.
 
     Examples
     --------

@@ -25,7 +25,13 @@ def mean_change(cells: Cells, control: Cells) -> np.ndarray:
 
     Returns
     -------
-    Change of every gene, (genes,).
+    np.ndarray
+        Change of every gene, (genes,).
+
+    Raises
+    ------
+    ValueError
+        If the genes of two AnnData differ, or there is no cell.
 
     Examples
     --------
@@ -56,8 +62,9 @@ def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
 
     Returns
     -------
-    The correlation; 0 where one of the changes is the same for all genes, as of control cells left as they are, since
-    such a prediction says nothing of which genes respond.
+    float
+        The correlation; 0 where one of the changes is the same for all genes, as of control cells left as they are,
+        since such a prediction says nothing of which genes respond.
 
     Examples
     --------
@@ -76,7 +83,19 @@ def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
 
 
 def top_responding(change: np.ndarray, n_genes: int) -> np.ndarray:
-    """Positions of the genes with the largest absolute change, largest first; ties in the order of the genes.
+    """Find the genes that respond the most.
+
+    Parameters
+    ----------
+    change
+        Change over control, (genes,).
+    n_genes
+        How many.
+
+    Returns
+    -------
+    np.ndarray
+        Positions of the genes with the largest absolute change, largest first; ties in the order of the genes.
 
     Examples
     --------

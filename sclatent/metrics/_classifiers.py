@@ -21,8 +21,14 @@ def random_forest_auc(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
 
     Returns
     -------
-    Mean over 5 stratified folds: 0.5 for samples of one distribution, 1 where they can be told apart. The forest is
-    scikit-learn's with its defaults.
+    float
+        Mean over 5 stratified folds: 0.5 for samples of one distribution, 1 where they can be told apart. The forest is
+        scikit-learn's with its defaults.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer cells.
 
     Examples
     --------
@@ -56,7 +62,8 @@ def transfer_accuracy(
 
     Returns
     -------
-    Accuracy from 0 to 1.
+    float
+        Accuracy from 0 to 1.
 
     Examples
     --------

@@ -25,7 +25,8 @@ def differentially_expressed(cells: np.ndarray, control: np.ndarray) -> np.ndarr
 
     Returns
     -------
-    Boolean array, (genes,). The more cells, the more genes.
+    np.ndarray
+        Boolean, (genes,). The more cells, the more genes.
     """
     adata = ad.AnnData(np.concatenate([cells, control]))
     adata.obs["arm"] = pd.Categorical(["cells"] * len(cells) + ["control"] * len(control))
@@ -50,8 +51,9 @@ def direction_match(change: np.ndarray, predicted: np.ndarray, de: np.ndarray) -
 
     Returns
     -------
-    From 0 to 1, guessing gives 0.5; a gene that is predicted not to change is not right. NaN if there are no such
-    genes.
+    float
+        From 0 to 1, guessing gives 0.5; a gene that is predicted not to change is not right. NaN if there are no such
+        genes.
     """
     return float(np.mean(np.sign(change[de]) == np.sign(predicted[de]))) if de.any() else np.nan
 
@@ -72,12 +74,13 @@ def overlap_and_precision(
 
     Returns
     -------
-    - Overlap: of the N differentially expressed genes with the largest change (or as many as there are), the share
-      that is among as many of the predicted ones.
-    - Precision: of the N predicted ones with the largest change (or as many as there are), the share that is
-      differentially expressed. 0 where none is predicted.
+    tuple[float, float]
+        - Overlap: of the N differentially expressed genes with the largest change (or as many as there are), the share
+          that is among as many of the predicted ones.
+        - Precision: of the N predicted ones with the largest change (or as many as there are), the share that is
+          differentially expressed. 0 where none is predicted.
 
-    Both NaN if no gene is differentially expressed.
+        Both NaN if no gene is differentially expressed.
     """
     if not de.any():
         return np.nan, np.nan

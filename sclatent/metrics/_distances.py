@@ -37,7 +37,8 @@ def wasserstein(x: np.ndarray, y: np.ndarray, p: float = 2) -> float:
 
     Returns
     -------
-    The distance, in the units of the space.
+    float
+        The distance, in the units of the space.
 
     Examples
     --------
@@ -78,7 +79,8 @@ def sinkhorn_divergence(x: np.ndarray, y: np.ndarray, reg: float | None = None) 
 
     Returns
     -------
-    The divergence, in squared units of the space.
+    float
+        The divergence, in squared units of the space.
 
     Examples
     --------
@@ -113,6 +115,16 @@ def median_squared_distance(x: np.ndarray, y: np.ndarray) -> float:
     Above 2,000 cells, evenly spaced ones of each sample stand for all. Where most cells are the same one, so that the
     median is 0, it is the mean.
 
+    Parameters
+    ----------
+    x, y
+        Cells, (n, d) and (m, d).
+
+    Returns
+    -------
+    float
+        The median, in squared units of the space.
+
     Examples
     --------
     >>> import numpy as np
@@ -144,7 +156,8 @@ def mmd2(x: np.ndarray, y: np.ndarray, bandwidths: Sequence[float] | None = None
 
     Returns
     -------
-    The discrepancy, without units, at most 2; around 0 and as often below it for samples of one distribution.
+    float
+        The discrepancy, without units, at most 2; around 0 and as often below it for samples of one distribution.
 
     Examples
     --------
@@ -183,7 +196,8 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
     Returns
     -------
-    The distance, in units of the space; around 0 and as often below it for samples of one distribution.
+    float
+        The distance, in units of the space; around 0 and as often below it for samples of one distribution.
 
     Examples
     --------
@@ -214,7 +228,8 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
     Returns
     -------
-    The distance, in squared units of the space.
+    float
+        The distance, in squared units of the space.
 
     Examples
     --------

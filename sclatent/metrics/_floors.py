@@ -38,7 +38,8 @@ def independent_genes(
 
     Returns
     -------
-    AnnData with counts (CSR, float32), the same genes, and the condition in ``obs[groupby]``.
+    AnnData
+        Counts (CSR, float32), the same genes, and the condition in ``obs[groupby]``.
 
     Examples
     --------
@@ -74,7 +75,8 @@ def cell_mean(adata: AnnData, groupby: str | None = None, layer: str | None = No
 
     Returns
     -------
-    Data frame, conditions x genes.
+    pd.DataFrame
+        Conditions x genes.
 
     Examples
     --------

@@ -81,39 +81,48 @@ def evaluate_generation(
 
     Returns
     -------
-    A row for every condition, source and metric; columns ``condition``, ``source``, ``kind`` ("generated", "floor" or
-    "ceiling"), ``metric``, ``value``, ``floor`` (the best one's value for the condition and metric), ``ceiling``,
-    ``better`` ("lower" or "higher"), ``space``, ``n_components``, ``n_real``, ``n_generated``, ``n_available``,
-    ``seed``. :func:`summarize` lays it out for reading.
+    pd.DataFrame
+        A row for every condition, source and metric; columns ``condition``, ``source``, ``kind`` ("generated", "floor"
+        or "ceiling"), ``metric``, ``value``, ``floor`` (the best one's value for the condition and metric),
+        ``ceiling``, ``better`` ("lower" or "higher"), ``space``, ``n_components``, ``n_real``, ``n_generated``,
+        ``n_available``, ``seed``. :func:`summarize` lays it out for reading.
 
-    Conditions are those with at least 20 real cells (30 without ``train``), ``"mean"`` (over them) and ``"all"`` (their
-    cells together, in the proportions of the real ones). Sources are what was generated, ``"real half"`` (the
-    ceiling), and the floors: ``"other conditions"`` (real cells of all the others; not in ``"all"``), ``"cell mean"``
-    (the mean profile of the condition in place of every cell) and ``"independent genes"`` (:func:`independent_genes`).
-    ``n_real`` and ``n_generated`` are the cells of a half and what was compared with it, ``n_available`` the cells that
-    the source was drawn from or fitted on.
+        Conditions are those with at least 20 real cells (30 without ``train``), ``"mean"`` (over them) and ``"all"``
+        (their cells together, in the proportions of the real ones). Sources are what was generated, ``"real half"``
+        (the ceiling), and the floors: ``"other conditions"`` (real cells of all the others; not in ``"all"``),
+        ``"cell mean"`` (the mean profile of the condition in place of every cell) and ``"independent genes"``
+        (:func:`independent_genes`). ``n_real`` and ``n_generated`` are the cells of a half and what was compared with
+        it, ``n_available`` the cells that the source was drawn from or fitted on.
 
-    Distances in many dimensions are shorter the less cells vary, and all is next to what lies in the middle: W1, W2,
-    precision, density, coverage and ``real_to_generated`` of cells that vary too little can be better than the
-    ceiling's, and 1-nearest-neighbour accuracy misses them. Look at ``mmd2``, ``energy``, ``rf_auc`` and ``recall``
-    beside these.
+        Distances in many dimensions are shorter the less cells vary, and all is next to what lies in the middle: W1,
+        W2, precision, density, coverage and ``real_to_generated`` of cells that vary too little can be better than the
+        ceiling's, and 1-nearest-neighbour accuracy misses them. Look at ``mmd2``, ``energy``, ``rf_auc`` and ``recall``
+        beside these.
 
-    Metrics on principal components:
+        Metrics on principal components:
 
-    - ``w1``, ``w2``: :func:`wasserstein`; ``sinkhorn``: :func:`sinkhorn_divergence`; ``mmd2``: :func:`mmd2`;
-      ``energy``: :func:`energy_distance`; ``frechet``: :func:`frechet_distance`
-    - ``nn_accuracy``: :func:`nearest_neighbor_accuracy`, ``rf_auc``: :func:`random_forest_auc`; 0.5 is perfect
-    - ``precision``, ``recall``: :func:`precision_recall`; ``density``, ``coverage``: :func:`density_coverage`; k = 5
-    - ``real_to_generated``, ``generated_to_real``: accuracy of a random forest of the conditions, trained on one and
-      tested on the other; only in ``"all"``
+        - ``w1``, ``w2``: :func:`wasserstein`; ``sinkhorn``: :func:`sinkhorn_divergence`; ``mmd2``: :func:`mmd2`;
+          ``energy``: :func:`energy_distance`; ``frechet``: :func:`frechet_distance`
+        - ``nn_accuracy``: :func:`nearest_neighbor_accuracy`, ``rf_auc``: :func:`random_forest_auc`; 0.5 is perfect
+        - ``precision``, ``recall``: :func:`precision_recall`; ``density``, ``coverage``: :func:`density_coverage` (k=5)
+        - ``real_to_generated``, ``generated_to_real``: accuracy of a random forest of the conditions, trained on one
+          and tested on the other; only in ``"all"``
 
-    Metrics on genes:
+        Metrics on genes:
 
-    - ``gene_mean``, ``gene_variance`` (log-normalised), ``gene_zeros`` (fraction of zeros): Lin's concordance over
-      genes, and ``gene_mean_pearson`` and so on: Pearson correlation, which a shift of all genes leaves at 1
-    - ``gene_correlation``: Pearson correlation over the pairs of the 200 most variable genes of the real cells, of
-      their correlations
-    - ``library_size``: Wasserstein distance of log10 counts of a cell
+        - ``gene_mean``, ``gene_variance`` (log-normalised), ``gene_zeros`` (fraction of zeros): Lin's concordance over
+          genes, and ``gene_mean_pearson`` and so on: Pearson correlation, which a shift of all genes leaves at 1
+        - ``gene_correlation``: Pearson correlation over the pairs of the 200 most variable genes of the real cells, of
+          their correlations
+        - ``library_size``: Wasserstein distance of log10 counts of a cell
+
+    Raises
+    ------
+    TypeError
+        If cells are no AnnData.
+    ValueError
+        If there are too few cells of all conditions, or too few generated ones of some, if genes are missing, or if
+        values are no counts.
 
     Warns
     -----

@@ -24,7 +24,8 @@ def concordance(x: np.ndarray, y: np.ndarray) -> float:
 
     Returns
     -------
-    From -1 to 1; 1 only where x and y are the same, 0 where one of them is constant and the other not the same.
+    float
+        From -1 to 1; 1 only where x and y are the same, 0 where one of them is constant and the other not the same.
 
     Examples
     --------
@@ -53,8 +54,9 @@ def gene_agreement(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:
 
     Returns
     -------
-    :func:`concordance` as ``gene_mean``, ``gene_variance`` and ``gene_zeros``, and the Pearson correlation of the same
-    as ``gene_mean_pearson`` and so on.
+    dict[str, float]
+        :func:`concordance` as ``gene_mean``, ``gene_variance`` and ``gene_zeros``, and the Pearson correlation of the
+        same as ``gene_mean_pearson`` and so on.
     """
     statistics = {
         "gene_mean": lambda v: v.mean(axis=0, dtype=np.float64),
@@ -85,7 +87,8 @@ def correlation_agreement(real: np.ndarray, generated: np.ndarray) -> float:
 
     Returns
     -------
-    From -1 to 1. A gene that does not vary is taken for correlated with none.
+    float
+        From -1 to 1. A gene that does not vary is taken for correlated with none.
     """
     if real.shape[1] < 3:
         return float("nan")  # correlations of one pair only

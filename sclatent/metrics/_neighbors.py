@@ -24,8 +24,14 @@ def nearest_neighbor_accuracy(x: np.ndarray, y: np.ndarray) -> float:
 
     Returns
     -------
-    Leave-one-out accuracy of a 1-nearest-neighbour classifier of the two samples: 0.5 for samples of one distribution,
-    1 where they can be told apart, and below 0.5 where one is a copy of the other.
+    float
+        Leave-one-out accuracy of a 1-nearest-neighbour classifier of the two samples: 0.5 for samples of one
+        distribution, 1 where they can be told apart, and below 0.5 where one is a copy of the other.
+
+    Raises
+    ------
+    ValueError
+        If one sample has more cells than the other.
 
     Examples
     --------
@@ -60,8 +66,9 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 5) -> tup
 
     Returns
     -------
-    Share of the generated cells that lie in the ball of a real cell, and share of the real cells that lie in the ball
-    of a generated one.
+    tuple[float, float]
+        Share of the generated cells that lie in the ball of a real cell, and share of the real cells that lie in the
+        ball of a generated one.
 
     Examples
     --------
@@ -91,8 +98,10 @@ def density_coverage(real: np.ndarray, generated: np.ndarray, k: int = 5) -> tup
 
     Returns
     -------
-    In how many balls of real cells a generated cell lies, over k (around 1 for samples of one distribution; more where
-    generated cells keep to where real ones are dense), and share of the real cells with a generated one in their ball.
+    tuple[float, float]
+        In how many balls of real cells a generated cell lies, over k (around 1 for samples of one distribution; more
+        where generated cells keep to where real ones are dense), and share of the real cells with a generated one in
+        their ball.
 
     Examples
     --------

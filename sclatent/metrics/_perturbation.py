@@ -97,40 +97,42 @@ def evaluate_perturbation(
 
     Returns
     -------
-    Tidy table, a row for every condition (group, and "mean" over the groups), source and metric; the columns are
-    those of :func:`evaluate_generation`. Metrics:
+    pd.DataFrame
+        A row for every condition (group, and "mean" over the groups), source and metric; the columns are
+        those of :func:`evaluate_generation`. Metrics:
 
-    - ``pearson``, ``spearman``: correlation, over genes, of the predicted with the real change; 0 where one of them is
-      constant. ``pearson_top20`` ...: over the genes with the largest absolute real change; where these all change in
-      one direction and by as much, little is left to correlate, as the ceiling shows. Real and predicted change share
-      their control cells, whose sampling noise correlates: with few control cells all correlations are too high, also
-      those of floors and ceiling.
-    - ``mse``: mean squared error of the change, over genes.
-    - ``energy``, ``mmd2``: distance of predicted from real cells, :func:`energy_distance` and :func:`mmd2` in
-      principal components. A prediction that is only a change moves control cells by it.
-    - ``direction``: share of the differentially expressed genes that are predicted to change in the right direction.
-      Differentially expressed: Wilcoxon rank-sum test of scanpy against control cells, Benjamini-Hochberg, false
-      discovery rate 0.05; by one half of the real cells, so that the ceiling is found by as many.
-    - ``de_overlap_50`` ...: overlap, and ``de_precision_50`` ...: precision at N of the differentially expressed genes,
-      ranked by absolute change. Predicted cells have a test of their own against the same control cells; for a
-      prediction that is only a change all genes count as predicted. Guessing reaches the share of differentially
-      expressed genes among all genes in the precision.
-    - ``discrimination``: share of the other groups of ``real`` and ``seen`` whose real change is farther from the
-      predicted one than that of the right group, by the L1 distance over genes (ties count half): 1 is best, 0.5 is
-      chance. The Virtual Cell Challenge (Roohani et al. 2025) divides the rank by the number of groups and not by
-      that of the others, and leaves out the gene that is perturbed. Where groups have control cells of their own,
-      these are in the predicted and in the right change, and favour it: see what "cell mean" reaches.
+        - ``pearson``, ``spearman``: correlation, over genes, of the predicted with the real change; 0 where one of them
+          is constant. ``pearson_top20`` ...: over the genes with the largest absolute real change; where these all
+          change in one direction and by as much, little is left to correlate, as the ceiling shows. Real and predicted
+          change share their control cells, whose sampling noise correlates: with few control cells all correlations are
+          too high, also those of floors and ceiling.
+        - ``mse``: mean squared error of the change, over genes.
+        - ``energy``, ``mmd2``: distance of predicted from real cells, :func:`energy_distance` and :func:`mmd2` in
+          principal components. A prediction that is only a change moves control cells by it.
+        - ``direction``: share of the differentially expressed genes that are predicted to change in the right
+          direction. Differentially expressed: Wilcoxon rank-sum test of scanpy against control cells,
+          Benjamini-Hochberg, false discovery rate 0.05; by one half of the real cells, so that the ceiling is found by
+          as many.
+        - ``de_overlap_50`` ...: overlap, and ``de_precision_50`` ...: precision at N of the differentially expressed
+          genes, ranked by absolute change. Predicted cells have a test of their own against the same control cells; for
+          a prediction that is only a change all genes count as predicted. Guessing reaches the share of differentially
+          expressed genes among all genes in the precision.
+        - ``discrimination``: share of the other groups of ``real`` and ``seen`` whose real change is farther from the
+          predicted one than that of the right group, by the L1 distance over genes (ties count half): 1 is best, 0.5 is
+          chance. The Virtual Cell Challenge (Roohani et al. 2025) divides the rank by the number of groups and not by
+          that of the others, and leaves out the gene that is perturbed. Where groups have control cells of their own,
+          these are in the predicted and in the right change, and favour it: see what "cell mean" reaches.
 
-    Floors:
+        Floors:
 
-    - ``control as it is``: nothing changes.
-    - ``cell mean``: the perturbed cells of the other groups, every group with the same weight.
-    - ``mean shift``: the mean over the other groups of their changes, as of :func:`mean_shift`.
-    - ``linear shift``: as of :func:`linear_shift`, where groups have control cells of their own.
+        - ``control as it is``: nothing changes.
+        - ``cell mean``: the perturbed cells of the other groups, every group with the same weight.
+        - ``mean shift``: the mean over the other groups of their changes, as of :func:`mean_shift`.
+        - ``linear shift``: as of :func:`linear_shift`, where groups have control cells of their own.
 
-    Ceiling: ``real half``, one half of the real cells as a prediction of the other. It has the noise of half as many
-    cells as the real cells that predictions are compared with: the fewer the cells and the weaker the effect, the more
-    can a good prediction be above it. Where floors are above it, the effect is too weak for so few cells.
+        Ceiling: ``real half``, one half of the real cells as a prediction of the other. It has the noise of half as
+        many cells as the real cells that predictions are compared with: the fewer the cells and the weaker the effect,
+        the more can a good prediction be above it. Where floors are above it, the effect is too weak for so few cells.
 
     Raises
     ------

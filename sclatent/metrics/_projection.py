@@ -24,7 +24,8 @@ def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
 
     Returns
     -------
-    Dense array (cells, genes), float32. A cell without counts is all zeros.
+    np.ndarray
+        Dense (cells, genes), float32. A cell without counts is all zeros.
 
     Examples
     --------
@@ -84,7 +85,17 @@ class Projection:
         self.name = f"{self.n_components} PCs of log1p CP10k"
 
     def transform(self, values: np.ndarray) -> np.ndarray:
-        """Project log-normalised cells (cells, genes) to (cells, n_components), float64.
+        """Project cells.
+
+        Parameters
+        ----------
+        values
+            Log-normalised cells, (cells, genes).
+
+        Returns
+        -------
+        np.ndarray
+            Principal components, (cells, n_components), float64.
 
         Examples
         --------

@@ -52,21 +52,22 @@ def evaluate_reconstruction(
 
     Returns
     -------
-    Tidy table, a row for every condition (group, "mean" over the groups, and "all" cells), source and metric; the
-    columns are those of :func:`evaluate_generation`. There is no choice of cells, hence no seed, and no ceiling: a
-    cell cannot be measured twice, and how much of its counts is noise is not known. Metrics, of log-normalised cells
-    (log1p of counts per 10,000):
+    pd.DataFrame
+        A row for every condition (group, "mean" over the groups, and "all" cells), source and metric; the
+        columns are those of :func:`evaluate_generation`. There is no choice of cells, hence no seed, and no ceiling: a
+        cell cannot be measured twice, and how much of its counts is noise is not known. Metrics, of log-normalised
+        cells (log1p of counts per 10,000):
 
-    - ``pearson``: Pearson correlation of a cell with its reconstruction over genes, mean over cells; 0 for a cell
-      without counts
-    - ``mse``: mean squared error, over cells and genes
-    - ``gene_mean``, ``gene_zeros``: Lin's concordance, over genes, of the mean and of the fraction of zeros;
-      ``gene_mean_pearson``, ``gene_zeros_pearson``: Pearson correlation of the same. Expected counts are never 0:
-      their fractions of zeros say nothing.
-    - ``library_size_error``: mean over cells of the absolute difference of log10 counts of the cell, in tenfolds
+        - ``pearson``: Pearson correlation of a cell with its reconstruction over genes, mean over cells; 0 for a cell
+          without counts
+        - ``mse``: mean squared error, over cells and genes
+        - ``gene_mean``, ``gene_zeros``: Lin's concordance, over genes, of the mean and of the fraction of zeros;
+          ``gene_mean_pearson``, ``gene_zeros_pearson``: Pearson correlation of the same. Expected counts are never 0:
+          their fractions of zeros say nothing.
+        - ``library_size_error``: mean over cells of the absolute difference of log10 counts of the cell, in tenfolds
 
-    Floor, for the first two: ``condition mean``, every cell predicted as the mean profile of its condition, that of
-    these very cells, which is the more in its favour the fewer there are.
+        Floor, for the first two: ``condition mean``, every cell predicted as the mean profile of its condition, that of
+        these very cells, which is the more in its favour the fewer there are.
 
     Raises
     ------

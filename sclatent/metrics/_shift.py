@@ -44,8 +44,14 @@ def mean_shift(
 
     Returns
     -------
-    Mean over the other groups of (mean of treated cells - mean of control cells), (genes,). Groups that do not have
-    both are left out.
+    np.ndarray
+        Mean over the other groups of (mean of treated cells - mean of control cells), (genes,). Groups that do not have
+        both are left out.
+
+    Raises
+    ------
+    ValueError
+        If no other group has cells of both conditions.
 
     Examples
     --------
@@ -91,8 +97,14 @@ def linear_shift(
 
     Returns
     -------
-    Predicted change, (genes,); with fewer than three other groups that of :func:`mean_shift`, since leaving one out
-    would then leave no slope.
+    np.ndarray
+        Predicted change, (genes,); with fewer than three other groups that of :func:`mean_shift`, since leaving one out
+        would then leave no slope.
+
+    Raises
+    ------
+    ValueError
+        If no other group has cells of both conditions, or the held-out one no control cells.
 
     Examples
     --------
@@ -127,7 +139,8 @@ def ridge_shift(controls: np.ndarray, changes: np.ndarray, target: np.ndarray) -
 
     Returns
     -------
-    Change, (genes,).
+    np.ndarray
+        Change, (genes,).
     """
     centre = controls.mean(axis=0)
     scale = np.sqrt(((controls - centre) ** 2).sum(axis=1).mean())  # so that one range of penalties fits all data

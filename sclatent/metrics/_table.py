@@ -37,7 +37,8 @@ def named_sources(
 
     Returns
     -------
-    By name in the table: what to call a source in a message, and the source.
+    dict[str, tuple[str, T]]
+        By name in the table: what to call a source in a message, and the source.
     """
     several = isinstance(given, Mapping)
     named = dict(given) if several else {name: given}
@@ -60,11 +61,12 @@ def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
     Returns
     -------
-    Data frame with the columns :data:`COLUMNS`. To the rows of the records it adds, where there are conditions other
-    than "all", those of the condition "mean": the unweighted mean over these conditions, NaN values left out, with the
-    sums of their cells. A source that lacks one of them has no mean, which could not be compared with that of others.
-    ``floor`` is the best value of the floors for the condition and metric, ``ceiling`` that of the ceiling; NaN where
-    there is none.
+    pd.DataFrame
+        The columns are :data:`COLUMNS`. To the rows of the records it adds, where there are conditions
+        other than "all", those of the condition "mean": the unweighted mean over these conditions, NaN values left out,
+        with the sums of their cells. A source that lacks one of them has no mean, which could not be compared with that
+        of others. ``floor`` is the best value of the floors for the condition and metric, ``ceiling`` that of the
+        ceiling; NaN where there is none.
     """
     if not records:
         raise ValueError("There is nothing to put into the table: no condition could be compared.")
@@ -101,8 +103,14 @@ def summarize(table: pd.DataFrame, conditions: Sequence[str] = (MEAN, ALL)) -> p
 
     Returns
     -------
-    Data frame of values with the index (condition, metric), or metric where there is one condition, and a column a
-    source: what was generated first, then the floors, and last the ceiling, "real half"; and the column ``better``.
+    pd.DataFrame
+        Values with the index (condition, metric), or metric where there is one condition, and a column a
+        source: what was generated first, then the floors, and last the ceiling, "real half"; and the column ``better``.
+
+    Raises
+    ------
+    ValueError
+        If the table has none of the conditions.
 
     Examples
     --------

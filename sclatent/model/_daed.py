@@ -49,6 +49,23 @@ class DAED(FeatureModel):
     registry
         Registry of a saved model, in place of ``adata``; used by :meth:`load`.
 
+    Attributes
+    ----------
+    shape
+        Shape of the features of a cell: (dim,), or (height, width, channels).
+    labels
+        The key of the labels and its levels, ``labels.levels["phenotype"]`` (:class:`~sclatent.data.Conditions`).
+    module
+        The networks (:class:`~sclatent.module.LatentDiffusion`).
+    history
+        Losses of every epoch, a table a metric, such as ``history["diffusion_loss_validation"]``.
+    train_indices_
+        Rows of the training data that the model was trained on.
+    validation_indices_
+        Rows on which the loss was watched: held out, unless ``train_size=1``.
+    trained_stages
+        Names of the stages of training that are done.
+
     Examples
     --------
     >>> import sclatent
@@ -147,7 +164,8 @@ class DAED(FeatureModel):
 
         Returns
         -------
-        AnnData with a row a cell of the input, with its index and obs.
+        AnnData
+            A row a cell of the input, with its index and obs.
 
         Examples
         --------
@@ -196,8 +214,9 @@ class DAED(FeatureModel):
 
         Returns
         -------
-        ``"elbo"`` and its three parts, ``"reconstruction"``, ``"prior"`` and ``"entropy"``; all for features in their
-        own units.
+        dict[str, float]
+            ``"elbo"`` and its three parts, ``"reconstruction"``, ``"prior"`` and ``"entropy"``; all for features in
+            their own units.
 
         Examples
         --------
@@ -271,7 +290,8 @@ class DAED(FeatureModel):
 
         Returns
         -------
-        The most probable label of each cell, (cells,), or a DataFrame of probabilities (cells, labels).
+        np.ndarray | pd.DataFrame
+            The most probable label of each cell, (cells,), or a DataFrame of probabilities (cells, labels).
 
         Examples
         --------
@@ -310,7 +330,8 @@ class DAED(FeatureModel):
 
         Returns
         -------
-        Activations of all blocks side by side, (cells, n_blocks * width).
+        np.ndarray
+            Activations of all blocks side by side, (cells, n_blocks * width).
 
         Examples
         --------

@@ -38,6 +38,23 @@ class JointDiffusion(JointMixin, FeatureModel):
     registry
         Registry of a saved model, in place of ``adata``; used by :meth:`load`.
 
+    Attributes
+    ----------
+    shape
+        Shape of the features of a cell: (dim,), or (height, width, channels).
+    labels
+        The key of the labels and its levels, ``labels.levels["phenotype"]`` (:class:`~sclatent.data.Conditions`).
+    module
+        The networks (:class:`~sclatent.module.LatentDiffusion`).
+    history
+        Losses of every epoch, a table a metric, such as ``history["diffusion_loss_validation"]``.
+    train_indices_
+        Rows of the training data that the model was trained on.
+    validation_indices_
+        Rows on which the loss was watched: held out, unless ``train_size=1``.
+    trained_stages
+        Names of the stages of training that are done.
+
     Examples
     --------
     >>> import sclatent
@@ -120,7 +137,8 @@ class JointDiffusion(JointMixin, FeatureModel):
 
         Returns
         -------
-        AnnData with a row a cell of the input, with its index and obs.
+        AnnData
+            A row a cell of the input, with its index and obs.
 
         Examples
         --------
@@ -151,7 +169,8 @@ class JointDiffusion(JointMixin, FeatureModel):
 
         Returns
         -------
-        Activations of all blocks side by side, (cells, n_blocks * width).
+        np.ndarray
+            Activations of all blocks side by side, (cells, n_blocks * width).
 
         Examples
         --------

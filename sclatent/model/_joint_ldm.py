@@ -48,6 +48,23 @@ class JointLDM(JointMixin, FeatureModel):
     registry
         Registry of a saved model, in place of ``adata``; used by :meth:`load`.
 
+    Attributes
+    ----------
+    shape
+        Shape of the features of a cell: (dim,), or (height, width, channels).
+    labels
+        The key of the labels and its levels, ``labels.levels["phenotype"]`` (:class:`~sclatent.data.Conditions`).
+    module
+        The networks (:class:`~sclatent.module.LatentDiffusion`).
+    history
+        Losses of every epoch, a table a metric, such as ``history["diffusion_loss_validation"]``.
+    train_indices_
+        Rows of the training data that the model was trained on.
+    validation_indices_
+        Rows on which the loss was watched: held out, unless ``train_size=1``.
+    trained_stages
+        Names of the stages of training that are done.
+
     Examples
     --------
     >>> import sclatent

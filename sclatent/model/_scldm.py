@@ -67,6 +67,23 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
     registry
         Registry of a saved model, in place of ``adata``; used by :meth:`load`.
 
+    Attributes
+    ----------
+    genes
+        Names of the genes, in the order in which they are generated.
+    conditions
+        Condition keys and their levels, ``conditions.levels["cell_type"]`` (:class:`~sclatent.data.Conditions`).
+    module
+        The networks (:class:`~sclatent.module.CellDiffusion`).
+    history
+        Losses of every epoch, a table a metric, such as ``history["diffusion_loss_validation"]``.
+    train_indices_
+        Rows of the training data that the model was trained on.
+    validation_indices_
+        Rows on which the loss was watched: held out, unless ``train_size=1``.
+    trained_stages
+        Names of the stages of training that are done.
+
     Examples
     --------
     >>> import sclatent

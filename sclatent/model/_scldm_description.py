@@ -41,7 +41,8 @@ class DescriptionMixin:
 
         Returns
         -------
-        Tokens of each cell side by side, (cells, n_tokens * token_dim).
+        np.ndarray
+            Tokens of each cell side by side, (cells, n_tokens * token_dim).
 
         Examples
         --------
@@ -81,7 +82,8 @@ class DescriptionMixin:
 
         Returns
         -------
-        Mean expression, (cells, genes). With ``gene_likelihood="normal"`` the mean of the log-normalised values.
+        pd.DataFrame | np.ndarray
+            Mean expression, (cells, genes). With ``gene_likelihood="normal"`` the mean of the log-normalised values.
 
         Examples
         --------
@@ -121,7 +123,8 @@ class DescriptionMixin:
 
         Returns
         -------
-        ``{"reconstruction_loss": mean over the cells}``, in nats a cell, over the genes that were measured.
+        dict[str, float]
+            ``{"reconstruction_loss": mean over the cells}``, in nats a cell, over the genes that were measured.
 
         Examples
         --------

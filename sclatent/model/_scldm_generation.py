@@ -71,8 +71,9 @@ class GenerationMixin:
 
         Returns
         -------
-        AnnData of integer counts (CSR) over the genes of training. ``obs`` has the conditions, ``uns["sclatent"]``
-        what made it.
+        AnnData
+            Integer counts (CSR) over the genes of training. ``obs`` has the conditions, ``uns["sclatent"]``
+            what made it.
 
         Examples
         --------
@@ -155,7 +156,8 @@ class GenerationMixin:
 
         Returns
         -------
-        AnnData with a row a cell of the input, with the index and the obs of the input and the new conditions.
+        AnnData
+            A row a cell of the input, with the index and the obs of the input and the new conditions.
 
         Examples
         --------

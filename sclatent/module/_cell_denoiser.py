@@ -64,7 +64,8 @@ class CellDenoiser(DiT):
 
         Returns
         -------
-        Tensor of the shape of ``x``.
+        Tensor
+            Velocity, of the shape of ``x``.
         """
         m = self.mean(codes, size)
         c = self.context(t, codes) + self.size(size[:, None])

@@ -72,7 +72,7 @@ class DenoisingAutoencoder(Patches):
         return math.sqrt(1 - self.noise_level) * x1 + math.sqrt(self.noise_level) * correction
 
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        """Standardised features (cells, *shape) of noisy tokens x1, in one step."""
+        """Standardised features ``(cells, *shape)`` of noisy tokens x1, in one step."""
         return super().from_tokens(self.denoise(tokens))
 
     def log_prob(self, x0: Tensor, x1: Tensor) -> Tensor:

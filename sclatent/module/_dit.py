@@ -73,7 +73,8 @@ class DiT(nn.Module):
 
         Returns
         -------
-        Prediction (cells, n_tokens, token_dim) and activations (cells, n_blocks, width).
+        tuple[Tensor, Tensor]
+            Prediction (cells, n_tokens, token_dim) and activations (cells, n_blocks, width).
         """
         h = self.embed(x) + self.position
         seen = []
@@ -102,6 +103,7 @@ class DiT(nn.Module):
 
         Returns
         -------
-        Tensor of the shape of ``x``.
+        Tensor
+            Velocity, of the shape of ``x``.
         """
         return self.evaluate(x, self.context(t, codes))[0]

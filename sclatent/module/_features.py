@@ -40,7 +40,7 @@ class FeatureScale(nn.Module):
         self.register_buffer("sd", torch.ones(1 if len(shape) == 1 else shape))
 
     def forward(self, x: Tensor, batch: Tensor) -> Tensor:
-        """Standardise features (cells, *shape) of batches (cells,)."""
+        """Standardise features ``(cells, *shape)`` of batches (cells,)."""
         return (x - self.mean[batch]) / self.sd
 
     def inverse(self, standardised: Tensor, batch: Tensor) -> Tensor:
@@ -87,16 +87,16 @@ class FeatureAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def to_tokens(self, x: Tensor) -> Tensor:
-        """Tokens (cells, n_tokens, token_dim) of standardised features (cells, *shape)."""
+        """Tokens (cells, n_tokens, token_dim) of standardised features ``(cells, *shape)``."""
 
     @abstractmethod
     def from_tokens(self, tokens: Tensor) -> Tensor:
-        """Standardised features (cells, *shape) of tokens (cells, n_tokens, token_dim)."""
+        """Standardised features ``(cells, *shape)`` of tokens (cells, n_tokens, token_dim)."""
 
     def encode(self, x: Tensor, batch: Tensor) -> Tensor:
-        """Tokens (cells, n_tokens, token_dim) of features (cells, *shape) of batches (cells,)."""
+        """Tokens (cells, n_tokens, token_dim) of features ``(cells, *shape)`` of batches (cells,)."""
         return self.to_tokens(self.scale(x, batch))
 
     def decode(self, tokens: Tensor, batch: Tensor) -> Tensor:
-        """Features (cells, *shape) of tokens (cells, n_tokens, token_dim) under batches (cells,)."""
+        """Features ``(cells, *shape)`` of tokens (cells, n_tokens, token_dim) under batches (cells,)."""
         return self.scale.inverse(self.from_tokens(tokens), batch)

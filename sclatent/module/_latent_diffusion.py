@@ -10,6 +10,15 @@ from ._standardize import Standardize
 class LatentDiffusion(nn.Module):
     """An autoencoder, the standardisation of its tokens, and a denoiser of standardised tokens.
 
+    Parameters
+    ----------
+    autoencoder
+        Cells to tokens and back.
+    standardize
+        Standardisation of the tokens.
+    denoiser
+        What predicts the velocity of standardised tokens.
+
     Examples
     --------
     >>> from sclatent.module import DiT, LatentDiffusion, Standardize, VectorAutoencoder
@@ -28,6 +37,15 @@ class LatentDiffusion(nn.Module):
 
 class CellDiffusion(LatentDiffusion):
     """Latent diffusion of cells, with the standardisation of library sizes.
+
+    Parameters
+    ----------
+    autoencoder
+        :class:`SetAutoencoder`.
+    standardize
+        Standardisation of the tokens.
+    denoiser
+        :class:`CellDenoiser`.
 
     Examples
     --------
@@ -48,5 +66,20 @@ class CellDiffusion(LatentDiffusion):
         return self.standardize_size(library.log()).clamp(-4, 4)
 
     def decode(self, tokens: Tensor, panel: Tensor, batch: Tensor) -> Tensor:
-        """Decode standardised tokens (cells, n_tokens, token_dim) to logits (cells, len(panel))."""
+        """Decode standardised tokens (cells, n_tokens, token_dim) to logits (cells, len(panel)).
+
+        Parameters
+        ----------
+        tokens
+            Standardised tokens, (cells, n_tokens, token_dim).
+        panel
+            Genes, as positions among those of the model.
+        batch
+            Batch codes, (cells,).
+
+        Returns
+        -------
+        Tensor
+            Logits, (cells, len(panel)).
+        """
         return self.autoencoder.decode(self.standardize.inverse(tokens), panel, batch)

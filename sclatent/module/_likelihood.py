@@ -62,7 +62,22 @@ class GeneLikelihood(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw values of one cell from its mean (genes,)."""
+        """Draw values of one cell from its mean (genes,).
+
+        Parameters
+        ----------
+        mean
+            Mean of every gene, (genes,).
+        genes
+            Which genes these are, as positions among those of the model, (genes,).
+        rng
+            Source of the draw.
+
+        Returns
+        -------
+        np.ndarray
+            Values, (genes,).
+        """
 
     @abstractmethod
     def transport(
@@ -73,6 +88,22 @@ class GeneLikelihood(nn.Module, ABC):
         Abduction, action, prediction (Pearl 2009, section 7.1): what the mean leaves unexplained in the cell is kept.
         If ``x`` follows the distribution at ``mean``, the result follows it at ``new_mean``; where the two means
         agree, the cell stays as it is.
+
+        Parameters
+        ----------
+        x
+            Measured values, (genes,).
+        mean, new_mean
+            Where the cell is and where it is to be, (genes,) each.
+        genes
+            Which genes these are, as positions among those of the model, (genes,).
+        rng
+            Source of what is drawn.
+
+        Returns
+        -------
+        np.ndarray
+            New values, (genes,).
         """
 
     def _carry_poisson(
@@ -85,6 +116,11 @@ class GeneLikelihood(nn.Module, ABC):
 
 class Poisson(GeneLikelihood):
     """Poisson counts.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes of the model.
 
     Examples
     --------
@@ -120,6 +156,11 @@ class Poisson(GeneLikelihood):
 
 class NegativeBinomial(GeneLikelihood):
     r"""Negative binomial counts of variance :math:`\mu + \mu^2 / \theta_g`, one inverse dispersion a gene.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes of the model.
 
     Examples
     --------
@@ -176,6 +217,11 @@ class NegativeBinomial(GeneLikelihood):
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
     r"""Negative binomial counts that are lost with a probability :math:`\pi_g` of the gene.
 
+    Parameters
+    ----------
+    n_genes
+        Number of genes of the model.
+
     Examples
     --------
     >>> import numpy as np
@@ -217,6 +263,11 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
 class Normal(GeneLikelihood):
     """Normal values around the logits, one standard deviation a gene: for log-normalised input.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes of the model.
 
     Examples
     --------

@@ -105,15 +105,36 @@ class SetAutoencoder(nn.Module):
         return F.layer_norm(self.to_tokens(h), (self.token_dim,)), h
 
     def encode(self, sets: CellSets) -> Tensor:
-        """Encode cells as tokens, (cells, n_tokens, token_dim), each with mean 0 and variance 1."""
-        return self._encode(sets)[0]
+        """Encode cells as tokens, each with mean 0 and variance 1.
 
-    def decode(self, tokens: Tensor, panel: Tensor, batch: Tensor) -> Tensor:
-        """Decode tokens (cells, n_tokens, token_dim) at the genes in ``panel``.
+        Parameters
+        ----------
+        sets
+            The cells.
 
         Returns
         -------
-        Logits (cells, len(panel)), from which ``likelihood.mean(logits, library)`` makes the mean counts.
+        Tensor
+            Tokens, (cells, n_tokens, token_dim).
+        """
+        return self._encode(sets)[0]
+
+    def decode(self, tokens: Tensor, panel: Tensor, batch: Tensor) -> Tensor:
+        """Decode tokens at some genes.
+
+        Parameters
+        ----------
+        tokens
+            As they are encoded, not standardised, (cells, n_tokens, token_dim).
+        panel
+            Genes, as positions among those of the model.
+        batch
+            Batch codes, (cells,).
+
+        Returns
+        -------
+        Tensor
+            Logits (cells, len(panel)), from which ``likelihood.mean(logits, library)`` makes the mean counts.
         """
         h = self.from_tokens(tokens) + self.addresses + self.batches(batch)[:, None]
         values = self.to_values(self.decoder(h))  # (cells, n_tokens, pooled_dim)
@@ -140,7 +161,8 @@ class SetAutoencoder(nn.Module):
 
         Returns
         -------
-        Negative log-likelihood and KL divergence of each cell, both (cells,); the latter is 0 unless variational.
+        tuple[Tensor, Tensor]
+            Negative log-likelihood and KL divergence of each cell, both (cells,); the latter is 0 unless variational.
         """
         tokens, h = self._encode(sets if seen is None else seen)
         kl = tokens.new_zeros(len(tokens))

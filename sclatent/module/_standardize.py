@@ -9,6 +9,11 @@ from torch import Tensor, nn
 class Standardize(nn.Module):
     """Shift and scale every coordinate of the tokens to mean 0 and variance 1 over the training cells.
 
+    Parameters
+    ----------
+    shape
+        Shape of the tokens of a cell.
+
     Examples
     --------
     >>> import torch
@@ -31,7 +36,7 @@ class Standardize(nn.Module):
         self.register_buffer("sd", torch.ones(shape))
 
     def fit(self, tokens: Tensor, common: bool = False) -> None:
-        """Take mean and standard deviation from tokens (cells, *shape).
+        """Take mean and standard deviation from tokens ``(cells, *shape)``.
 
         With ``common`` all coordinates share one scale: small ones stay small, and a mean variance of 1 is reached.
         """
@@ -40,7 +45,7 @@ class Standardize(nn.Module):
         self.sd.copy_((sd.square().mean().sqrt().expand_as(sd) if common else sd).clamp(min=self.eps))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Standardise tokens (cells, *shape)."""
+        """Standardise tokens ``(cells, *shape)``."""
         return (tokens - self.mean) / self.sd
 
     def inverse(self, standardised: Tensor) -> Tensor:

@@ -95,7 +95,8 @@ class UNet(nn.Module):
 
         Returns
         -------
-        Prediction (cells, n_tokens, token_dim) and activations (cells, n_activations, width).
+        tuple[Tensor, Tensor]
+            Prediction (cells, n_tokens, token_dim) and activations (cells, n_activations, width).
         """
         h = self.embed(x.transpose(1, 2).unflatten(2, (self.n_side, self.n_side)))
         skipped, seen = [], []
@@ -134,6 +135,19 @@ def new_denoiser(
     n_heads: int = 4,
 ) -> DiT | UNet:
     """Return a U-Net for the patches of an image, else a Diffusion Transformer; by default of a size for two cores.
+
+    Parameters
+    ----------
+    is_image
+        Whether the tokens are patches of an image.
+    n_tokens, token_dim
+        Shape of the tokens of a cell.
+    n_levels
+        Number of levels of each condition key.
+    width, n_blocks
+        Size of the network; by default 48 and 3 resolutions for a U-Net, 128 and 4 blocks for a transformer.
+    n_heads
+        Heads of every attention of a transformer.
 
     Examples
     --------

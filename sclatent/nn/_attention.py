@@ -10,6 +10,13 @@ from torch import Tensor, nn
 class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens (Vaswani et al. 2017).
 
+    Parameters
+    ----------
+    width
+        Width of a token.
+    n_heads
+        Number of heads, of which the width is a multiple.
+
     Examples
     --------
     >>> import torch
@@ -37,6 +44,15 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then a two-layer perceptron, both residual.
 
+    Parameters
+    ----------
+    width
+        Width of a token.
+    n_heads
+        Heads of the attention.
+    mlp_ratio
+        Width of the perceptron's hidden layer, times the width of a token.
+
     Examples
     --------
     >>> import torch
@@ -63,6 +79,15 @@ class AdaLNBlock(nn.Module):
 
     Shift, scale and gate of both halves are linear in the condition and start at zero, so that the block starts
     as the identity.
+
+    Parameters
+    ----------
+    width
+        Width of a token and of the condition.
+    n_heads
+        Heads of the attention.
+    mlp_ratio
+        Width of the perceptron's hidden layer, times the width of a token.
 
     Examples
     --------

@@ -88,13 +88,13 @@ class ConditionMean(nn.Module):
         Parameters
         ----------
         effects
-            (n_levels, *shape) for each key.
+            ``(n_levels, *shape)`` for each key.
         slope
-            (*shape).
+            ``(*shape)``.
         combinations
             Condition codes, (n_combinations, n_keys), -1 where a key is open.
         interactions
-            (n_combinations, *shape).
+            ``(n_combinations, *shape)``.
         """
         self.slope.copy_(slope.view(self.shape))
         for k, effect in enumerate(effects):
@@ -105,7 +105,7 @@ class ConditionMean(nn.Module):
         self.interactions = torch.cat([interactions, self.interactions[-1:]])
 
     def fit_means(self, means: Tensor) -> None:
-        """Take over the means (n_levels, *shape) of the levels of the only key."""
+        """Take over the means ``(n_levels, *shape)`` of the levels of the only key."""
         none = torch.empty(0, 1, dtype=torch.int64)
         self.fit([means], torch.zeros(self.shape), none, means.new_empty(0, *self.shape))
 
@@ -123,7 +123,7 @@ class ConditionMean(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, codes: Tensor, size: Tensor) -> Tensor:
-        """Mean tokens (cells, *shape) under codes (cells, n_keys), -1 where a key is open, and sizes s (cells,)."""
+        """Mean tokens ``(cells, *shape)`` under codes (cells, n_keys), -1 where a key is open, and sizes s (cells,)."""
         number = self._number(codes)
         place = torch.searchsorted(self.combinations, number)
         place = place.where(self.combinations[place] == number, -1)

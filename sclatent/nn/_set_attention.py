@@ -73,7 +73,8 @@ class SetPooling(nn.Module):
 
         Returns
         -------
-        Tensor of shape (cells, n_tokens, n_heads * head_dim).
+        Tensor
+            Tokens, (cells, n_tokens, n_heads * head_dim).
         """
         n_measured = len(genes)
         a = (self.to_logits.weight @ genes.T).softmax(dim=1).view(self.n_heads, 1, self.n_tokens, n_measured)
@@ -91,6 +92,13 @@ class SetReadout(nn.Module):
 
     where the key of a token is its address, learned; what the cell has to say goes through the values :math:`y`.
     Parameters are those of :class:`SetPooling`.
+
+    Parameters
+    ----------
+    gene_dim
+        Width of the gene embeddings.
+    n_tokens, n_heads, head_dim
+        Number of tokens, heads of the attention, and width of a head.
 
     Examples
     --------

@@ -18,8 +18,12 @@ class CellSets:
     ----------
     panel
         The genes that were measured, as indices into the genes of the model, (n_measured,).
-    cell, column, count
-        Elements with a count above zero: cell, position in ``panel`` and count, each (n_elements,).
+    cell
+        Cell of each element, (n_elements,); an element is a count above zero.
+    column
+        Position in ``panel`` of each element, (n_elements,).
+    count
+        Count of each element, (n_elements,).
     n_cells
         Number of cells.
 

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 class TimeEmbedding(nn.Module):
     """Sinusoidal features of t in [0, 1], then a two-layer perceptron (Peebles & Xie 2023).
 
+    Parameters
+    ----------
+    width
+        Width of the embedding.
+
     Examples
     --------
     >>> import torch

@@ -33,7 +33,8 @@ def gene_statistics(real: AnnData, generated: AnnData, save: str | os.PathLike |
 
     Returns
     -------
-    Array of the three axes.
+    np.ndarray
+        The three axes.
 
     Examples
     --------
@@ -84,7 +85,8 @@ def response(
 
     Returns
     -------
-    Array of the axes, one a prediction; with ``groupby``, (groups, predictions).
+    np.ndarray
+        The axes, one a prediction; with ``groupby``, (groups, predictions).
 
     Examples
     --------
@@ -149,7 +151,8 @@ def top_genes(
 
     Returns
     -------
-    The axes.
+    Axes
+        The axes.
 
     Examples
     --------

@@ -26,7 +26,8 @@ def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None 
 
     Returns
     -------
-    Array of the axes.
+    np.ndarray
+        The axes.
 
     Examples
     --------

@@ -57,7 +57,8 @@ def images(
 
     Returns
     -------
-    The axes.
+    Axes
+        The axes.
 
     Raises
     ------
@@ -121,7 +122,8 @@ def guidance(
 
     Returns
     -------
-    The axes.
+    Axes
+        The axes.
 
     Raises
     ------
@@ -209,7 +211,8 @@ def counterfactuals(
 
     Returns
     -------
-    Array of the three axes: original, counterfactual, difference.
+    np.ndarray
+        The three axes: original, counterfactual, difference.
 
     Raises
     ------

@@ -47,7 +47,8 @@ def reconstruction_error(
 
     Returns
     -------
-    The axes.
+    Axes
+        The axes.
 
     Raises
     ------
@@ -116,7 +117,8 @@ def probe(
 
     Returns
     -------
-    The axes.
+    Axes
+        The axes.
 
     Raises
     ------
@@ -175,7 +177,8 @@ def denoising(
 
     Returns
     -------
-    The axes.
+    Axes
+        The axes.
 
     Raises
     ------

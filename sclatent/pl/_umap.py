@@ -57,7 +57,8 @@ def umap(
 
     Returns
     -------
-    Array of the axes: real and generated cells, or these by condition, and ``color``.
+    np.ndarray
+        The axes: real and generated cells, or these by condition, and ``color``.
 
     Examples
     --------

@@ -34,9 +34,10 @@ def efficientnet_lite0() -> nn.Module:
 
     Returns
     -------
-    A torch module in eval mode on the CPU, from normalised images (cells, 3, height, width) to features (cells, 1280),
-    the average over space of the last convolution. Height and width may be any; it was trained with 224. Its
-    ``pretrained_cfg`` has the size and normalisation of its training, which :func:`embed_images` follows.
+    nn.Module
+        A torch module in eval mode on the CPU, from normalised images (cells, 3, height, width) to features (cells,
+        1280), the average over space of the last convolution. Height and width may be any; it was trained with 224. Its
+        ``pretrained_cfg`` has the size and normalisation of its training, which :func:`embed_images` follows.
 
     Raises
     ------

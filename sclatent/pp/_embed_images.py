@@ -84,8 +84,9 @@ def embed_images(
 
     Returns
     -------
-    Nothing. It adds ``adata.obsm[key_added]``, float32 (cells, dim), and how it was made in
-    ``adata.uns["sclatent_embed_images"][key_added]``. If something goes wrong, nothing is added.
+    None
+        It adds ``adata.obsm[key_added]``, float32 (cells, dim), and how it was made in
+        ``adata.uns["sclatent_embed_images"][key_added]``. If something goes wrong, nothing is added.
 
     Raises
     ------

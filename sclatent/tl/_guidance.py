@@ -46,9 +46,10 @@ def guidance(
 
     Returns
     -------
-    AnnData with ``len(labels) * len(weights) * n`` cells, features where they were in training. ``obs``: the label, the
-    ``guidance_weight`` and ``noise``, which of the n starting points a cell has; ``uns["guidance"]`` has the
-    ``labels_key``.
+    AnnData
+        ``len(labels) * len(weights) * n`` cells, features where they were in training. ``obs``: the label,
+        the ``guidance_weight`` and ``noise``, which of the n starting points a cell has; ``uns["guidance"]`` has the
+        ``labels_key``.
 
     Raises
     ------

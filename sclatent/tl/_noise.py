@@ -84,8 +84,9 @@ def clean_cells(model: FeatureModel, adata: AnnData, where: str, n_cells: int, s
 
     Returns
     -------
-    Features (cells, *shape) in units of their standard deviation; for a latent model tokens (cells, n_tokens,
-    token_dim) in units of theirs.
+    Tensor
+        Features ``(cells, *shape)`` in units of their standard deviation; for a latent model tokens (cells, n_tokens,
+        token_dim) in units of theirs.
     """
     order = np.random.default_rng(seed).permutation(adata.n_obs)[: max(n_cells, MOMENTS_CELLS)]
     try:

@@ -58,9 +58,10 @@ def probe(
 
     Returns
     -------
-    A row a level, also in ``adata.uns[key_added]``: ``label_key``, ``noise_level``, ``accuracy`` on held-out cells,
-    ``se`` (its standard error, binomial), ``features`` (accuracy of the same probe on the clean features themselves),
-    ``majority`` (accuracy of always naming the most frequent label) and ``n_cells`` (held out).
+    pd.DataFrame
+        A row a level, also in ``adata.uns[key_added]``: ``label_key``, ``noise_level``, ``accuracy`` on held-out cells,
+        ``se`` (its standard error, binomial), ``features`` (accuracy of the same probe on the clean features
+        themselves), ``majority`` (accuracy of always naming the most frequent label) and ``n_cells`` (held out).
 
     Raises
     ------

@@ -17,6 +17,13 @@ from ._plans import TrainingDivergedError
 class ProgressBar(LightningProgressBar):
     """One bar a stage: epoch, loss, cells/s and the time that is left.
 
+    Parameters
+    ----------
+    description
+        What stands before the bar.
+    n_cells
+        Cells of an epoch.
+
     Examples
     --------
     >>> from scvi.train import Trainer

@@ -25,6 +25,10 @@ class ReconstructionPlan(StagePlan):
         What is trained.
     token_noise
         Standard deviation of the noise on the tokens in training, which the decoder learns to bear.
+    lr, weight_decay
+        Of AdamW.
+    kwargs
+        Further arguments of :class:`StagePlan`.
 
     Examples
     --------
@@ -69,6 +73,15 @@ class ReconstructionPlan(StagePlan):
 class DenoisingPlan(StagePlan):
     r"""The denoising autoencoder of DAED: :math:`-\ln p(x_0 | f_\varphi(x_1))` a coordinate.
 
+    Parameters
+    ----------
+    autoencoder
+        What is trained.
+    lr, weight_decay
+        Of AdamW.
+    kwargs
+        Further arguments of :class:`StagePlan`.
+
     Examples
     --------
     >>> import torch
@@ -95,6 +108,17 @@ class DenoisingPlan(StagePlan):
 
 class PriorPlan(DiffusionPlan):
     """The prior of DAED: diffusion of x1, which is drawn anew every time.
+
+    Parameters
+    ----------
+    denoiser
+        What is trained.
+    autoencoder
+        What puts the noise on.
+    process
+        How the noise of diffusion comes.
+    kwargs
+        Further arguments of :class:`DiffusionPlan`.
 
     Examples
     --------

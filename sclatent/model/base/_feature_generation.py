@@ -73,8 +73,9 @@ class FeatureGenerationMixin:
 
         Returns
         -------
-        AnnData with the features where they were in training: X, a layer or the entry of obsm. ``obs`` has the labels,
-        ``uns["sclatent"]`` what made it.
+        AnnData
+            The features are where they were in training: X, a layer or the entry of obsm. ``obs`` has the
+            labels, ``uns["sclatent"]`` what made it.
 
         Examples
         --------
@@ -146,9 +147,10 @@ class FeatureGenerationMixin:
 
         Returns
         -------
-        AnnData with a row a cell of the input and the index and obs of the input, with the new labels. What the
-        autoencoder cannot express of a cell is kept. For images, ``obsm["difference"]`` is the new image less the old
-        one, float32, of the shape of the image.
+        AnnData
+            A row a cell of the input, with its index and obs and the new labels. What the
+            autoencoder cannot express of a cell is kept. For images, ``obsm["difference"]`` is the new image less the
+            old one, float32, of the shape of the image.
 
         Examples
         --------
@@ -227,7 +229,8 @@ class FeatureGenerationMixin:
 
         Returns
         -------
-        Tokens of the shape of ``x``, which the autoencoder decodes.
+        Tensor
+            Tokens of the shape of ``x``, which the autoencoder decodes.
 
         Examples
         --------
@@ -278,7 +281,7 @@ class FeatureGenerationMixin:
 
     @torch.no_grad()
     def _decode(self, tokens: Tensor, batches: np.ndarray) -> Tensor:
-        """Features (cells, *shape) of standardised tokens."""
+        """Features ``(cells, *shape)`` of standardised tokens."""
         batch = torch.from_numpy(batches).to(self.device)
         return self.module.autoencoder.decode(self.module.standardize.inverse(tokens), batch)
 

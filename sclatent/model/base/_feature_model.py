@@ -346,7 +346,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
         Returns
         -------
-        Features, not standardised, (cells, dim) or (cells, height, width, channels), float32.
+        np.ndarray
+            Features, not standardised, (cells, dim) or (cells, height, width, channels), float32.
 
         Examples
         --------
@@ -380,7 +381,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
         Returns
         -------
-        Tokens of each cell side by side, (cells, n_tokens * token_dim).
+        np.ndarray
+            Tokens of each cell side by side, (cells, n_tokens * token_dim).
 
         Examples
         --------
@@ -418,7 +420,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
         Returns
         -------
-        Activations (cells, n_blocks, width).
+        np.ndarray
+            Activations (cells, n_blocks, width).
 
         Examples
         --------

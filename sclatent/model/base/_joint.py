@@ -38,7 +38,8 @@ class JointMixin:
 
         Returns
         -------
-        The most probable label of each cell, (cells,), or a DataFrame of probabilities (cells, labels).
+        np.ndarray | pd.DataFrame
+            The most probable label of each cell, (cells,), or a DataFrame of probabilities (cells, labels).
 
         Examples
         --------
