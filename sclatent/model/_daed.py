@@ -271,7 +271,7 @@ class DAED(FeatureModel):
         r"""Predict the label under which a cell is most likely (Li et al. 2023).
 
         DAED has no classifier; by Bayes' theorem :math:`p(y | x_1) \propto p(x_1 | y)`, and the prior bounds the latter
-        for every label, all of them with the same noise. It costs ``n_draws`` evaluations a label.
+        for every label, all of them with the same noise. A draw takes two evaluations a label.
 
         Parameters
         ----------

@@ -87,10 +87,11 @@ class SetPooling(nn.Module):
 class SetReadout(nn.Module):
     r"""From tokens to genes: every gene attends to the tokens of the cell; equivariant to the order of the genes.
 
-    .. math:: s_{bg} = \sqrt{M} \sum_{hm} a_{hmg} \, u_{hg} \cdot y_{bhm}, \qquad
+    .. math:: s_{bg} = \sqrt{M / (H d)} \sum_{hm} a_{hmg} \, u_{hg} \cdot y_{bhm}, \qquad
               a_{hmg} = \operatorname{softmax}_m (q_{hg} \cdot k_{hm}),
 
-    where the key of a token is its address, learned; what the cell has to say goes through the values :math:`y`.
+    with M tokens and H heads of width d, where the key of a token is its address, learned; what the cell has to say goes
+    through the values :math:`y`.
     Parameters are those of :class:`SetPooling`.
 
     Parameters
