@@ -92,7 +92,6 @@ class SetReadout(nn.Module):
 
     with M tokens and H heads of width d, where the key of a token is its address, learned; what the cell has to say goes
     through the values :math:`y`.
-    Parameters are those of :class:`SetPooling`.
 
     Parameters
     ----------
