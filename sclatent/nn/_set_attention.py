@@ -90,7 +90,7 @@ class SetReadout(nn.Module):
     .. math:: s_{bg} = \sqrt{M / (H d)} \sum_{hm} a_{hmg} \, u_{hg} \cdot y_{bhm}, \qquad
               a_{hmg} = \operatorname{softmax}_m (q_{hg} \cdot k_{hm}),
 
-    with M tokens and H heads of width d, where the key of a token is its address, learned; what the cell has to say goes
+    with M tokens and H heads of width d. The key of a token is its address, learned; what the cell has to say goes
     through the values :math:`y`.
 
     Parameters
