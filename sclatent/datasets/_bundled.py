@@ -16,15 +16,15 @@ def glioblastoma() -> AnnData:
     Returns
     -------
     AnnData
-        5,000 cells x 300 genes (58 % non-zero). `X`: raw counts, CSR. `obs`: `patient_id` (5 levels),
-        `condition` (`"ctrl"`, `"panobinostat"`; 500 cells of each in each patient), and what is known of
-        patient and sample. `var`: `gene_id` (Ensembl). Every call reads a fresh copy.
+        5,000 cells x 300 genes (58 % non-zero). ``X``: raw counts, CSR. ``obs``: ``patient_id`` (5 levels),
+        ``condition`` (``"ctrl"``, ``"panobinostat"``; 500 cells of each in each patient), and what is known of
+        patient and sample. ``var``: ``gene_id`` (Ensembl). Every call reads a fresh copy.
 
     Notes
     -----
     Zhao et al., Deconvolution of cell type-specific drug responses in human tumor tissue with single-cell
     RNA-seq, Genome Medicine 13:82 (2021), https://doi.org/10.1186/s13073-021-00894-y, GSE148842. The subset
-    of cells and genes is `glioblastoma_example_data` of the Bioconductor package lemur (MIT licence).
+    of cells and genes is ``glioblastoma_example_data`` of the Bioconductor package lemur (MIT licence).
 
     Examples
     --------
@@ -49,7 +49,7 @@ def pbmc3k() -> AnnData:
     Returns
     -------
     AnnData
-        2,638 cells x 2,000 most variable genes (9 % non-zero). `X`: raw counts, CSR. `obs`: `cell_type`
+        2,638 cells x 2,000 most variable genes (9 % non-zero). ``X``: raw counts, CSR. ``obs``: ``cell_type``
         (8 levels, from 15 megakaryocytes to 1,144 CD4 T cells). Every call reads a fresh copy.
 
     Notes
@@ -75,10 +75,10 @@ def mitocheck() -> AnnData:
     Returns
     -------
     AnnData
-        3,277 cells. `X`: 64 principal components of EfficientNet-Lite0 features of the image, float32.
-        `obsm["image"]`: the images, 32 x 32 pixels, grey, uint8, flat (3,277 x 1,024); `uns["image_shape"]` gives their
-        shape. `obs`: `phenotype` (16 levels, from 58 to 473 cells), `gene` that was silenced, `plate` and more. Every
-        call reads a fresh copy.
+        3,277 cells. ``X``: 64 principal components of EfficientNet-Lite0 features of the image, float32.
+        ``obsm["image"]``: the images, 32 x 32 pixels, grey, uint8, flat (3,277 x 1,024); ``uns["image_shape"]`` gives
+        their shape. ``obs``: ``phenotype`` (16 levels, from 58 to 473 cells), ``gene`` that was silenced, ``plate`` and
+        more. Every call reads a fresh copy.
 
     Notes
     -----
@@ -103,10 +103,10 @@ def blood_cells() -> AnnData:
     Returns
     -------
     AnnData
-        2,000 cells, 250 of each type. `X`: 64 principal components of EfficientNet-Lite0 features of the image,
-        float32. `obsm["image"]`: the images, 28 x 28 pixels, RGB, uint8, flat (2,000 x 2,352); `uns["image_shape"]`
-        gives their shape. `obs`: `cell_type` (8 levels), `subtype`, `split` (train, val, test). Every call reads a
-        fresh copy.
+        2,000 cells, 250 of each type. ``X``: 64 principal components of EfficientNet-Lite0 features of the image,
+        float32. ``obsm["image"]``: the images, 28 x 28 pixels, RGB, uint8, flat (2,000 x 2,352); ``uns["image_shape"]``
+        gives their shape. ``obs``: ``cell_type`` (8 levels), ``subtype``, ``split`` (train, val, test). Every call
+        reads a fresh copy.
 
     Notes
     -----

@@ -25,13 +25,13 @@ def kang(path: str | PathLike[str] | None = None) -> AnnData:
     ----------
     path
         An h5ad file of this data that you already have. By default the file (38 MB) is downloaded once into
-        `scanpy.settings.datasetdir`.
+        ``scanpy.settings.datasetdir``.
 
     Returns
     -------
     AnnData
-        24,673 cells x 15,706 genes, if downloaded. `X`: raw counts, CSR, float32. `obs`: `condition`
-        (`"control"`, `"stimulated"`), `cell_type` (8 levels) and, if the file has it, `donor`; other columns
+        24,673 cells x 15,706 genes, if downloaded. ``X``: raw counts, CSR, float32. ``obs``: ``condition``
+        (``"control"``, ``"stimulated"``), ``cell_type`` (8 levels) and, if the file has it, ``donor``; other columns
         are left as they are.
 
     Raises

@@ -1,13 +1,13 @@
 """Simulated cells whose truth is known: gene programs, cell types, perturbations, library sizes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import brentq
 
@@ -35,7 +35,7 @@ def simulate(
     density: float | None = None,
     library_size: float | None = None,
     library_size_sd: float = 0.3,
-    dispersion: ArrayLike = 2.0,
+    dispersion: float | Sequence[float] | np.ndarray = 2.0,
     store_mean: bool = False,
     seed: int = 0,
 ) -> AnnData:
@@ -62,10 +62,10 @@ def simulate(
     n_cells, n_genes, n_programs
         Sizes. Every combination of type and condition gets the same number of cells, give or take one.
     cell_types, conditions
-        Names, or how many (then `"type_0"`, ... and `"condition_0"`, ...). The first condition is the
+        Names, or how many (then ``"type_0"``, ... and ``"condition_0"``, ...). The first condition is the
         control: its effects are zero.
     n_batches
-        Batches, spread at random over the cells. With more than one there is `obs["batch"]`, and each batch
+        Batches, spread at random over the cells. With more than one there is ``obs["batch"]``, and each batch
         captures each gene a little better or worse (:math:`f`).
     effect_size
         Root mean square of :math:`\eta`, the natural log fold change of the markers of the programs that
@@ -76,38 +76,38 @@ def simulate(
     concentration
         :math:`\kappa`, how alike the cells of a type are: higher, more alike.
     density
-        Fraction of non-zero counts to reach; sets :math:`\lambda`. By default 0.25, unless `library_size` is
+        Fraction of non-zero counts to reach; sets :math:`\lambda`. By default 0.25, unless ``library_size`` is
         given. 0.25 of 2,000 genes and 0.10 of 17,002 are typical of real data.
     library_size
-        :math:`e^\lambda`, the typical expected number of counts of a cell, in place of `density`.
+        :math:`e^\lambda`, the typical expected number of counts of a cell, in place of ``density``.
     library_size_sd
         :math:`\sigma`, in log counts.
     dispersion
         :math:`\theta`, a number or one a gene; what scvi-tools calls inverse dispersion. Towards infinity the
         counts become Poisson.
     store_mean
-        Whether to keep :math:`\mu` in `layers["mean"]`: dense, cells x genes.
+        Whether to keep :math:`\mu` in ``layers["mean"]``: dense, cells x genes.
     seed
         The same seed and arguments give the same cells.
 
     Returns
     -------
     AnnData
-        `X`: counts, CSR, float32. The truth is in
+        ``X``: counts, CSR, float32. The truth is in
 
-        - `obs`: `cell_type`, `condition`, `batch` (if any), `library_size` (:math:`\ell`)
-        - `var`: `dispersion` (:math:`\theta`)
-        - `varm["programs"]`: :math:`P`, genes x programs, columns sum to one
-        - `varm["markers"]`: :math:`M`, genes x programs, 0 or 1
-        - `obsm["program_weights"]`: :math:`z`, cells x programs, rows sum to one
-        - `layers["mean"]`: :math:`\mu`, if asked for
-        - `uns["truth"]`, in the order of the categories of `obs`:
-          `program_weights` (:math:`w`, types x programs),
-          `shared_effect` (:math:`\sqrt{1-s}\,\delta`, conditions x programs),
-          `specific_effect` (:math:`\sqrt{s}\,\epsilon`, types x conditions x programs),
-          `fraction` (the mean of :math:`\rho`, types x conditions x genes),
-          `log_library_size` (the mean of :math:`\log \ell`, types x conditions),
-          `batch_factor` (:math:`f`, batches x genes) and `seed`
+        - ``obs``: ``cell_type``, ``condition``, ``batch`` (if any), ``library_size`` (:math:`\ell`)
+        - ``var``: ``dispersion`` (:math:`\theta`)
+        - ``varm["programs"]``: :math:`P`, genes x programs, columns sum to one
+        - ``varm["markers"]``: :math:`M`, genes x programs, 0 or 1
+        - ``obsm["program_weights"]``: :math:`z`, cells x programs, rows sum to one
+        - ``layers["mean"]``: :math:`\mu`, if asked for
+        - ``uns["truth"]``, in the order of the categories of ``obs``:
+          ``program_weights`` (:math:`w`, types x programs),
+          ``shared_effect`` (:math:`\sqrt{1-s}\,\delta`, conditions x programs),
+          ``specific_effect`` (:math:`\sqrt{s}\,\epsilon`, types x conditions x programs),
+          ``fraction`` (the mean of :math:`\rho`, types x conditions x genes),
+          ``log_library_size`` (the mean of :math:`\log \ell`, types x conditions),
+          ``batch_factor`` (:math:`f`, batches x genes) and ``seed``
 
     Examples
     --------
@@ -228,13 +228,13 @@ def simulate(
 
 
 def _negative_binomial(mu: Array, theta: Array, rng: np.random.Generator) -> sparse.csr_matrix:
-    """Counts of shape (cells, genes): Poisson draws at gamma rates of mean `mu` and shape `theta`."""
+    """Counts of shape (cells, genes): Poisson draws at gamma rates of mean ``mu`` and shape ``theta``."""
     rate = rng.standard_gamma(theta, mu.shape) * (mu / theta)
     return sparse.csr_matrix(rng.poisson(rate), dtype=np.float32)
 
 
 def _library_size(mu: Array, theta: Array, density: float) -> float:
-    """Counts a cell that make the fraction `density` of the entries non-zero; `mu` is for one count a cell.
+    """Counts a cell that make the fraction ``density`` of the entries non-zero; ``mu`` is for one count a cell.
 
     The probability of a zero is (1 + mu / theta) ** -theta.
     """

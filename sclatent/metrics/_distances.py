@@ -60,7 +60,7 @@ def wasserstein(x: np.ndarray, y: np.ndarray, p: float = 2) -> float:
 
 
 def sinkhorn_divergence(x: np.ndarray, y: np.ndarray, reg: float | None = None) -> float:
-    r"""Debiased entropic optimal transport (Genevay et al. 2018, eq. 4; Feydy et al. 2019, eq. 3).
+    r"""Debiased entropic optimal transport (Genevay et al. 2018, equation 4; Feydy et al. 2019, equation 3).
 
     .. math:: S_\epsilon(x, y) = \mathrm{OT}_\epsilon(x, y)
               - \tfrac12 \mathrm{OT}_\epsilon(x, x) - \tfrac12 \mathrm{OT}_\epsilon(y, y)
@@ -139,7 +139,7 @@ def median_squared_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def mmd2(x: np.ndarray, y: np.ndarray, bandwidths: Sequence[float] | None = None) -> float:
-    r"""Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, eq. 3).
+    r"""Squared maximum mean discrepancy, unbiased (Gretton et al. 2012, equation 3).
 
     .. math:: \frac{1}{n(n-1)} \sum_{i \ne j} k(x_i, x_j) + \frac{1}{m(m-1)} \sum_{i \ne j} k(y_i, y_j)
               - \frac{2}{nm} \sum_{ij} k(x_i, y_j)
@@ -182,7 +182,7 @@ def mmd2(x: np.ndarray, y: np.ndarray, bandwidths: Sequence[float] | None = None
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    r"""Energy distance, unbiased (Szekely and Rizzo 2013, eq. 2.1, with U-statistics).
+    r"""Energy distance, unbiased (Szekely and Rizzo 2013, equation 2.1, with U-statistics).
 
     .. math:: 2\,\mathrm{E}\lVert X - Y \rVert - \mathrm{E}\lVert X - X' \rVert - \mathrm{E}\lVert Y - Y' \rVert
 
@@ -213,7 +213,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-    r"""Squared Frechet distance of Gaussians with the means and covariances of the samples (Heusel et al. 2017, eq. 6).
+    r"""Squared Frechet distance of Gaussians with the moments of the samples (Heusel et al. 2017, equation 6).
 
     .. math:: \lVert \mu - \mu' \rVert^2 + \mathrm{tr}\big(\Sigma + \Sigma' - 2 (\Sigma \Sigma')^{1/2}\big)
 

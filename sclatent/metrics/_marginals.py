@@ -11,7 +11,7 @@ MOST_VARIABLE = 200  # genes whose correlations are compared at most
 
 
 def concordance(x: np.ndarray, y: np.ndarray) -> float:
-    r"""Lin's concordance correlation coefficient (Lin 1989, eq. 2): how close points (x, y) are to the diagonal.
+    r"""Lin's concordance correlation coefficient (Lin 1989, equation 2): how close points (x, y) are to the diagonal.
 
     .. math:: \frac{2\,\mathrm{cov}(x, y)}{\mathrm{var}\,x + \mathrm{var}\,y + (\bar x - \bar y)^2}
 

@@ -53,7 +53,7 @@ def nearest_neighbor_accuracy(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 5) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
+    """Improved precision and recall (Kynkaanniemi et al. 2019, equations 1 and 2).
 
     The ball of a cell reaches to its k-th nearest other cell of the same sample.
 
@@ -89,7 +89,9 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 5) -> tup
 
 
 def density_coverage(real: np.ndarray, generated: np.ndarray, k: int = 5) -> tuple[float, float]:
-    """Density and coverage (Naeem et al. 2020, eq. 4 and 5): only real cells have balls, so outliers do less harm.
+    """Density and coverage (Naeem et al. 2020, equations 4 and 5).
+
+    Only real cells have balls, so outliers do less harm.
 
     Parameters
     ----------

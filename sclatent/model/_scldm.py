@@ -209,6 +209,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             Column of obs with size factors, in any unit; by default the library size is the total count of the cell.
         is_count_data
             Whether the values are raw counts. ``False`` is for log-normalised values and ``gene_likelihood="normal"``.
+        kwargs
+            Further arguments of ``scvi.data.AnnDataManager.register_fields``, which scvi-tools gives.
 
         Raises
         ------

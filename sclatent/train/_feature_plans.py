@@ -182,6 +182,10 @@ class JointPlan(DiffusionPlan):
         Confidence from which on a cell takes part in it.
     strong_noise
         Share of noise in the variance, up to which a noisy cell takes part in it.
+    ema_decay
+        Decay of the exponential moving average of the weights, which is what the unlabelled cells learn from, too.
+    kwargs
+        Further arguments of :class:`DiffusionPlan`.
 
     Examples
     --------

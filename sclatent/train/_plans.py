@@ -151,6 +151,10 @@ class AutoencoderPlan(StagePlan):
         The encoder sees a share of the molecules of a cell, drawn for each cell anew between this and 1 (binomial
         thinning, as in molecular cross-validation, Batson et al. 2019), and the decoder has to explain all of them.
         Tokens that remember the sampling noise of the counts do not help it then. 1 is no thinning; counts only.
+    lr, weight_decay
+        Of AdamW.
+    kwargs
+        Further arguments of :class:`StagePlan`.
 
     Examples
     --------
@@ -226,6 +230,10 @@ class DiffusionPlan(StagePlan):
         Probability of each condition to be lost on its own, which lets any subset of conditions be given.
     ema_decay
         Decay of the exponential moving average of the weights. The average is what is validated and what samples.
+    lr, weight_decay
+        Of AdamW.
+    kwargs
+        Further arguments of :class:`StagePlan`.
 
     Examples
     --------

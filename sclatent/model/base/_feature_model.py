@@ -137,6 +137,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         batch_key
             Categorical column of obs; every batch is centred on a mean of its own, so that the latent need not carry
             it. Batches should hold labels in like proportions.
+        kwargs
+            Further arguments of ``scvi.data.AnnDataManager.register_fields``, which scvi-tools gives.
 
         Raises
         ------

@@ -395,6 +395,11 @@ class StagedModel(BaseModelClass):
         device
             Where to put the model; ``"auto"`` takes a GPU if there is one.
 
+        Returns
+        -------
+        Self
+            The model, as it was when it was saved.
+
         Raises
         ------
         FileNotFoundError
