@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version as version_of
+
+# sphinx-autodoc-typehints calls what Sphinx 10 will not have any more
+warnings.filterwarnings("ignore", message=".*set_application", category=DeprecationWarning)
+warnings.filterwarnings("ignore", message=".*set_application", category=PendingDeprecationWarning)
 
 project = "sclatent"
 author = "the sclatent developers"
@@ -35,7 +40,17 @@ autodoc_typehints = "none"  # sphinx_autodoc_typehints writes them
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 typehints_defaults = "braces"
+typehints_document_rtype_none = False
+typehints_use_rtype = False  # the type of what is returned stands before its description
 always_use_bars_union = True
+
+
+def typehints_fixup_module_name(module: str) -> str:
+    """Where a name is public: sclatent.nn, not sclatent.nn._sets."""
+    return module.partition("._")[0] if module.startswith("sclatent.") else module
+
+
+suppress_warnings = ["config.cache"]  # of this function, which is not pickled
 
 html_theme = "sphinx_book_theme"
 html_title = "sclatent"
