@@ -120,3 +120,11 @@ def test_the_reference_lists_every_public_name_once_and_nothing_else(room: str):
     ]
     listed = [line for line in lines if line.isidentifier()]
     assert sorted(listed) == sorted(importlib.import_module(f"sclatent.{room}").__all__)
+
+
+def test_the_page_of_a_model_has_a_place_for_every_method():
+    template = (Path(__file__).parents[1] / "docs" / "_templates" / "autosummary" / "class.rst").read_text()
+    of_models = {
+        name.split(".")[2] for name, m in METHODS.items() if name.startswith("model.") and not isinstance(m, property)
+    }
+    assert sorted(name for name in of_models if f'"{name}"' not in template) == []

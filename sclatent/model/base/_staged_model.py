@@ -164,7 +164,8 @@ class StagedModel(BaseModelClass):
 
         Examples
         --------
-        A model that was trained already is trained further; one stage alone, here, and with a learning rate of its own:
+        ``model.train()`` trains all stages, for as many epochs as suit the number of cells. What was trained before is
+        trained further, here one stage alone, with a learning rate of its own:
 
         >>> model.train(max_epochs=1, stage="diffusion", plan_kwargs={"diffusion": {"lr": 1e-4}})
 
