@@ -78,9 +78,9 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
     history
         Losses of every epoch, a table a metric, such as ``history["diffusion_loss_validation"]``.
     train_indices_
-        Rows of the training data that the model was trained on.
+        Rows of the training data that the model was trained on; not saved with the model.
     validation_indices_
-        Rows on which the loss was watched: held out, unless ``train_size=1``.
+        Rows on which the loss was watched; none with ``train_size=1``.
     trained_stages
         Names of the stages of training that are done.
 
