@@ -1,6 +1,7 @@
 """The model that the developer pages show: a fifth model is one small file, and it works."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,24 @@ def test_images_are_taken_too(pca_flow, cells, small):
     generated = model.sample(3, progress_bar=False).obsm["image"]
     assert generated.shape == (3, 12, 12)
     assert generated.dtype == np.uint8
+
+
+def test_the_variations_of_the_page_are_models_too(pca_flow, cells, small):
+    blocks = re.findall(r"```python\n(.*?)```", FILE.with_name("new_model.md").read_text(), flags=re.DOTALL)
+    names = {"PCAFlow": pca_flow}
+    for block in blocks:
+        if "\nclass " in block:
+            exec(block, names)
+    variations = [cls for cls in names.values() if isinstance(cls, type) and issubclass(cls, pca_flow)]
+    assert len(variations) == 1 + 3
+    for cls in variations[1:]:
+        cls.setup_anndata(cells, obsm_key="X_embedding", labels_key="label")
+        model = cls(cells, **small)
+        model.train(max_epochs=15, plan_kwargs={"diffusion": {"lr": 3e-3}}, **QUIET)
+        assert model.trained_stages == set(cls.STAGES)
+        loss = model.history["diffusion_loss_validation"].iloc[:, 0]
+        assert loss.min() < 0.95 * loss.iloc[0]  # after so few epochs; it stays where it is if nothing is learned
+        assert np.isfinite(sample(model, "T")).all()
+        if hasattr(model, "predict"):
+            known = cells.obs["label"] != "unknown"
+            assert (model.predict()[known] == cells.obs["label"][known]).mean() > 0.8
