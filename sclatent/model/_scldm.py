@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalObsField
 
 from sclatent.data import (
@@ -256,15 +254,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         ]
         if size_factor_key is not None:
             fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key))
-        manager = AnnDataManager(
-            fields=fields,
-            setup_method_args=setup_method_args,
-            validation_checks=AnnDataManagerValidationCheck(check_if_view=False),
-        )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*view.*")  # a view becomes an AnnData of its own; documented
-            manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+        cls._register(adata, fields, setup_method_args, **kwargs)
 
     def _rows(
         self,

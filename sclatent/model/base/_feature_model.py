@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
 from torch import Tensor, nn
 
@@ -208,22 +207,16 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             if obsm_key is None
             else ObsmField(REGISTRY_KEYS.X_KEY, obsm_key, is_count_data=False, correct_data_format=False)
         )
-        manager = AnnDataManager(
-            fields=[
-                features,
-                CategoricalObsField(LABELS_KEY, labels_key),
-                CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            ],
-            setup_method_args=setup_method_args,
-            validation_checks=AnnDataManagerValidationCheck(check_if_view=False),
-        )
+        fields = [
+            features,
+            CategoricalObsField(LABELS_KEY, labels_key),
+            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+        ]
         # scvi-tools tells of the names that it makes up for pixels
         logging.getLogger("scvi.data.fields._arraylike_field").setLevel(logging.WARNING)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*view.*")  # a view becomes an AnnData of its own
             warnings.filterwarnings("ignore", message=".*fewer than 3 cells")  # labels may be few
-            manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
+            cls._register(adata, fields, setup_method_args, **kwargs)
 
     # ---- reading cells
 

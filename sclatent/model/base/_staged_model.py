@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -14,6 +15,8 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from lightning.pytorch.callbacks import Callback
+from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
+from scvi.data.fields import AnnDataField
 from scvi.model.base import BaseModelClass
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -59,6 +62,21 @@ class StagedModel(BaseModelClass):
         self.history_ = {}
         self._tokens: Tensor | None = None
         self._unfinished_history: dict[str, pd.DataFrame | None] = {}
+
+    @classmethod
+    def _register(
+        cls, adata: AnnData, fields: Sequence[AnnDataField], setup_method_args: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Write the fields of an AnnData into the registry of scvi-tools; a view becomes an AnnData of its own."""
+        manager = AnnDataManager(
+            fields=list(fields),
+            setup_method_args=setup_method_args,
+            validation_checks=AnnDataManagerValidationCheck(check_if_view=False),
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*view.*")
+            manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
 
     # ---- what a model says of itself
 
