@@ -40,5 +40,5 @@ tutorials: .venv/installed-test
 	touch $@
 
 clean:
-	rm -rf .venv demo docs/_build docs/api/generated build dist .pytest_cache .ruff_cache lightning_logs
+	rm -rf .venv demo docs/_build docs/api/generated docs/tutorials build dist .pytest_cache .ruff_cache lightning_logs
 	find sclatent tests -name __pycache__ -type d -prune -exec rm -rf {} +

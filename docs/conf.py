@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import warnings
 from importlib.metadata import version as version_of
+from pathlib import Path
+
 
 # sphinx-autodoc-typehints calls what Sphinx 10 will not have any more
 warnings.filterwarnings("ignore", message=".*set_application", category=DeprecationWarning)
 warnings.filterwarnings("ignore", message=".*set_application", category=PendingDeprecationWarning)
+
+# Sphinx wants its sources in one folder; links of the notebooks lead from tutorials/ to docs/, and here from docs/tutorials/
+here = Path(__file__).parent
+(here / "tutorials").mkdir(exist_ok=True)
+for notebook in (here.parent / "tutorials").glob("*.ipynb"):
+    text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
+    copy = here / "tutorials" / notebook.name
+    if not copy.exists() or copy.read_text(encoding="utf-8") != text:
+        copy.write_text(text, encoding="utf-8")
 
 project = "sclatent"
 author = "the sclatent developers"
