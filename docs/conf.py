@@ -6,12 +6,11 @@ import warnings
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-
 # sphinx-autodoc-typehints calls what Sphinx 10 will not have any more
 warnings.filterwarnings("ignore", message=".*set_application", category=DeprecationWarning)
 warnings.filterwarnings("ignore", message=".*set_application", category=PendingDeprecationWarning)
 
-# Sphinx wants its sources in one folder; links of the notebooks lead from tutorials/ to docs/, and here from docs/tutorials/
+# Sphinx wants its sources in one folder. Links of the notebooks lead from tutorials/ to docs/, here from docs/tutorials/
 here = Path(__file__).parent
 (here / "tutorials").mkdir(exist_ok=True)
 for notebook in (here.parent / "tutorials").glob("*.ipynb"):
