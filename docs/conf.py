@@ -10,7 +10,7 @@ from pathlib import Path
 warnings.filterwarnings("ignore", message=".*set_application", category=DeprecationWarning)
 warnings.filterwarnings("ignore", message=".*set_application", category=PendingDeprecationWarning)
 
-# Sphinx wants its sources in one folder. Links of the notebooks lead from tutorials/ to docs/, here from docs/tutorials/
+# Sphinx wants its sources in one folder. Links of notebooks lead from tutorials/ to docs/, here from docs/tutorials/
 here = Path(__file__).parent
 (here / "tutorials").mkdir(exist_ok=True)
 for notebook in (here.parent / "tutorials").glob("*.ipynb"):
