@@ -58,7 +58,7 @@ def run(out: Path, max_epochs: int | None = None) -> pd.DataFrame:
 
     target = {PATIENT_KEY: PATIENT, CONDITION_KEY: TREATED}
     generated = model.sample(real.n_obs, target, guidance_weight=GUIDANCE_WEIGHT, seed=SEED)
-    moved = model.counterfactual(control, {CONDITION_KEY: TREATED}, guidance_weight=GUIDANCE_WEIGHT, seed=SEED)
+    moved = model.counterfactual(control, {CONDITION_KEY: TREATED}, seed=SEED)
 
     model.save(out / MODEL)
     generated.write_h5ad(out / "generated.h5ad")

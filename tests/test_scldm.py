@@ -1,6 +1,7 @@
 """SCLDM as a user meets it: set up, train, describe cells, generate cells, move cells."""
 
 import logging
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -621,3 +622,13 @@ def test_conditions_of_numbers_keep_their_type(cells, fit, tmp_path):
     model.save(tmp_path / "m")
     again = SCLDM.load(tmp_path / "m").sample(conditions=cells.obs, progress_bar=False)
     assert list(again.obs["dose"]) == list(cells.obs["dose"])
+
+
+def test_guidance_that_does_nothing_is_said(sim_model, sim):
+    some, where = sim[:5], {"condition": "stimulated"}
+    with pytest.warns(UserWarning, match=r"guidance_weight=\{'condition': 2.0\} does nothing at keep=1.*keep=0"):
+        sim_model.counterfactual(some, where, guidance_weight={"condition": 2.0}, progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sim_model.counterfactual(some, where, guidance_weight={"condition": 1.0}, progress_bar=False)
+        sim_model.counterfactual(some, where, keep=0.5, guidance_weight=2.0, n_steps=2, progress_bar=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -147,10 +148,11 @@ class GenerationMixin:
             Where to: levels by key for all cells, or a DataFrame with a row a cell. Other keys stay as they are.
         keep
             How much of the cell is kept: the time in [0, 1] to which it is carried back. At 1 it is not carried back
-            at all: it moves by the additive effect of the conditions; at 0 nothing but its noise is kept, and the
+            at all: it moves by the effect of the conditions alone; at 0 nothing but its noise is kept, and the
             denoiser makes the cell anew under the new conditions.
         guidance_weight, solver, n_steps, batch_size, seed, progress_bar
-            As in :meth:`sample`.
+            As in :meth:`sample`. Guidance acts on the flow forwards; at ``keep=1`` there is none, and a weight gives a
+            warning.
         indices
             Rows of ``adata`` to move; all by default.
 
@@ -180,6 +182,12 @@ class GenerationMixin:
                 f"keep={keep!r} must be between 0 (made anew) and 1 (kept, but for the effect of the conditions)."
             )
         weight = self._guidance(guidance_weight)
+        if keep == 1 and np.not_equal(weight, 1).any():
+            warnings.warn(
+                f"guidance_weight={guidance_weight!r} does nothing at keep=1, where cells move by the difference of two "
+                "means and no flow is followed: give keep below 1, such as keep=0, or leave guidance_weight out.",
+                stacklevel=2,
+            )
         rows = self._rows(adata, indices, conditions=True)
         source = rows.conditions[rows.cells]
         target = self.conditions.encode(conditions, len(rows))
