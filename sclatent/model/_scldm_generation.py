@@ -184,8 +184,8 @@ class GenerationMixin:
         weight = self._guidance(guidance_weight)
         if keep == 1 and np.not_equal(weight, 1).any():
             warnings.warn(
-                f"guidance_weight={guidance_weight!r} does nothing at keep=1, where cells move by the difference of two "
-                "means and no flow is followed: give keep below 1, such as keep=0, or leave guidance_weight out.",
+                f"guidance_weight={guidance_weight!r} does nothing at keep=1, where cells move by the difference of "
+                "two means and no flow is followed: give keep below 1, such as keep=0, or leave guidance_weight out.",
                 stacklevel=2,
             )
         rows = self._rows(adata, indices, conditions=True)
