@@ -30,6 +30,15 @@ CLAIMS = {
         "correlation[10] > 0.3 > abs(correlation[250])",
         'pooled.loc["energy", "all alike"] > 2 * pooled.loc["energy", "cells"]',
     ],
+    "3_generation_by_cell_type": [
+        'verdict.loc[("B cells", "generated"), "B cells"] > 0.9',
+        'verdict.loc["Dendritic cells"]["Dendritic cells"].idxmax() == "real"',
+        'augmentation.loc["linear"]["dendritic, recall"].idxmin() == "training cells"',
+        'guidance.xs("variance of tokens", axis=1, level=1).diff().iloc[1:].lt(0).all(axis=None)',
+        'library.loc["generated, half", "genes detected"] < library.loc["generated", "genes detected"]',
+        'abs(library.loc["generated", "fraction of zeros"] - library.loc["real", "fraction of zeros"]) < 0.02',
+        "transfer.iloc[1, 1] > 0.85 and transfer.iloc[2, 0] < transfer.iloc[0, 0]",
+    ],
     "5_diffusion_steps": [
         "by_set['blood cells'] > 1.3 * by_set['nuclei, held out']",
         "abs(by_set['nuclei, held out'] / by_set['training data'] - 1) < 0.1",
