@@ -39,6 +39,14 @@ CLAIMS = {
         'abs(library.loc["generated", "fraction of zeros"] - library.loc["real", "fraction of zeros"]) < 0.02',
         "transfer.iloc[1, 1] > 0.85 and transfer.iloc[2, 0] < transfer.iloc[0, 0]",
     ],
+    "4_images": [
+        'accuracy["JointLDM"] > accuracy["most frequent label"] + 0.3',
+        'dial["recognised"].is_monotonic_increasing and dial["variance of a label"].is_monotonic_decreasing',
+        'embedding["seen as the target after"] > embedding["seen as the target before"] + 0.3',
+        'embedding["nearer to itself than the nearest real one"] > 0.7',
+        'trade["seen as the target"].iloc[-1] > trade["seen as the target"].iloc[0] + 0.1',
+        'trade["nearer to itself"].iloc[0] > 0.9',
+    ],
     "5_diffusion_steps": [
         "by_set['blood cells'] > 1.3 * by_set['nuclei, held out']",
         "abs(by_set['nuclei, held out'] / by_set['training data'] - 1) < 0.1",
