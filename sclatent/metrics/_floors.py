@@ -108,7 +108,7 @@ def draw_independent_genes(
     theta = fraction[varies] ** 2 * squares / excess[varies]
 
     library = rng.choice(sizes, n)
-    blocks = []
+    blocks = [sparse.csr_matrix((0, n_genes), dtype=np.float32)]  # what remains where n is 0
     for start in range(0, n, step := max(1, BLOCK // n_genes)):
         rate = library[start : start + step, None] * fraction
         rate[:, varies] *= rng.standard_gamma(theta, (len(rate), len(theta))) / theta
