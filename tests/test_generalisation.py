@@ -106,6 +106,16 @@ def test_genes_that_hardly_vary_are_found_to(fit):
     assert np.median(model.module.autoencoder.likelihood.log_theta.detach().exp().numpy()) > 30
 
 
+def test_dispersions_learn_at_a_pace_of_their_own():
+    plan = AutoencoderPlan(SetAutoencoder(5, n_heads=2), dispersion_lr=3.0, lr=1e-3)
+    *others, dispersion = plan.parameter_groups()
+    assert dispersion["params"] == list(plan.trained.likelihood.parameters())
+    assert dispersion["lr"] == pytest.approx(3e-3)
+    assert not any("lr" in group for group in others)
+    with pytest.raises(ValueError, match="dispersion_lr=0 must be above 0"):
+        AutoencoderPlan(SetAutoencoder(5, n_heads=2), dispersion_lr=0)
+
+
 # ---- library size
 
 

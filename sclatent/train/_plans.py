@@ -151,6 +151,10 @@ class AutoencoderPlan(StagePlan):
         The encoder sees a share of the molecules of a cell, drawn for each cell anew between this and 1 (binomial
         thinning, as in molecular cross-validation, Batson et al. 2019), and the decoder has to explain all of them.
         Tokens that remember the sampling noise of the counts do not help it then. 1 is no thinning; counts only.
+    dispersion_lr
+        Learning rate of the log dispersions, which have several orders of magnitude to go, as a multiple of ``lr``. The
+        faster they learn, the more of a gene that only few cells express is put down to dispersion and not to these
+        cells: lower it where rare types matter.
     lr, weight_decay
         Of AdamW.
     kwargs
@@ -171,13 +175,12 @@ class AutoencoderPlan(StagePlan):
     torch.Size([8])
     """
 
-    dispersion_lr = 10.0  # relative: log dispersions have far to go, over several orders of magnitude
-
     def __init__(
         self,
         autoencoder: SetAutoencoder,
         kl_weight: float = 0.0,
         thinning: float = 0.2,
+        dispersion_lr: float = 10.0,
         lr: float = 1.5e-3,
         weight_decay: float = 0.01,
         **kwargs: Any,
@@ -185,8 +188,11 @@ class AutoencoderPlan(StagePlan):
         super().__init__("autoencoder", lr, weight_decay, **kwargs)
         if not 0 < thinning <= 1:
             raise ValueError(f"thinning={thinning!r} must be above 0 and at most 1 (the encoder sees every molecule).")
+        if not dispersion_lr > 0:
+            raise ValueError(f"dispersion_lr={dispersion_lr!r} must be above 0.")
         self.trained = autoencoder
         self.kl_weight = kl_weight
+        self.dispersion_lr = dispersion_lr
         self.thinning = thinning if autoencoder.likelihood.is_count else 1.0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
