@@ -20,7 +20,7 @@ docs: .venv/installed-docs
 	@echo "open docs/_build/html/index.html"
 
 tutorials: .venv/installed-test
-	cd tutorials && ../$(BIN)/jupyter execute --inplace --JupyterApp.answer_yes=True *.ipynb
+	$(BIN)/python tutorials/execute.py
 
 # The stamps are written last, so an environment whose installation was cut short is made again.
 .venv/installed: pyproject.toml constraints.txt
