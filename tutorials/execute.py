@@ -1,4 +1,4 @@
-"""Execute notebooks again and keep their outputs: ``make tutorials``, or ``python tutorials/execute.py NOTEBOOK ...``."""
+"""Execute notebooks again and keep their outputs: ``make tutorials``, or ``python tutorials/execute.py FILE ...``."""
 
 from __future__ import annotations
 
