@@ -31,12 +31,12 @@ CLAIMS = {
         'pooled.loc["energy", "all alike"] > 2 * pooled.loc["energy", "cells"]',
     ],
     "3_generation_by_cell_type": [
-        'verdict.loc[("B cells", "generated"), "B cells"] > 0.9',
+        'all(verdict.loc[(t, "generated"), t] > 0.8 for t in common)',
         'verdict.loc["Dendritic cells"]["Dendritic cells"].idxmax() == "real"',
-        'augmentation.loc["linear"]["dendritic, recall"].idxmin() == "training cells"',
+        'augmentation.loc["forest"]["dendritic, recall"].idxmin() == "training cells"',
         'guidance.xs("variance of tokens", axis=1, level=1).diff().iloc[1:].lt(0).all(axis=None)',
-        'library.loc["generated, half", "genes detected"] < library.loc["generated", "genes detected"]',
-        'abs(library.loc["generated", "fraction of zeros"] - library.loc["real", "fraction of zeros"]) < 0.02',
+        'library.loc["generated, half", "fraction of zeros"] > library.loc["generated", "fraction of zeros"] + 0.02',
+        'abs(library.loc["generated, half", "fraction of zeros"] - library.loc["real, half", "fraction of zeros"]) < 0.01',
         "transfer.iloc[1, 1] > 0.85 and transfer.iloc[2, 0] < transfer.iloc[0, 0]",
     ],
     "4_images": [
