@@ -96,8 +96,14 @@ def predict(
 ) -> dict[str, AnnData]:
     """Train SCLDM and predict the treated cells of the group: n new ones, and its control cells moved."""
     SCLDM.setup_anndata(train, condition_keys=[fold.group_key, fold.condition_key])
-    model = SCLDM(train, seed=seed)
-    model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
+    kept = arguments.models and arguments.models / f"{fold.name}, seed {seed}"
+    if kept and kept.exists():
+        model = SCLDM.load(kept, train)
+    else:
+        model = SCLDM(train, seed=seed)
+        model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
+        if kept:
+            model.save(kept)
     target = {fold.group_key: fold.group, fold.condition_key: fold.treated}
     options = {"seed": seed, "progress_bar": False}
     predictions = {}
@@ -174,6 +180,7 @@ def main() -> None:
     )
     parser.add_argument("--only-peers", action="store_true", help="leave SCLDM out")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
+    parser.add_argument("--models", type=Path, help="folder of trained models, used if there, kept if not")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--progress", action="store_true", help="show progress of training")
     parser.add_argument("--json", default="perturbation.json", help="name of the file in benchmarks/results/")
@@ -204,7 +211,9 @@ def main() -> None:
             print(f"{fold.name}, seed {seed}: " + ", ".join(f"{k} {s:.0f} s" for k, s in took.items()), flush=True)
             # after every fold, so that a long run that is cut short leaves what it has
             table = pd.concat(tables, ignore_index=True)
-            settings = {key: value for key, value in vars(arguments).items() if key not in ("kang", "json", "peer")}
+            settings = {
+                key: value for key, value in vars(arguments).items() if key not in ("kang", "json", "peer", "models")
+            }
             results = table.astype(object).where(table.notna(), None).to_dict("records")
             path = write_json(arguments.json, {"environment": around, "settings": settings, "results": results})
             table.to_csv(RESULTS / Path(arguments.json).with_suffix(".csv"), index=False)

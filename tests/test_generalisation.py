@@ -5,8 +5,9 @@ import pytest
 import torch
 from anndata import AnnData
 from scipy import sparse
+from sklearn.decomposition import PCA
 
-from sclatent.data import CellRows, common_slope, gene_loadings, make_loader
+from sclatent.data import CellRows, common_slope, gene_loadings, log_normalize_counts, make_loader
 from sclatent.model import SCLDM
 from sclatent.module import SetAutoencoder
 from sclatent.train import AutoencoderPlan
@@ -79,6 +80,36 @@ def test_genes_that_vary_together_start_close_to_each_other():
     apart = program[:, None] != program
     assert cosine[:30, :30][together].mean() > 0.6
     assert cosine[:30, :30][apart].mean() < 0.1
+
+
+def test_loadings_have_no_sampling_noise():
+    """Two programs in counts so shallow that most of the variance is noise of sampling."""
+    rng = np.random.default_rng(0)
+    programs = np.exp(0.7 * rng.normal(size=(300, 2)))
+    rate = np.concatenate([np.repeat(programs, 20, axis=1), np.ones((300, 160))], axis=1)
+    counts = rng.poisson(rate)
+    w = gene_loadings(rows_of(counts), 200, dim=30)
+    cells = log_normalize_counts(counts)
+    pca = PCA(30).fit(cells)
+    noisy = (pca.components_ * np.sqrt(pca.explained_variance_)[:, None]).T
+
+    def in_programs(loadings):
+        return (loadings[:40] ** 2).sum() / (loadings**2).sum()
+
+    def in_first_two(loadings):
+        return (loadings[:, :2] ** 2).sum() / (loadings**2).sum()
+
+    assert in_programs(w) > 1.4 * in_programs(noisy)
+    assert in_first_two(w) > 1.5 * in_first_two(noisy)
+
+
+def test_loadings_of_log_normalised_values_are_those_of_principal_components():
+    x = log_normalize_counts(np.random.default_rng(0).poisson(3, size=(200, 30)))
+    w = gene_loadings(rows_of(x), 30, dim=5, is_count_data=False)
+    pca = PCA(5).fit(x)
+    expected = (pca.components_ * np.sqrt(pca.explained_variance_)[:, None]).T
+    expected /= np.sqrt(np.mean(expected**2))
+    np.testing.assert_allclose(np.abs(w), np.abs(expected), atol=0.02)
 
 
 def test_loadings_of_few_cells_and_of_many():

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
-from sclatent.data import additive_effects, interaction_effects
+from sclatent.data import CellRows, additive_effects, interaction_effects, log_normalize_counts, mean_profiles
 from sclatent.nn import OPEN, ConditionMean
 
 N_GROUPS, DIM, N_CELLS = 6, 12, 200
@@ -52,6 +53,39 @@ def test_a_group_answers_as_groups_like_it(answers, held_out):
     additive = np.abs(effects[0][held_out] + effects[1][1] - truth[held_out, 1]).mean()
     assert foretold < 0.2
     assert foretold < 0.5 * additive or additive < 0.2
+
+
+def test_what_is_alike_can_be_told_by_other_profiles_than_the_values(answers):
+    """Where a group lies says nothing of its answer here, but its profile does."""
+    codes, values, truth = answers
+    scattered = 3 * np.random.default_rng(1).normal(size=(N_GROUPS, DIM))
+    values = values + (scattered - truth[:, 0])[codes[:, 0]]
+    seen = ~((codes[:, 0] == 5) & (codes[:, 1] == 1))
+    codes, values = codes[seen], values[seen] - values[seen].mean(axis=0)
+    effects = additive_effects(codes, values, [N_GROUPS, 2])[1]
+    profiles = np.unique(codes, axis=0)[:, :1].astype(float)
+    means = {g: values[(codes == (g, 0)).all(axis=1)].mean(axis=0) for g in range(N_GROUPS)}
+    errors = []
+    for of in (profiles, None):
+        combinations, beyond = interaction_effects(codes, values, [N_GROUPS, 2], effects, of)
+        i = np.flatnonzero((combinations == (5, 1)).all(axis=1)).item()
+        change = beyond[i] + effects[0][5] + effects[1][1] - means[5]
+        errors.append(np.abs(change - (truth[5, 1] - truth[5, 0])).mean())
+    assert errors[0] < 0.2 < 0.5 * errors[1]
+
+
+def test_profiles_are_the_mean_log_normalised_expression_of_a_combination():
+    rng = np.random.default_rng(0)
+    counts, codes = sparse.csr_matrix(rng.poisson(1.0, size=(50, 7))), rng.integers(0, 2, size=(50, 2))
+    rows = CellRows(counts, np.arange(7), None, codes, np.zeros(50, dtype=int))
+    expected = [
+        log_normalize_counts(counts[(codes == combination).all(axis=1)]).toarray().mean(axis=0)
+        for combination in np.unique(codes, axis=0)
+    ]
+    np.testing.assert_allclose(mean_profiles(rows, block=8), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        mean_profiles(rows, is_count_data=False)[0], counts[(codes == 0).all(axis=1)].toarray().mean(axis=0), rtol=1e-5
+    )
 
 
 def test_combinations_that_were_seen_have_their_own_mean_the_more_cells_the_more(answers):

@@ -18,6 +18,7 @@ from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
+from ._profiles import mean_profiles
 
 __all__ = [
     "SHRINKAGE",
@@ -47,5 +48,6 @@ __all__ = [
     "interaction_effects",
     "log_normalize_counts",
     "make_loader",
+    "mean_profiles",
     "read_features",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations, product
 
 import numpy as np
+from scipy import sparse
 from sklearn.linear_model import RidgeCV
 
 from sclatent.nn import OPEN
@@ -16,17 +17,21 @@ MAX_COMBINATIONS = 100_000
 
 
 def interaction_effects(
-    codes: np.ndarray, values: np.ndarray, n_levels: Sequence[int], effects: Sequence[np.ndarray]
+    codes: np.ndarray,
+    values: np.ndarray,
+    n_levels: Sequence[int],
+    effects: Sequence[np.ndarray],
+    profiles: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Fit what the mean of a combination has beyond an additive model, for all combinations of two keys or more.
 
     A combination of n cells that was seen has the distance of its mean from the sum of the effects, times
     :math:`n / (n + 10)`. One that was not seen is foretold from its neighbour, the combination that differs from it in
-    one key only: how far the one lies from the other is learned by ridge regression on the mean of the neighbour, over
-    all contexts (levels of the other keys) in which both were seen. So types of cells that are alike answer a treatment
-    alike. A context counts by the square root of its cells, as in the additive model, and the penalty is chosen by
-    leaving out one context after another. Of all neighbours the one that shares most contexts is taken; below three the
-    additive model stands.
+    one key only: how far the one lies from the other is learned by ridge regression on the profile of the neighbour,
+    over all contexts (levels of the other keys) in which both were seen. So types of cells that are alike answer a
+    treatment alike. A context counts by the square root of its cells, as in the additive model, and the penalty is
+    chosen by leaving out one context after another. Of all neighbours the one that shares most contexts is taken; below
+    three the additive model stands.
 
     Parameters
     ----------
@@ -38,6 +43,9 @@ def interaction_effects(
         Number of levels of each key.
     effects
         Effects of the additive model, (n_levels, dim) a key (:func:`additive_effects`).
+    profiles
+        In what combinations are alike: the mean expression of each that was seen, (n_seen, n_genes), in the order of
+        ``np.unique(codes, axis=0)`` (:func:`mean_profiles`). By default the mean of ``values``.
 
     Returns
     -------
@@ -60,15 +68,17 @@ def interaction_effects(
     [-0.9, 0.9, 0.9, -0.9]
     """
     n_keys, dim = codes.shape[1], values.shape[1]
+    full_combinations, of_cell, n_cells = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    full_means = _means(of_cell.ravel(), values, np.ones(len(values)))
     rows, beyond = [np.empty((0, n_keys), dtype=np.int64)], [np.empty((0, dim))]
     for size in range(2, n_keys + 1):
         for keys in combinations(range(n_keys), size):
-            seen, index, counts = np.unique(codes[:, keys], axis=0, return_inverse=True, return_counts=True)
-            means = np.zeros((len(seen), dim))
-            np.add.at(means, index.ravel(), values)
-            means /= counts[:, None]
+            seen, part_of = np.unique(full_combinations[:, keys], axis=0, return_inverse=True)
+            counts = np.bincount(part_of.ravel(), n_cells)
+            means = _means(part_of.ravel(), full_means, n_cells)
+            alike = means if profiles is None else _means(part_of.ravel(), profiles, n_cells)
             levels = [n_levels[k] for k in keys]
-            foretold, predicted = _foretell(seen, means, counts, levels)
+            foretold, predicted = _foretell(seen, means, alike, counts, levels)
             found = np.concatenate([seen, foretold])
             additive = sum(effects[k][found[:, j]] for j, k in enumerate(keys))
             trust = np.concatenate([counts / (counts + SHRINKAGE), np.ones(len(foretold))])
@@ -79,15 +89,21 @@ def interaction_effects(
     return np.concatenate(rows), np.concatenate(beyond)
 
 
+def _means(group: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weighted mean of the values (n, dim) of each group, (n_groups, dim); groups are numbered."""
+    member = sparse.csr_matrix((weight, (group, np.arange(len(group)))))
+    return (member @ values) / np.bincount(group, weight)[:, None]
+
+
 def _foretell(
-    seen: np.ndarray, means: np.ndarray, counts: np.ndarray, levels: Sequence[int]
+    seen: np.ndarray, means: np.ndarray, profiles: np.ndarray, counts: np.ndarray, levels: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict the means of the combinations (n, n_keys) that were not seen and have a neighbour to learn from."""
     n_keys = seen.shape[1]
     nothing = np.empty((0, n_keys), dtype=np.int64), np.empty((0, means.shape[1]))
     if np.prod(levels, dtype=float) > MAX_COMBINATIONS:
         return nothing
-    mean_of, size_of = ({tuple(row): v for row, v in zip(seen.tolist(), of, strict=True)} for of in (means, counts))
+    place = {tuple(row): i for i, row in enumerate(seen.tolist())}
     # for each key, the contexts of every level that have cells enough
     contexts: list[list[set[tuple[int, ...]]]] = [[set() for _ in range(n)] for n in levels]
     for row in seen[counts >= SHRINKAGE].tolist():
@@ -97,7 +113,7 @@ def _foretell(
     models: dict[tuple[int, int, int], _Change] = {}
     foretold, predicted = [], []
     for row in product(*map(range, levels)):
-        if row in mean_of:
+        if row in place:
             continue
         best, most = None, MIN_PAIRS - 1
         for k, level in enumerate(row):
@@ -109,29 +125,27 @@ def _foretell(
             continue
         k, other, level = best
         if best not in models:
-            pairs = [
-                [(*context[:k], at, *context[k:]) for context in sorted(contexts[k][level] & contexts[k][other])]
-                for at in (other, level)
-            ]
-            at, to = (np.stack([mean_of[row] for row in rows]) for rows in pairs)
-            n_at, n_to = (np.array([size_of[row] for row in rows]) for rows in pairs)
-            models[best] = _Change(at, to, np.sqrt(1 / (1 / n_at + 1 / n_to)))
+            shared = sorted(contexts[k][level] & contexts[k][other])
+            at, to = ([place[(*context[:k], there, *context[k:])] for context in shared] for there in (other, level))
+            weight = np.sqrt(1 / (1 / counts[at] + 1 / counts[to]))
+            models[best] = _Change(profiles[at], means[to] - means[at], weight)
+        neighbour = place[(*row[:k], other, *row[k + 1 :])]
         foretold.append(row)
-        predicted.append(models[best](mean_of[(*row[:k], other, *row[k + 1 :])]))
+        predicted.append(means[neighbour] + models[best](profiles[neighbour]))
     return (np.array(foretold), np.stack(predicted)) if foretold else nothing
 
 
 class _Change:
-    """Ridge regression of the change from one level to another on the mean at the one, both (contexts, dim)."""
+    """Ridge regression of changes from one level to another (contexts, dim) on profiles at the one (contexts, n)."""
 
-    def __init__(self, at: np.ndarray, to: np.ndarray, weight: np.ndarray) -> None:
+    def __init__(self, profiles: np.ndarray, changes: np.ndarray, weight: np.ndarray) -> None:
         weight = weight / weight.mean()
-        self.centre = np.average(at, axis=0, weights=weight)
-        # contexts may all be the same
-        self.scale = np.sqrt(np.average(np.square(at - self.centre).sum(axis=1), weights=weight)) or 1.0
+        self.centre = np.average(profiles, axis=0, weights=weight)
+        distance = np.square(profiles - self.centre).sum(axis=1)
+        self.scale = np.sqrt(np.average(distance, weights=weight)) or 1.0  # contexts may all be the same
         self.ridge = RidgeCV(alphas=np.logspace(-3, 3, 13))
-        self.ridge.fit((at - self.centre) / self.scale, to - at, sample_weight=weight)
+        self.ridge.fit((profiles - self.centre) / self.scale, changes, sample_weight=weight)
 
-    def __call__(self, mean: np.ndarray) -> np.ndarray:
-        """Mean at the other level, (dim,)."""
-        return mean + self.ridge.predict((mean - self.centre)[None] / self.scale)[0]
+    def __call__(self, profile: np.ndarray) -> np.ndarray:
+        """Change of a context with this profile, (dim,)."""
+        return self.ridge.predict((profile - self.centre)[None] / self.scale)[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sclatent.data import CellRows, TokenRows, additive_effects, common_slope, interaction_effects
+from sclatent.data import CellRows, TokenRows, additive_effects, common_slope, interaction_effects, mean_profiles
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
 
 
@@ -55,7 +55,8 @@ class TrainingMixin:
             values = values - size[:, None] * slope
             n_levels = self.conditions.n_levels
             effects = additive_effects(rows.conditions, values, n_levels)[1]
-            combinations, interactions = interaction_effects(rows.conditions, values, n_levels, effects)
+            profiles = mean_profiles(rows, self.module.autoencoder.likelihood.is_count)
+            combinations, interactions = interaction_effects(rows.conditions, values, n_levels, effects, profiles)
             self.module.denoiser.mean.cpu().fit(
                 [torch.from_numpy(effect) for effect in effects],
                 torch.from_numpy(slope),
