@@ -154,6 +154,16 @@ def test_what_the_encoder_says_is_followed(encoder):
     np.testing.assert_array_equal(by_itself, embedded(cells(GREY), encoder, **given))
 
 
+@pytest.mark.parametrize(("name", "dim"), [("resnet18", 512), ("convnext_atto", 320), ("vit_tiny_patch16_224", 192)])
+def test_models_of_timm(name, dim):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    values = embedded(cells(GREY), model)
+    assert values.shape == (N, dim)
+    given = {"size": 224, "interpolation": "bicubic"} | {k: model.pretrained_cfg[k] for k in ("mean", "std")}
+    np.testing.assert_array_equal(values, embedded(cells(GREY), model, **given))
+
+
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -113,11 +113,12 @@ def embed_images(
     >>> encoder = sclatent.pp.efficientnet_lite0()  # doctest: +SKIP
     >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_effnet")  # doctest: +SKIP
 
-    One from timm:
+    One from timm, without its last layer; a vision transformer is made for one size of images:
 
     >>> import timm  # doctest: +SKIP
-    >>> encoder = timm.create_model("vit_small_patch14_dinov2", pretrained=True, num_classes=0)  # doctest: +SKIP
-    >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_dino", size=224)  # doctest: +SKIP
+    >>> name, size = "vit_small_patch14_dinov2", 224
+    >>> encoder = timm.create_model(name, pretrained=True, num_classes=0, img_size=size)  # doctest: +SKIP
+    >>> sclatent.pp.embed_images(adata, "image", encoder, key_added="X_dino", size=size)  # doctest: +SKIP
     """
     if isinstance(encoder, type) or not callable(encoder):
         raise TypeError(
