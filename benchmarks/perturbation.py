@@ -96,14 +96,7 @@ def predict(
 ) -> dict[str, AnnData]:
     """Train SCLDM and predict the treated cells of the group: n new ones, and its control cells moved."""
     SCLDM.setup_anndata(train, condition_keys=[fold.group_key, fold.condition_key])
-    kept = arguments.models and arguments.models / f"{fold.name}, seed {seed}"
-    if kept and kept.exists():
-        model = SCLDM.load(kept, train)
-    else:
-        model = SCLDM(train, seed=seed)
-        model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
-        if kept:
-            model.save(kept)
+    model = trained(train, seed, arguments, arguments.models and arguments.models / f"{fold.name}, seed {seed}")
     target = {fold.group_key: fold.group, fold.condition_key: fold.treated}
     options = {"seed": seed, "progress_bar": False}
     predictions = {}
@@ -117,6 +110,17 @@ def predict(
             to, weight = {fold.condition_key: fold.treated}, {fold.condition_key: w}
             predictions[name] = model.counterfactual(moved, to, keep=keep, guidance_weight=weight, **options)
     return predictions
+
+
+def trained(train: AnnData, seed: int, arguments: argparse.Namespace, kept: Path | None) -> SCLDM:
+    """Train SCLDM, or load the model that an earlier run has kept."""
+    if kept and kept.exists():
+        return SCLDM.load(kept, train)
+    model = SCLDM(train, seed=seed)
+    model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
+    if kept:
+        model.save(kept)
+    return model
 
 
 def run_peer(peer: str, python: str, fold: Fold, train: AnnData, seed: int) -> tuple[np.ndarray, float]:

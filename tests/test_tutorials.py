@@ -72,10 +72,11 @@ def execute(path: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def executions(tmp_path_factory):
-    """All notebooks at work, as many at a time as there are cores: that is faster than one after the other on all."""
+def executions(request, tmp_path_factory):
+    """The notebooks asked for, as many at work as there are cores: that is faster than one after the other on all."""
+    asked = [item.callspec.params["path"] for item in request.session.items if "executions" in item.fixturenames]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {path.stem: pool.submit(execute, path, tmp_path_factory.mktemp(path.stem)) for path in NOTEBOOKS}
+        yield {path.stem: pool.submit(execute, path, tmp_path_factory.mktemp(path.stem)) for path in asked}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
