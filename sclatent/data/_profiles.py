@@ -34,8 +34,9 @@ def mean_profiles(rows: CellRows, is_count_data: bool = True, block: int = 4096)
     >>> counts = sparse.csr_matrix([[1.0, 3.0], [3.0, 1.0], [0.0, 2.0]])
     >>> codes = np.array([[1], [1], [0]])  # two cells of the second level
     >>> rows = CellRows(counts, np.arange(2), None, codes, np.zeros(3, dtype=int))
-    >>> mean_profiles(rows).round(2).tolist()
-    [[0.0, 9.21], [8.37, 8.37]]
+    >>> mean_profiles(rows).round(2)
+    array([[0.  , 9.21],
+           [8.37, 8.37]], dtype=float32)
     """
     of_cell, n_cells = np.unique(rows.conditions[rows.cells], axis=0, return_inverse=True, return_counts=True)[1:]
     total = np.zeros((len(n_cells), len(rows.panel)), dtype=np.float32)

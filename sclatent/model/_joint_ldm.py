@@ -36,7 +36,7 @@ class JointLDM(JointMixin, FeatureModel):
         Number of tokens of an embedding, by default 8 or what it takes to hold all of it; of an image it follows from
         its size (9 or 16).
     token_dim
-        Width of a token.
+        Width of a token: by default 32, and 64 for embeddings of more than 256 numbers.
     width
         Width of the autoencoder: of its perceptrons (embeddings; 256 by default) or its convolutions (images; 64).
     denoiser_width, denoiser_blocks
@@ -93,7 +93,7 @@ class JointLDM(JointMixin, FeatureModel):
         self,
         adata: AnnData | None = None,
         n_tokens: int | None = None,
-        token_dim: int = 32,
+        token_dim: int | None = None,
         width: int | None = None,
         denoiser_width: int = 128,
         denoiser_blocks: int = 3,
@@ -109,11 +109,11 @@ class JointLDM(JointMixin, FeatureModel):
     def _new_autoencoder(self) -> ImageAutoencoder | VectorAutoencoder:
         p, n_batches = self.init_params_, self.batches.n_levels[0]
         if self._is_image:
-            return ImageAutoencoder(self.shape, p["token_dim"], p["width"] or 64, n_batches)
-        n_tokens, token_dim = p["n_tokens"], p["token_dim"]
-        if n_tokens is None:
-            n_tokens = min(8, math.ceil(self.shape[0] / token_dim))
-        return VectorAutoencoder(self.shape[0], n_tokens, token_dim, p["width"] or 256, n_batches)
+            return ImageAutoencoder(self.shape, p["token_dim"] or 32, p["width"] or 64, n_batches)
+        (dim,) = self.shape
+        token_dim = p["token_dim"] or (32 if dim <= 256 else 64)  # what tells labels apart is not in the largest alone
+        n_tokens = p["n_tokens"] or min(8, math.ceil(dim / token_dim))
+        return VectorAutoencoder(dim, n_tokens, token_dim, p["width"] or 256, n_batches)
 
     def _new_denoiser(self) -> nn.Module:
         p, autoencoder = self.init_params_, self.module.autoencoder
