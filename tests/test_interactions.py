@@ -74,6 +74,20 @@ def test_what_is_alike_can_be_told_by_other_profiles_than_the_values(answers):
     assert errors[0] < 0.2 < 0.5 * errors[1]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sum_stands_where_being_alike_tells_nothing(seed):
+    """Every group answers in its own way: a regression on where it lies would only add to the error."""
+    rng = np.random.default_rng(seed)
+    group, treated = (a.ravel() for a in np.meshgrid(np.arange(N_GROUPS), [0, 1], indexing="ij"))
+    means = 3 * rng.normal(size=(N_GROUPS, DIM))[group] + treated[:, None] * (2 + rng.normal(size=(len(group), DIM)))
+    codes = np.repeat(np.column_stack([group, treated]), N_CELLS, axis=0)
+    values = np.repeat(means, N_CELLS, axis=0) + rng.normal(size=(len(codes), DIM))
+    seen = ~((codes[:, 0] == 0) & (codes[:, 1] == 1))
+    n_levels = [N_GROUPS, 2]
+    effects = additive_effects(codes[seen], values[seen], n_levels)[1]
+    assert [0, 1] not in interaction_effects(codes[seen], values[seen], n_levels, effects)[0].tolist()
+
+
 def test_profiles_are_the_mean_log_normalised_expression_of_a_combination():
     rng = np.random.default_rng(0)
     counts, codes = sparse.csr_matrix(rng.poisson(1.0, size=(50, 7))), rng.integers(0, 2, size=(50, 2))

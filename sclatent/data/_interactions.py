@@ -30,8 +30,9 @@ def interaction_effects(
     one key only: how far the one lies from the other is learned by ridge regression on the profile of the neighbour,
     over all contexts (levels of the other keys) in which both were seen. So types of cells that are alike answer a
     treatment alike. A context counts by the square root of its cells, as in the additive model, and the penalty is
-    chosen by leaving out one context after another. Of all neighbours the one that shares most contexts is taken; below
-    three the additive model stands.
+    chosen by leaving out one context after another. Of all neighbours the one that shares most contexts is taken. The
+    additive model stands where there are fewer than three, and where the contexts that are left out are not foretold
+    better than by the mean change of the others, by a standard error at least: then being alike tells nothing.
 
     Parameters
     ----------
@@ -129,6 +130,8 @@ def _foretell(
             at, to = ([place[(*context[:k], there, *context[k:])] for context in shared] for there in (other, level))
             weight = np.sqrt(1 / (1 / counts[at] + 1 / counts[to]))
             models[best] = _Change(profiles[at], means[to] - means[at], weight)
+        if not models[best].is_better_than_mean:
+            continue
         neighbour = place[(*row[:k], other, *row[k + 1 :])]
         foretold.append(row)
         predicted.append(means[neighbour] + models[best](profiles[neighbour]))
@@ -143,8 +146,14 @@ class _Change:
         self.centre = np.average(profiles, axis=0, weights=weight)
         distance = np.square(profiles - self.centre).sum(axis=1)
         self.scale = np.sqrt(np.average(distance, weights=weight)) or 1.0  # contexts may all be the same
-        self.ridge = RidgeCV(alphas=np.logspace(-3, 3, 13))
+        alphas = np.logspace(-3, 3, 13)
+        self.ridge = RidgeCV(alphas=alphas, store_cv_results=True)
         self.ridge.fit((profiles - self.centre) / self.scale, changes, sample_weight=weight)
+        # squared errors of each context when it is left out, weighted; those of the mean change by the same rule
+        errors = self.ridge.cv_results_[..., alphas == self.ridge.alpha_].sum(axis=(1, 2))
+        mean_of_others = (weight @ changes - weight[:, None] * changes) / (weight.sum() - weight)[:, None]
+        gain = weight * np.square(changes - mean_of_others).sum(axis=1) - errors
+        self.is_better_than_mean = gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain))
 
     def __call__(self, profile: np.ndarray) -> np.ndarray:
         """Change of a context with this profile, (dim,)."""
