@@ -249,6 +249,31 @@ def test_logits_do_not_depend_on_the_label_that_is_told(joint):
     assert not torch.allclose(joint.logits(x, t), before)
 
 
+def test_the_classifier_sees_what_the_noise_has_left(joint):
+    """A linear classifier of one coordinate: of the clean cell as it is, of noise not at all, of both by their share."""
+    with torch.no_grad():
+        for layer in (joint.perceptron[-1], joint.head[-1], joint.linear):
+            layer.weight.zero_()
+        joint.linear.weight[0, 0] = joint.linear.weight[1, 1] = 1.0
+        joint.variance.flatten()[:2] = torch.tensor([100.0, 0.01])  # a large coordinate, and a small one
+    x, t = torch.ones(3, 4, 3), torch.tensor([0.0, 0.5, 1.0])
+    seen = (joint.logits(x, t) - joint.logits(0 * x, t))[:, :2]
+    expected = torch.tensor([[0.0, 0.0], [50 / 25.25, 0.005 / 0.2525], [1.0, 1.0]])  # at t = 1/2, x_t / a_t would be 2
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_coordinates_that_vary_together_have_the_variance_of_their_direction(joint):
+    alone, together = 0.5 * draws(4_000, 6, seed=1), draws(4_000, 1, seed=2).expand(-1, 5)
+    constant = torch.zeros(4_000, 1)
+    joint.fit_variance(torch.cat([alone, together, constant], dim=1).view(-1, 4, 3))
+    variance = joint.variance.flatten()
+    torch.testing.assert_close(variance[:6], torch.full((6,), 0.25), rtol=0.1, atol=0)
+    torch.testing.assert_close(variance[6:11], torch.full((5,), 5.0), rtol=0.1, atol=0)
+    assert 0 < variance[11] < 1e-3
+    joint.fit_variance(draws(30, 12, seed=3).view(-1, 4, 3))  # few cells, in which everything seems to go together
+    assert joint.variance.mean() < 1.5
+
+
 def test_the_mean_of_a_label_moves_the_label_alone(joint):
     """A denoiser that is told the mean of a label works around it: where x is, and where it goes."""
     x, t, none = draws(6, 4, 3), torch.full((6,), 0.5), torch.full((6, 1), -1)

@@ -17,10 +17,20 @@ class JointDenoiser(nn.Module):
 
     The activations of all blocks, averaged over the tokens, are joined with the embedding of the time and go through a
     perceptron of two layers. To its logits are added those of a linear classifier and of a perceptron that see the
-    tokens themselves, :math:`x_t / a_t`: with few labels the former is all there is to learn, and what the denoiser
-    has found comes on top. What is classified is seen without its label, so that the denoiser may be told the label,
-    too, and be guided either way. Then it works around the mean :math:`m(y)` of the label, as
-    :class:`CellDenoiser` does: :math:`v = \dot a_t m(y) + f(x_t - a_t m(y), t, y)`.
+    tokens themselves: with few labels the former is all there is to learn, and what the denoiser has found comes on
+    top. They see a linear guess of the clean tokens (Wiener 1949), coordinate by coordinate,
+
+    .. math:: \hat z_i = \frac{a_t \sigma_i^2}{a_t^2 \sigma_i^2 + s_t^2} \, x_{t,i}, \qquad
+              \sigma_i^2 = \sum_j C_{ij}^2 / C_{ii} ,
+
+    with C the covariance of the tokens. Of coordinates that vary by themselves, such as principal components,
+    :math:`\sigma_i^2` is the variance; of those that vary together, such as pixels, it is that of the directions that
+    they vary in.
+
+    Small coordinates are gone as soon as there is noise, and large ones are left: one classifier does for all times.
+    What is classified is seen without its label, so that the denoiser may be told the label, too, and be guided either
+    way. Then it works around the mean :math:`m(y)` of the label, as :class:`CellDenoiser` does:
+    :math:`v = \dot a_t m(y) + f(x_t - a_t m(y), t, y)`.
 
     Parameters
     ----------
@@ -51,7 +61,6 @@ class JointDenoiser(nn.Module):
     """
 
     label_gradient = 0.01  # what reaches the trunk of the gradient of labels: a few could be learned by heart there
-    least_signal = 0.2  # tokens with less signal than that are not scaled up any further
 
     def __init__(
         self,
@@ -66,6 +75,7 @@ class JointDenoiser(nn.Module):
         self.trunk = trunk
         self.process = process
         self.mean = ConditionMean([len(table) - 1 for table in trunk.conditions.tables], *shape)
+        self.register_buffer("variance", torch.ones(shape))
         latent, width = shape[0] * shape[1], trunk.width
         pooled = (trunk.n_activations + 1) * width
         self.linear = nn.Linear(latent, n_labels)
@@ -83,6 +93,15 @@ class JointDenoiser(nn.Module):
     def conditions(self) -> ConditionEmbedding:
         """What the denoiser is told."""
         return self.trunk.conditions
+
+    def fit_variance(self, tokens: Tensor) -> None:
+        r"""Take :math:`\sigma^2` from tokens (cells, n_tokens, token_dim) of mean 0."""
+        z = tokens[:: -(-len(tokens) // 8192)].flatten(1)
+        variance = z.square().mean(dim=0).clamp(min=1e-6)
+        together = torch.cat([(block.T @ z / len(z)).square().sum(dim=1) for block in z.split(1024, dim=1)])
+        # in n cells, coordinates that have nothing to do with each other seem to, by one n-th of the variance of all
+        of_directions = together / variance - variance.sum() / len(z)
+        self.variance.copy_(of_directions.maximum(variance).view_as(self.variance))
 
     def activations(self, x: Tensor, t: Tensor) -> Tensor:
         """Activations of each block of the trunk without any label, (cells, n_activations, width)."""
@@ -102,13 +121,14 @@ class JointDenoiser(nn.Module):
         codes
             Label codes, (cells, 1), -1 for none; (cells, 0) if the denoiser is not told the label.
         """
-        signal, _, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
+        signal, noise, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
         m = self.mean(codes, torch.zeros_like(t))
         v, seen = self.trunk.evaluate(x - signal * m, self.trunk.context(t, codes))
         if self.training:
             seen = self.label_gradient * seen + (1 - self.label_gradient) * seen.detach()
         pooled = torch.cat([seen.flatten(1), self.trunk.time(t)], dim=1)
-        z = (x / signal.clamp(min=self.least_signal)).flatten(1)
+        explained = signal * self.variance
+        z = (explained / (signal * explained + noise.square()) * x).flatten(1)
         return slope * m + v, self.linear(z) + self.perceptron(z) + self.head(pooled)
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
