@@ -250,7 +250,7 @@ def test_logits_do_not_depend_on_the_label_that_is_told(joint):
 
 
 def test_the_classifier_sees_what_the_noise_has_left(joint):
-    """A linear classifier of one coordinate: of the clean cell as it is, of noise not at all, of both by their share."""
+    """A coordinate of the clean cell as it is, of noise nothing, of both the share that is not noise."""
     with torch.no_grad():
         for layer in (joint.perceptron[-1], joint.head[-1], joint.linear):
             layer.weight.zero_()
