@@ -451,3 +451,10 @@ def test_the_methods_of_daed_name_what_is_wrong(trained, method, arguments, mess
 def test_joint_diffusion_cannot_denoise_what_is_noise_alone(trained, level):
     with pytest.raises(ValueError, match=rf"noise_level={level} must be at least 0 .* and below 1"):
         trained[JointDiffusion].denoise(noise_level=level)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("name", ["n_tokens", "token_dim", "width"])
+def test_sizes_of_joint_ldm_are_checked(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} must be at least 1, or None for the default"):
+        JointLDM(**{name: value})

@@ -101,6 +101,9 @@ class JointLDM(JointMixin, FeatureModel):
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
+        for name, value in {"n_tokens": n_tokens, "token_dim": token_dim, "width": width}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1, or None for the default.")
         super().__init__(
             adata, registry, n_tokens=n_tokens, token_dim=token_dim, width=width, denoiser_width=denoiser_width,
             denoiser_blocks=denoiser_blocks, n_heads=n_heads, seed=seed,
