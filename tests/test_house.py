@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "metrics": {"data"},
     "pl": {"data", "metrics"},
     "datasets": set(),
-    "pp": set(),
+    "pp": {"data"},
 }
 
 
