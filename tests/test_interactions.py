@@ -1,12 +1,21 @@
 """What combinations of conditions have beyond a sum: means that were seen, and those that are foretold."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 
-from sclatent.data import CellRows, additive_effects, interaction_effects, log_normalize_counts, mean_profiles
-from sclatent.nn import OPEN, ConditionMean
+from sclatent.data import (
+    CellRows,
+    additive_effects,
+    interaction_effects,
+    log_normalize_counts,
+    mean_profiles,
+    unseen_profiles,
+)
+from sclatent.nn import OPEN, CombinationTable, ConditionMean
 
 N_GROUPS, DIM, N_CELLS = 6, 12, 200
 
@@ -143,3 +152,56 @@ def test_a_fitted_mean_is_loaded_into_one_that_is_not(answers):
     other = ConditionMean([N_GROUPS, 2], DIM)
     other.load_state_dict(mean.state_dict())
     np.testing.assert_array_equal(at(other, 4, 1), at(mean, 4, 1))
+
+
+# ---- what unseen combinations express
+
+
+@pytest.mark.parametrize("held_out", [0, 2, 5])
+def test_profiles_are_foretold_from_groups_that_are_alike(answers, held_out):
+    codes, values, truth = answers
+    combinations = np.array([(g, c) for g in range(N_GROUPS) for c in range(2) if (g, c) != (held_out, 1)])
+    means = np.stack([values[(codes == row).all(axis=1)].mean(axis=0) for row in combinations])
+    unseen, neighbour, foretold = unseen_profiles(combinations, np.full(11, N_CELLS), means, [N_GROUPS, 2])
+    assert unseen.tolist() == [[held_out, 1]]
+    assert combinations[neighbour].tolist() == [[held_out, 0]]  # not another group under treatment
+    assert np.abs(foretold - truth[held_out, 1]).mean() < 0.2
+
+
+@pytest.mark.parametrize(("n_cells", "n_groups", "n_unseen"), [(9, 5, 0), (10, 5, 5), (10, 1003, 0)])
+def test_few_cells_and_very_many_combinations_foretell_nothing(n_cells, n_groups, n_unseen):
+    """Groups 0 to 4 were seen under both conditions, and as many as n_groups more under the first alone."""
+    codes = np.array([(g, 0) for g in range(5 + n_groups)] + [(g, 1) for g in range(5)])
+    profiles = (codes[:, 0] % 5 * (1.0 + codes[:, 1]))[:, None] * np.ones(3)
+    unseen, neighbour, foretold = unseen_profiles(codes, np.full(len(codes), n_cells), profiles, [5 + n_groups, 2])
+    assert unseen.tolist() == [[5 + g, 1] for g in range(n_unseen)]
+    assert neighbour.tolist() == [5 + g for g in range(n_unseen)]
+    assert foretold.shape == (n_unseen, 3)
+
+
+def test_all_genes_of_an_assay_can_be_foretold():
+    """Coefficients of genes on genes would take 3 GB."""
+    rng = np.random.default_rng(0)
+    codes = np.array([(g, c) for g in range(6) for c in range(2)])[:-1]
+    profiles = (1 + codes[:, :1] * (1 + codes[:, 1:])) * rng.random((1, 20_000))
+    tracemalloc.start()
+    foretold = unseen_profiles(codes, np.full(11, 50), profiles, [6, 2])[2]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(foretold[0], profiles[10] * 11 / 6, rtol=0.02)
+    assert peak < 20 * profiles.nbytes
+
+
+def test_a_table_has_what_it_was_given_and_nothing_for_the_rest():
+    table = CombinationTable([3, 2], 2)
+    codes = torch.tensor([[2, 0], [0, 1], [1, OPEN]])
+    assert not table.of(codes).any()
+    entries = torch.arange(6.0).view(3, 2) + 1
+    table.fit_combinations(codes, entries)
+    torch.testing.assert_close(table.of(codes), entries)
+    assert not table.of(torch.tensor([[2, 1], [1, 0], [OPEN, OPEN]])).any()
+    table.fit_combinations(codes[:1], entries[:1])  # in place of those
+    assert table.of(codes).any(dim=1).tolist() == [True, False, False]
+    other = CombinationTable([3, 2], 2)
+    other.load_state_dict(table.state_dict())
+    torch.testing.assert_close(other.of(codes), table.of(codes))

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import torch
 from anndata import AnnData
 from scipy import sparse, stats
 
+from sclatent.data import mean_profiles, unseen_profiles
 from sclatent.datasets import glioblastoma, simulate
 from sclatent.model import SCLDM
 
@@ -375,6 +377,67 @@ def test_a_deeply_sequenced_cell_stays_too(cells, fit):
     model = fit(cells, 1)
     same = model.counterfactual(cells, {}, progress_bar=False)
     assert (same.X != cells.X).nnz == 0
+
+
+@pytest.fixture(scope="module")
+def graded(small, quiet) -> SCLDM:
+    """A model of six types along a line, whose answer grows along it; of the last one no stimulated cell was seen."""
+    rng = np.random.default_rng(0)
+    kind, stimulated = np.repeat(np.arange(6), 100), np.tile([0, 1], 300)
+    place, n_genes = np.linspace(0, 1, 6)[kind][:, None], 60
+    rate = np.exp(rng.normal(size=n_genes) + place * rng.normal(size=n_genes))
+    rate = rate + 3 * (stimulated[:, None] * (0.3 + place)) * rng.random(n_genes)
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical(kind.astype(str)), "condition": pd.Categorical(stimulated.astype(str))},
+        index=[f"cell_{i}" for i in range(600)],
+    )
+    adata = AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)), obs=obs)
+    adata = adata[(kind < 5) | (stimulated == 0)].copy()
+    SCLDM.setup_anndata(adata, condition_keys=["cell_type", "condition"])
+    model = SCLDM(adata, **small)
+    model.train(max_epochs={"autoencoder": 20, "diffusion": 10}, **quiet)
+    return model
+
+
+def test_an_unseen_combination_goes_halfway_to_what_its_genes_foretell(graded, monkeypatch):
+    rows, levels = graded._rows(conditions=True), graded.conditions.n_levels
+    seen, n_cells = np.unique(rows.conditions, axis=0, return_counts=True)
+    unseen, _, (foretold,) = unseen_profiles(seen, n_cells, mean_profiles(rows), levels)
+    assert graded.conditions.decode(unseen, pd.RangeIndex(1)).iloc[0].tolist() == ["5", "1"]
+    target = {"cell_type": "5", "condition": "1"}
+    controls = graded.adata[graded.adata.obs["cell_type"] == "5"].copy()
+
+    def level(profile: np.ndarray) -> np.ndarray:
+        return np.log(np.expm1(np.maximum(profile, 0)) + 0.1)
+
+    def spread_around_foretold() -> tuple[float, float]:
+        moved = graded.counterfactual(controls, target, progress_bar=False)
+        sampled = graded.sample(300, target, progress_bar=False)
+        return tuple(np.std(level(log_mean(cells.X)) - level(foretold)) for cells in (moved, sampled))
+
+    moved, sampled = spread_around_foretold()
+    table = graded.module.correction
+    monkeypatch.setattr(table, "of", lambda codes: torch.zeros(len(codes), *table.shape))
+    moved_by_tokens, sampled_by_tokens = spread_around_foretold()
+    assert 0.2 < moved / moved_by_tokens < 0.7
+    assert sampled < 0.9 * sampled_by_tokens
+
+
+def test_a_cell_of_an_unseen_combination_stays_where_it_is(graded):
+    cells = graded.adata[graded.adata.obs["cell_type"] == "5"].copy()
+    cells.obs["condition"] = pd.Categorical(["1"] * cells.n_obs)
+    same = graded.counterfactual(cells, {"condition": "1"}, progress_bar=False)
+    assert (same.X != cells.X).nnz == 0
+
+
+def test_combinations_that_were_seen_are_decoded_as_their_tokens_say(graded):
+    codes = np.array([(kind, condition) for kind in range(6) for condition in range(2)])
+    corrected = graded.module.correction.of(torch.from_numpy(codes)).any(dim=1)
+    assert codes[corrected.numpy()].tolist() == [[5, 1]]
+
+
+def test_where_likeness_tells_nothing_tokens_alone_foretell(glio_model):
+    assert len(glio_model.module.correction.combinations) == 1  # the entry of none
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations, product
+from collections.abc import Iterator, Sequence
+from itertools import combinations, islice, product
 
 import numpy as np
 from scipy import sparse
@@ -14,6 +14,7 @@ from sclatent.nn import OPEN
 SHRINKAGE = 10  # a combination of so many cells is believed half; with fewer it teaches no other combination
 MIN_PAIRS = 3  # contexts from which a change is learned
 MAX_COMBINATIONS = 100_000
+MAX_UNSEEN = 1_000  # profiles that are foretold: each is as long as there are genes
 
 
 def interaction_effects(
@@ -79,11 +80,11 @@ def interaction_effects(
             means = _means(part_of.ravel(), full_means, n_cells)
             alike = means if profiles is None else _means(part_of.ravel(), profiles, n_cells)
             levels = [n_levels[k] for k in keys]
-            foretold, predicted = _foretell(seen, means, alike, counts, levels)
-            found = np.concatenate([seen, foretold])
+            unseen = list(_foretell(seen, means, alike, counts, levels))
+            found = np.array([*map(tuple, seen), *(row for row, _, _ in unseen)])
             additive = sum(effects[k][found[:, j]] for j, k in enumerate(keys))
-            trust = np.concatenate([counts / (counts + SHRINKAGE), np.ones(len(foretold))])
-            beyond.append(trust[:, None] * (np.concatenate([means, predicted]) - additive))
+            trust = np.concatenate([counts / (counts + SHRINKAGE), np.ones(len(unseen))])
+            beyond.append(trust[:, None] * (np.stack([*means, *(mean for _, _, mean in unseen)]) - additive))
             full = np.full((len(found), n_keys), OPEN, dtype=np.int64)
             full[:, keys] = found
             rows.append(full)
@@ -96,14 +97,55 @@ def _means(group: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndar
     return (member @ values) / np.bincount(group, weight)[:, None]
 
 
+def unseen_profiles(
+    codes: np.ndarray, n_cells: np.ndarray, profiles: np.ndarray, n_levels: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Foretell the mean expression of combinations that were not seen, gene by gene.
+
+    The rule is that of :func:`interaction_effects`: types that are alike answer alike, where that was seen to be so. Of
+    more than 1,000 combinations none is foretold.
+
+    Parameters
+    ----------
+    codes
+        Condition codes of the combinations that were seen, (n_seen, n_keys).
+    n_cells
+        Number of cells of each, (n_seen,).
+    profiles
+        Mean expression of each, (n_seen, n_genes) (:func:`mean_profiles`).
+    n_levels
+        Number of levels of each key.
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray, np.ndarray]
+        Codes (n_unseen, n_keys); for each the row of ``codes`` with its neighbour, which differs from it in one key
+        only, (n_unseen,); and the profiles, (n_unseen, n_genes).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import unseen_profiles
+    >>> codes = np.array([(cell_type, condition) for cell_type in range(6) for condition in range(2)])[:-1]
+    >>> profiles = np.array([[cell_type * (1.0 + condition)] for cell_type, condition in codes])  # treatment doubles it
+    >>> unseen, neighbour, foretold = unseen_profiles(codes, np.full(11, 50), profiles, [6, 2])
+    >>> unseen.tolist(), codes[neighbour].tolist(), foretold.round(1).tolist()
+    ([[5, 1]], [[5, 0]], [[10.0]])
+    """
+    found = list(islice(_foretell(codes, profiles, profiles, n_cells, n_levels), MAX_UNSEEN + 1))
+    if len(found) > MAX_UNSEEN:
+        found = []
+    unseen = np.array([row for row, _, _ in found], dtype=np.int64).reshape(len(found), codes.shape[1])
+    neighbours = np.array([neighbour for _, neighbour, _ in found], dtype=np.int64)
+    return unseen, neighbours, np.array([profile for _, _, profile in found]).reshape(len(found), profiles.shape[1])
+
+
 def _foretell(
     seen: np.ndarray, means: np.ndarray, profiles: np.ndarray, counts: np.ndarray, levels: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predict the means of the combinations (n, n_keys) that were not seen and have a neighbour to learn from."""
-    n_keys = seen.shape[1]
-    nothing = np.empty((0, n_keys), dtype=np.int64), np.empty((0, means.shape[1]))
+) -> Iterator[tuple[tuple[int, ...], int, np.ndarray]]:
+    """Yield combinations that were not seen and have a neighbour to learn from: codes, row of the neighbour, mean."""
     if np.prod(levels, dtype=float) > MAX_COMBINATIONS:
-        return nothing
+        return
     place = {tuple(row): i for i, row in enumerate(seen.tolist())}
     # for each key, the contexts of every level that have cells enough
     contexts: list[list[set[tuple[int, ...]]]] = [[set() for _ in range(n)] for n in levels]
@@ -112,7 +154,6 @@ def _foretell(
             contexts[k][level].add((*row[:k], *row[k + 1 :]))
 
     models: dict[tuple[int, int, int], _Change] = {}
-    foretold, predicted = [], []
     for row in product(*map(range, levels)):
         if row in place:
             continue
@@ -133,9 +174,7 @@ def _foretell(
         if not models[best].is_better_than_mean:
             continue
         neighbour = place[(*row[:k], other, *row[k + 1 :])]
-        foretold.append(row)
-        predicted.append(means[neighbour] + models[best](profiles[neighbour]))
-    return (np.array(foretold), np.stack(predicted)) if foretold else nothing
+        yield row, neighbour, means[neighbour] + models[best](profiles[neighbour])
 
 
 class _Change:
@@ -146,15 +185,21 @@ class _Change:
         self.centre = np.average(profiles, axis=0, weights=weight)
         distance = np.square(profiles - self.centre).sum(axis=1)
         self.scale = np.sqrt(np.average(distance, weights=weight)) or 1.0  # contexts may all be the same
+        # the regression knows no direction but those of the contexts: coefficients are few, however many genes
+        _, _, self.directions = np.linalg.svd(profiles - self.centre, full_matrices=False)
         alphas = np.logspace(-3, 3, 13)
         self.ridge = RidgeCV(alphas=alphas, store_cv_results=True)
-        self.ridge.fit((profiles - self.centre) / self.scale, changes, sample_weight=weight)
+        self.ridge.fit(self._features(profiles), changes, sample_weight=weight)
         # squared errors of each context when it is left out, weighted; those of the mean change by the same rule
         errors = self.ridge.cv_results_[..., alphas == self.ridge.alpha_].sum(axis=(1, 2))
         mean_of_others = (weight @ changes - weight[:, None] * changes) / (weight.sum() - weight)[:, None]
         gain = weight * np.square(changes - mean_of_others).sum(axis=1) - errors
         self.is_better_than_mean = gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain))
 
+    def _features(self, profiles: np.ndarray) -> np.ndarray:
+        """Where profiles (contexts, n) lie along the directions, (contexts, n_directions)."""
+        return (profiles - self.centre) @ self.directions.T / self.scale
+
     def __call__(self, profile: np.ndarray) -> np.ndarray:
         """Change of a context with this profile, (dim,)."""
-        return self.ridge.predict((profile - self.centre)[None] / self.scale)[0]
+        return self.ridge.predict(self._features(profile[None]))[0]

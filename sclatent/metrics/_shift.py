@@ -146,8 +146,10 @@ def ridge_shift(controls: np.ndarray, changes: np.ndarray, target: np.ndarray) -
     scale = np.sqrt(((controls - centre) ** 2).sum(axis=1).mean())  # so that one range of penalties fits all data
     if len(controls) < 3 or scale == 0:
         return changes.mean(axis=0)
-    ridge = RidgeCV(alphas=PENALTIES).fit((controls - centre) / scale, changes)
-    return ridge.predict((target - centre)[None] / scale)[0]
+    # in the directions of the control means, outside of which there is no slope: few coefficients, however many genes
+    _, _, directions = np.linalg.svd(controls - centre, full_matrices=False)
+    ridge = RidgeCV(alphas=PENALTIES).fit((controls - centre) @ directions.T / scale, changes)
+    return ridge.predict((target - centre)[None] @ directions.T / scale)[0]
 
 
 def _arms(

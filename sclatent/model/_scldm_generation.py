@@ -13,6 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from sclatent.data import CellBatch, CellRows
 from sclatent.diffusion import DEFAULT_STEPS, classifier_free, solve
 from sclatent.nn import OPEN
 
@@ -110,7 +111,7 @@ class GenerationMixin:
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
             code, size = torch.from_numpy(codes[cells]).to(self.device), self._size(library[cells])
             tokens = self._flow(self._noise(seed, cells), code, size, weight, 0.0, 1.0, solver, n_steps)
-            mean = self._mean(tokens, batches[cells], library[cells])
+            mean = self._mean(tokens, batches[cells], library[cells], self.module.correction.of(code))
             blocks.append(self._draw(mean, seed, cells))
 
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
@@ -194,33 +195,18 @@ class GenerationMixin:
         target = np.where(target == OPEN, source, target)
 
         blocks = []
-        panel = rows.panel.numpy()
-        likelihood = self.module.autoencoder.likelihood
-        mean_effect = self.module.denoiser.mean
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             batch = rows[cells]
-            x = batch.sets.dense().numpy().astype(np.float64)
             old, new = (torch.from_numpy(c[cells]).to(self.device) for c in (source, target))
             tokens = self.module.standardize(self._encode_batch(batch))
-            codes = batch.batch.numpy()
-            share = self._mean(tokens, codes, np.ones(len(cells)))
-            measured = share[:, panel].sum(axis=1) if rows.library is None else np.ones(len(cells))
-            library = batch.library.numpy() / measured  # a total over a panel leaves out the counts of other genes
+            share, library = self._share(batch, tokens)
             size = self._size(library)
 
             moved = self._flow(tokens, old, size, 1.0, 1.0, keep, solver, n_steps)
-            with torch.inference_mode():  # same place around the new centre
-                moved = moved + keep * (mean_effect(new, size) - mean_effect(old, size))
+            moved = moved + keep * self._shift(old, new, size)  # same place around the new centre
             moved = self._flow(moved, new, size, weight, keep, 1.0, solver, n_steps)
-
-            # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
-            mean = library[:, None] * share
-            new_mean = library[:, None] * self._mean(moved, codes, np.ones(len(cells)))
-            drawn = self._draw(new_mean, seed, cells).toarray()
-            for row, i in enumerate(cells):
-                rng = cell_rng(seed, "transport", i)
-                drawn[row, panel] = likelihood.transport(x[row], mean[row, panel], new_mean[row, panel], panel, rng)
-            blocks.append(sparse.csr_matrix(drawn))
+            correction = self.module.correction.of(new) - self.module.correction.of(old)
+            blocks.append(self._transport(batch, share, library, moved, correction, seed, cells))
 
         obs = self._obs_of(self.adata if adata is None else adata, rows.cells)
         new_obs = self._obs(self.conditions, target, rows.batch[rows.cells], obs.index)
@@ -281,12 +267,60 @@ class GenerationMixin:
         return self.module.size(torch.tensor(library, dtype=torch.float32, device=self.device))
 
     @torch.inference_mode()
-    def _mean(self, tokens: Tensor, batch: np.ndarray, library: np.ndarray) -> np.ndarray:
+    def _mean(
+        self, tokens: Tensor, batch: np.ndarray, library: np.ndarray, correction: Tensor | float = 0.0
+    ) -> np.ndarray:
         """Mean expression (cells, genes) of standardised tokens, in double precision for the draws."""
         every_gene = torch.arange(len(self.genes), device=self.device)
-        logits = self.module.decode(tokens, every_gene, torch.from_numpy(batch).to(self.device))
+        logits = self.module.decode(tokens, every_gene, torch.from_numpy(batch).to(self.device)) + correction
         size = torch.from_numpy(library).float().to(self.device)
         return self.module.autoencoder.likelihood.mean(logits, size).cpu().numpy().astype(np.float64)
+
+    def _share(self, batch: CellBatch, tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Share of each gene in measured cells (cells, genes), and their library sizes over all genes."""
+        share = self._mean(tokens, batch.batch.numpy(), np.ones(len(batch)))
+        library = batch.library.numpy()
+        if self.registry["setup_args"]["size_factor_key"] is None and self.module.autoencoder.likelihood.is_count:
+            library = library / share[:, batch.sets.panel.numpy()].sum(axis=1)  # a total leaves out other genes
+        return share, library
+
+    @torch.inference_mode()
+    def _shift(self, old: Tensor, new: Tensor, size: Tensor) -> Tensor:
+        """From the mean tokens under some conditions to those under others."""
+        mean = self.module.denoiser.mean
+        return mean(new, size) - mean(old, size)
+
+    def _moved_by_mean(self, rows: CellRows, cells: np.ndarray, code: np.ndarray) -> sparse.csr_matrix:
+        """Counts of some measured cells, moved to one combination of conditions by its mean alone."""
+        batch = rows[cells]
+        tokens = self.module.standardize(self._encode_batch(batch))
+        share, library = self._share(batch, tokens)
+        new = torch.from_numpy(code).expand(len(cells), -1).to(self.device)
+        moved = tokens + self._shift(batch.conditions.to(self.device), new, self._size(library))
+        return self._transport(batch, share, library, moved, 0.0, 0, np.arange(len(cells)))
+
+    def _transport(
+        self,
+        batch: CellBatch,
+        share: np.ndarray,
+        library: np.ndarray,
+        moved: Tensor,
+        correction: Tensor | float,
+        seed: int,
+        cells: np.ndarray,
+    ) -> sparse.csr_matrix:
+        """Counts of measured cells whose tokens were moved, by abduction."""
+        x = batch.sets.dense().numpy().astype(np.float64)
+        panel = batch.sets.panel.numpy()
+        likelihood = self.module.autoencoder.likelihood
+        # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
+        mean = library[:, None] * share
+        new_mean = library[:, None] * self._mean(moved, batch.batch.numpy(), np.ones(len(batch)), correction)
+        drawn = self._draw(new_mean, seed, cells).toarray()
+        for row, i in enumerate(cells):
+            rng = cell_rng(seed, "transport", i)
+            drawn[row, panel] = likelihood.transport(x[row], mean[row, panel], new_mean[row, panel], panel, rng)
+        return sparse.csr_matrix(drawn)
 
     def _draw(self, mean: np.ndarray, seed: int, cells: np.ndarray) -> sparse.csr_matrix:
         """Draw the counts of cells from their means, each with a generator of its own."""

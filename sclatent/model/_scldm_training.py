@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
-from sclatent.data import CellRows, TokenRows, additive_effects, common_slope, interaction_effects, mean_profiles
+from sclatent.data import (
+    CellRows,
+    TokenRows,
+    additive_effects,
+    common_slope,
+    interaction_effects,
+    log_normalize_counts,
+    mean_profiles,
+    unseen_profiles,
+)
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
+
+MOVED = 50, 512  # least and most cells that show what tokens make of a combination,
+MOVED_IN_ALL = 20_000  # and about how many for all combinations
+PSEUDOCOUNT = 0.1  # counts per 10,000
 
 
 class TrainingMixin:
@@ -63,6 +77,29 @@ class TrainingMixin:
                 torch.from_numpy(combinations),
                 torch.from_numpy(interactions),
             )
+            self._correct_unseen(rows, profiles)
+
+    def _correct_unseen(self, rows: CellRows, profiles: np.ndarray) -> None:
+        """Bring the decoder of combinations that were not seen halfway to the expression that their genes foretell.
+
+        Tokens foretell it already: cells of a neighbour are moved to the combination by its mean, and decoded. What
+        adds up on tokens multiplies expression; what adds up on genes adds to it. Neither is right for all genes, and
+        the two are wrong in different ones.
+        """
+        seen, of_cell, n_cells = np.unique(rows.conditions, axis=0, return_inverse=True, return_counts=True)
+        unseen, neighbours, foretold = unseen_profiles(seen, n_cells, profiles, self.conditions.n_levels)
+        most = int(np.clip(MOVED_IN_ALL / max(1, len(unseen)), *MOVED))
+        is_count = self.module.autoencoder.likelihood.is_count
+        self.module.cpu()
+        decoded = np.empty(foretold.shape)
+        for i, (code, neighbour) in enumerate(zip(unseen, neighbours, strict=True)):
+            cells = np.flatnonzero(of_cell.ravel() == neighbour)
+            cells = cells[np.linspace(0, len(cells) - 1, min(len(cells), most)).astype(int)]
+            moved = self._moved_by_mean(rows, cells, code)
+            decoded[i] = (log_normalize_counts(moved) if is_count else moved).mean(axis=0)
+        if is_count:
+            foretold, decoded = (np.log(np.expm1(x.clip(min=0)) + PSEUDOCOUNT) for x in (foretold, decoded))
+        self.module.correction.fit_combinations(torch.from_numpy(unseen), torch.from_numpy((foretold - decoded) / 2))
 
     def _token_rows(self, rows: CellRows) -> TokenRows:
         self.module.standardize_size.cpu()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+
+from sclatent.nn import CombinationTable
 
 from ._standardize import Standardize
 
@@ -36,7 +40,10 @@ class LatentDiffusion(nn.Module):
 
 
 class CellDiffusion(LatentDiffusion):
-    """Latent diffusion of cells, with the standardisation of library sizes.
+    """Latent diffusion of cells, with the standardisation of library sizes and a correction of what is decoded.
+
+    The correction, (genes,) for each combination of conditions that nobody measured, is added to the logits of its
+    cells: what tokens do not carry over to it.
 
     Parameters
     ----------
@@ -60,6 +67,12 @@ class CellDiffusion(LatentDiffusion):
     def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
         super().__init__(autoencoder, standardize, denoiser)
         self.standardize_size = Standardize()
+        self.correction = CombinationTable(denoiser.mean.n_levels, len(autoencoder.gene_bias))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, none in self.correction.named_buffers():  # models that were saved before there was a correction
+            state_dict.setdefault(f"{prefix}correction.{name}", none)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def size(self, library: Tensor) -> Tensor:
         """Standardised log library sizes (cells,); those far from all of training are taken as its extremes."""

@@ -1,7 +1,7 @@
 """Layers: attention between genes and tokens, embeddings of time and of conditions."""
 
 from ._attention import AdaLNBlock, Block, SelfAttention
-from ._conditions import OPEN, ConditionEmbedding, ConditionMean
+from ._conditions import OPEN, CombinationTable, ConditionEmbedding, ConditionMean
 from ._set_attention import SetPooling, SetReadout
 from ._sets import CellSets
 from ._time import TimeEmbedding
@@ -11,6 +11,7 @@ __all__ = [
     "AdaLNBlock",
     "Block",
     "CellSets",
+    "CombinationTable",
     "ConditionEmbedding",
     "ConditionMean",
     "SelfAttention",

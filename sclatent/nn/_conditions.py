@@ -44,7 +44,70 @@ class ConditionEmbedding(nn.Module):
         return total
 
 
-class ConditionMean(nn.Module):
+class CombinationTable(nn.Module):
+    """An entry for each of some combinations of conditions, and 0 for all others; not trained.
+
+    Parameters
+    ----------
+    n_levels
+        Number of levels of each key.
+    shape
+        Shape of an entry.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.nn import CombinationTable
+    >>> table = CombinationTable([8, 2], 3)
+    >>> table.fit_combinations(torch.tensor([[5, 1]]), torch.ones(1, 3))
+    >>> table.of(torch.tensor([[5, 1], [5, -1]])).tolist()  # in the second the other key is left open
+    [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, n_levels: Sequence[int], *shape: int) -> None:
+        super().__init__()
+        self.n_levels = tuple(n_levels)
+        self.shape = shape
+        # sorted numbers of the combinations that have an entry; the last one is that of none
+        self.register_buffer("combinations", torch.full((1,), torch.iinfo(torch.int64).max))
+        self.register_buffer("interactions", torch.zeros(1, *shape))
+
+    def fit_combinations(self, combinations: Tensor, entries: Tensor) -> None:
+        """Take over the entries of some combinations, in place of those that there are.
+
+        Parameters
+        ----------
+        combinations
+            Condition codes, (n_combinations, n_keys), -1 where a key is open.
+        entries
+            ``(n_combinations, *shape)``.
+        """
+        number, order = self._number(combinations).sort()
+        self.combinations = torch.cat([number.to(self.combinations), self.combinations[-1:]])
+        entries = entries.to(self.interactions).view(-1, *self.shape)[order]
+        self.interactions = torch.cat([entries, self.interactions[-1:]])
+
+    def of(self, codes: Tensor) -> Tensor:
+        """Entries ``(cells, *shape)`` of codes (cells, n_keys), -1 where a key is open."""
+        number = self._number(codes)
+        place = torch.searchsorted(self.combinations, number)
+        return self.interactions[place.where(self.combinations[place] == number, -1)]
+
+    def _number(self, codes: Tensor) -> Tensor:
+        """Number of each combination, (cells,): its codes as digits."""
+        number = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
+        for n, code in zip(self.n_levels, codes.unbind(1), strict=True):
+            number = number * (n + 1) + code + 1
+        return number
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name in ("combinations", "interactions"):  # how many there are is known from the data alone
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class ConditionMean(CombinationTable):
     r"""Mean of the tokens under their conditions and library size, fitted by least squares and then fixed.
 
     .. math:: m(c, s) = \sum_k \delta_k(c_k) + \gamma(c) + s \, \beta, \qquad \delta_k(\text{open}) = 0,
@@ -72,15 +135,10 @@ class ConditionMean(nn.Module):
     """
 
     def __init__(self, n_levels: Sequence[int], *shape: int) -> None:
-        super().__init__()
-        self.n_levels = tuple(n_levels)
-        self.shape = shape
+        super().__init__(n_levels, *shape)
         for k, n in enumerate(n_levels):
             self.register_buffer(f"effect{k}", torch.zeros(n + 1, *shape))
         self.register_buffer("slope", torch.zeros(shape))
-        # sorted numbers of the combinations that have something beyond the sum; the last one is that of none
-        self.register_buffer("combinations", torch.full((1,), torch.iinfo(torch.int64).max))
-        self.register_buffer("interactions", torch.zeros(1, *shape))
 
     def fit(self, effects: Sequence[Tensor], slope: Tensor, combinations: Tensor, interactions: Tensor) -> None:
         """Take over the effects of all levels, what combinations have beyond the sum, and the slope.
@@ -99,35 +157,16 @@ class ConditionMean(nn.Module):
         self.slope.copy_(slope.view(self.shape))
         for k, effect in enumerate(effects):
             self.get_buffer(f"effect{k}")[:-1] = effect.view(-1, *self.shape)
-        number, order = self._number(combinations).sort()
-        self.combinations = torch.cat([number.to(self.slope.device), self.combinations[-1:]])
-        interactions = interactions.to(self.slope).view(-1, *self.shape)[order]
-        self.interactions = torch.cat([interactions, self.interactions[-1:]])
+        self.fit_combinations(combinations, interactions)
 
     def fit_means(self, means: Tensor) -> None:
         """Take over the means ``(n_levels, *shape)`` of the levels of the only key."""
         none = torch.empty(0, 1, dtype=torch.int64)
         self.fit([means], torch.zeros(self.shape), none, means.new_empty(0, *self.shape))
 
-    def _number(self, codes: Tensor) -> Tensor:
-        """Number of each combination, (cells,): its codes as digits."""
-        number = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
-        for n, code in zip(self.n_levels, codes.unbind(1), strict=True):
-            number = number * (n + 1) + code + 1
-        return number
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name in ("combinations", "interactions"):  # how many there are is known from the data alone
-            if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def forward(self, codes: Tensor, size: Tensor) -> Tensor:
         """Mean tokens ``(cells, *shape)`` under codes (cells, n_keys), -1 where a key is open, and sizes s (cells,)."""
-        number = self._number(codes)
-        place = torch.searchsorted(self.combinations, number)
-        place = place.where(self.combinations[place] == number, -1)
-        total = size.view(-1, *[1] * len(self.shape)) * self.slope + self.interactions[place]
+        total = size.view(-1, *[1] * len(self.shape)) * self.slope + self.of(codes)
         for k, code in enumerate(codes.unbind(1)):
             total = total + self.get_buffer(f"effect{k}")[code]
         return total
