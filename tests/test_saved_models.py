@@ -1,6 +1,7 @@
 """A saved model is a folder that runs no code, is whole or refused, and gives the same model back."""
 
 import builtins
+import copy
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 
 from sclatent.datasets import simulate
@@ -107,6 +109,18 @@ def test_other_models_come_back_too(cells, fit, tmp_path, setup, model):
     assert (one.X != other.X).nnz == 0
     assert again.get_reconstruction_error() == first.get_reconstruction_error()
     assert again.size_factor_scale == first.size_factor_scale
+
+
+def test_weights_of_before_there_was_a_correction_load_without_one(sim_model):
+    module = copy.deepcopy(sim_model.module)
+    of_all = torch.tensor([[0, 0], [2, 1]])
+    module.correction.fit_combinations(of_all, torch.ones(2, 80))
+    old = {key: value for key, value in sim_model.module.state_dict().items() if not key.startswith("correction")}
+    other = copy.deepcopy(sim_model.module)
+    other.load_state_dict(old)
+    assert not other.correction.of(of_all).any()
+    other.load_state_dict(module.state_dict())
+    assert other.correction.of(of_all).all()
 
 
 def test_a_model_can_be_trained_further_after_loading(cells, fit, quiet, tmp_path):
