@@ -205,3 +205,5 @@ def test_a_table_has_what_it_was_given_and_nothing_for_the_rest():
     other = CombinationTable([3, 2], 2)
     other.load_state_dict(table.state_dict())
     torch.testing.assert_close(other.of(codes), table.of(codes))
+    table.forget(torch.tensor([[1, 1], [2, 0]]))
+    assert not table.of(codes).any()

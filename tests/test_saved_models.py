@@ -113,14 +113,14 @@ def test_other_models_come_back_too(cells, fit, tmp_path, setup, model):
 
 def test_weights_of_before_there_was_a_correction_load_without_one(sim_model):
     module = copy.deepcopy(sim_model.module)
-    of_all = torch.tensor([[0, 0], [2, 1]])
-    module.correction.fit_combinations(of_all, torch.ones(2, 80))
-    old = {key: value for key, value in sim_model.module.state_dict().items() if not key.startswith("correction")}
-    other = copy.deepcopy(sim_model.module)
-    other.load_state_dict(old)
-    assert not other.correction.of(of_all).any()
-    other.load_state_dict(module.state_dict())
-    assert other.correction.of(of_all).all()
+    codes = torch.tensor([[0, 0], [2, 1]])
+    module.correction.fit_combinations(codes, torch.ones(2, 80))
+    new = copy.deepcopy(module.state_dict())
+    old = {key: value for key, value in new.items() if not key.startswith("correction")}
+    module.load_state_dict(old)
+    assert not module.correction.of(codes).any()
+    module.load_state_dict(new)
+    assert module.correction.of(codes).all()
 
 
 def test_a_model_can_be_trained_further_after_loading(cells, fit, quiet, tmp_path):

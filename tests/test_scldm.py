@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse, stats
 
-from sclatent.data import mean_profiles, unseen_profiles
+from sclatent.data import log_normalize_counts, mean_profiles, unseen_profiles
 from sclatent.datasets import glioblastoma, simulate
 from sclatent.model import SCLDM
 
@@ -380,21 +380,26 @@ def test_a_deeply_sequenced_cell_stays_too(cells, fit):
 
 
 @pytest.fixture(scope="module")
-def graded(small, quiet) -> SCLDM:
-    """A model of six types along a line, whose answer grows along it; of the last one no stimulated cell was seen."""
+def types_in_line() -> AnnData:
+    """Six types along a line, whose answer grows along it; of the last one no stimulated cell was seen."""
     rng = np.random.default_rng(0)
     kind, stimulated = np.repeat(np.arange(6), 100), np.tile([0, 1], 300)
     place, n_genes = np.linspace(0, 1, 6)[kind][:, None], 60
     rate = np.exp(rng.normal(size=n_genes) + place * rng.normal(size=n_genes))
     rate = rate + 3 * (stimulated[:, None] * (0.3 + place)) * rng.random(n_genes)
     obs = pd.DataFrame(
-        {"cell_type": pd.Categorical(kind.astype(str)), "condition": pd.Categorical(stimulated.astype(str))},
+        {"cell_type": kind.astype(str), "condition": stimulated.astype(str), "batch": np.tile(["a", "b", "b"], 200)},
         index=[f"cell_{i}" for i in range(600)],
-    )
+    ).astype("category")
+    obs["size"] = rate.sum(axis=1)
     adata = AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)), obs=obs)
-    adata = adata[(kind < 5) | (stimulated == 0)].copy()
-    SCLDM.setup_anndata(adata, condition_keys=["cell_type", "condition"])
-    model = SCLDM(adata, **small)
+    return adata[(kind < 5) | (stimulated == 0)].copy()
+
+
+@pytest.fixture(scope="module")
+def graded(types_in_line, small, quiet) -> SCLDM:
+    SCLDM.setup_anndata(types_in_line, condition_keys=["cell_type", "condition"])
+    model = SCLDM(types_in_line, **small)
     model.train(max_epochs={"autoencoder": 20, "diffusion": 10}, **quiet)
     return model
 
@@ -434,6 +439,59 @@ def test_combinations_that_were_seen_are_decoded_as_their_tokens_say(graded):
     codes = np.array([(kind, condition) for kind in range(6) for condition in range(2)])
     corrected = graded.module.correction.of(torch.from_numpy(codes)).any(dim=1)
     assert codes[corrected.numpy()].tolist() == [[5, 1]]
+
+
+def test_guidance_to_less_than_the_conditions_takes_less_of_the_correction(graded):
+    code = torch.tensor([[5, 1]])
+    full = graded._correction(code, 1.0)
+    for weight, share in ((0.0, 0.0), (0.5, 0.5), (3.0, 1.0), ([1.0, 0.0], 0.0), ([2.0, 2.0], 1.0)):
+        torch.testing.assert_close(graded._correction(code, weight), share * full)
+    nothing, no_key = (graded.sample(20, {"cell_type": "5", "condition": "1"}, w, progress_bar=False) for w in (0, 0.0))
+    anything = graded.sample(20, library_size=nothing.obs["library_size"], progress_bar=False)
+    assert (nothing.X != no_key.X).nnz == (nothing.X != anything.X).nnz == 0
+
+
+def test_genes_of_the_training_data_may_be_in_another_order(graded, types_in_line, tmp_path, quiet):
+    """A correction is by gene: a model that is loaded with other columns has to find it for the same genes."""
+    graded.save(tmp_path / "model")
+    corrections = []
+    for genes in (slice(None), np.random.default_rng(0).permutation(60), np.arange(50)):
+        model = SCLDM.load(tmp_path / "model", types_in_line[:, genes].copy())
+        model._fit_frame(rows := model._training_rows(), model._encode(rows, 1024))
+        corrections.append(model.module.correction.of(torch.tensor([[5, 1]]))[0])
+    own, permuted, part = corrections
+    assert correlation(own, permuted) > 0.7
+    assert correlation(own[:50], part[:50]) > 0.7
+    assert not part[50:].any()
+
+
+def test_what_is_seen_by_now_is_no_longer_corrected(graded, types_in_line, tmp_path, quiet):
+    graded.save(tmp_path / "model")
+    measured = types_in_line.copy()
+    measured.obs["condition"] = measured.obs["condition"].where(np.arange(measured.n_obs) < 540, "1")
+    model = SCLDM.load(tmp_path / "model", measured)
+    model.train(max_epochs=1, stage="diffusion", **quiet)
+    assert not model.module.correction.of(torch.tensor([[5, 1]])).any()
+
+
+@pytest.mark.parametrize(
+    ("setup", "model"),
+    [
+        ({"batch_key": "batch"}, {}),
+        ({"size_factor_key": "size"}, {"gene_likelihood": "zinb"}),
+        ({"is_count_data": False}, {"gene_likelihood": "normal"}),
+    ],
+)
+def test_whatever_cells_are_an_unseen_combination_is_foretold(types_in_line, fit, setup, model):
+    adata = types_in_line.copy()
+    if not setup.get("is_count_data", True):
+        adata.X = log_normalize_counts(adata.X)
+    trained = fit(adata, 1, setup={"condition_keys": ["cell_type", "condition"], **setup}, **model)
+    correction = trained.module.correction.of(torch.tensor([[5, 1]]))
+    assert correction.isfinite().all()
+    assert correction.any()
+    cells = trained.sample(10, {"cell_type": "5", "condition": "1"}, progress_bar=False)
+    assert np.isfinite(cells.X.data).all()
 
 
 def test_where_likeness_tells_nothing_tokens_alone_foretell(glio_model):

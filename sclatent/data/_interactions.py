@@ -185,8 +185,10 @@ class _Change:
         self.centre = np.average(profiles, axis=0, weights=weight)
         distance = np.square(profiles - self.centre).sum(axis=1)
         self.scale = np.sqrt(np.average(distance, weights=weight)) or 1.0  # contexts may all be the same
-        # the regression knows no direction but those of the contexts: coefficients are few, however many genes
+        # contexts span few directions, however many genes there are, and the regression knows no others
         _, _, self.directions = np.linalg.svd(profiles - self.centre, full_matrices=False)
+        _, _, self.answers = np.linalg.svd(changes, full_matrices=False)
+        changes = changes @ self.answers.T
         alphas = np.logspace(-3, 3, 13)
         self.ridge = RidgeCV(alphas=alphas, store_cv_results=True)
         self.ridge.fit(self._features(profiles), changes, sample_weight=weight)
@@ -202,4 +204,4 @@ class _Change:
 
     def __call__(self, profile: np.ndarray) -> np.ndarray:
         """Change of a context with this profile, (dim,)."""
-        return self.ridge.predict(self._features(profile[None]))[0]
+        return self.ridge.predict(self._features(profile[None]))[0] @ self.answers

@@ -111,7 +111,7 @@ class GenerationMixin:
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
             code, size = torch.from_numpy(codes[cells]).to(self.device), self._size(library[cells])
             tokens = self._flow(self._noise(seed, cells), code, size, weight, 0.0, 1.0, solver, n_steps)
-            mean = self._mean(tokens, batches[cells], library[cells], self.module.correction.of(code))
+            mean = self._mean(tokens, batches[cells], library[cells], self._correction(code, weight))
             blocks.append(self._draw(mean, seed, cells))
 
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
@@ -205,7 +205,7 @@ class GenerationMixin:
             moved = self._flow(tokens, old, size, 1.0, 1.0, keep, solver, n_steps)
             moved = moved + keep * self._shift(old, new, size)  # same place around the new centre
             moved = self._flow(moved, new, size, weight, keep, 1.0, solver, n_steps)
-            correction = self.module.correction.of(new) - self.module.correction.of(old)
+            correction = self._correction(new, weight if keep < 1 else 1.0) - self._correction(old, 1.0)
             blocks.append(self._transport(batch, share, library, moved, correction, seed, cells))
 
         obs = self._obs_of(self.adata if adata is None else adata, rows.cells)
@@ -276,6 +276,11 @@ class GenerationMixin:
         size = torch.from_numpy(library).float().to(self.device)
         return self.module.autoencoder.likelihood.mean(logits, size).cpu().numpy().astype(np.float64)
 
+    def _correction(self, codes: Tensor, weight: float | list[float]) -> Tensor:
+        """Correction (cells, genes) of what is decoded, as far as guidance goes to the conditions, but not beyond."""
+        share = 1 + sum(w - 1 for w in weight) if isinstance(weight, list) else weight
+        return float(np.clip(share, 0, 1)) * self.module.correction.of(codes)
+
     def _share(self, batch: CellBatch, tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Share of each gene in measured cells (cells, genes), and their library sizes over all genes."""
         share = self._mean(tokens, batch.batch.numpy(), np.ones(len(batch)))
@@ -316,7 +321,8 @@ class GenerationMixin:
         # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
         mean = library[:, None] * share
         new_mean = library[:, None] * self._mean(moved, batch.batch.numpy(), np.ones(len(batch)), correction)
-        drawn = self._draw(new_mean, seed, cells).toarray()
+        whole = len(panel) == len(self.genes)
+        drawn = np.empty_like(new_mean) if whole else self._draw(new_mean, seed, cells).toarray()
         for row, i in enumerate(cells):
             rng = cell_rng(seed, "transport", i)
             drawn[row, panel] = likelihood.transport(x[row], mean[row, panel], new_mean[row, panel], panel, rng)

@@ -20,8 +20,8 @@ from sclatent.data import (
 )
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
 
-MOVED = 50, 512  # least and most cells that show what tokens make of a combination,
-MOVED_IN_ALL = 20_000  # and about how many for all combinations
+MOVED = 50, 512  # least and most cells that are moved to see what tokens make of one combination,
+MOVED_IN_ALL = 20_000  # and how many in all, if that is not less than the least
 PSEUDOCOUNT = 0.1  # counts per 10,000
 
 
@@ -58,26 +58,31 @@ class TrainingMixin:
         if self._tokens is not None:
             return
         tokens = self._encode(rows, 1024)
-        first = "diffusion" not in self.trained_stages  # a trained denoiser keeps the frame it was trained in
-        if first:
-            self.module.standardize.cpu().fit(tokens)
-            self.module.standardize_size.cpu().fit(torch.from_numpy(rows.library_sizes()).log())
+        if "diffusion" in self.trained_stages:  # it keeps the frame it was trained in, but for what it sees by now
+            self.module.correction.cpu().forget(torch.from_numpy(np.unique(rows.conditions, axis=0)))
+        else:
+            self._fit_frame(rows, tokens)
         self._tokens = self.module.standardize.cpu()(tokens)
-        if first:
-            size, values = self._token_rows(rows).others[1].numpy(), self._tokens.flatten(1).numpy()
-            slope = common_slope(rows.conditions, size, values)
-            values = values - size[:, None] * slope
-            n_levels = self.conditions.n_levels
-            effects = additive_effects(rows.conditions, values, n_levels)[1]
-            profiles = mean_profiles(rows, self.module.autoencoder.likelihood.is_count)
-            combinations, interactions = interaction_effects(rows.conditions, values, n_levels, effects, profiles)
-            self.module.denoiser.mean.cpu().fit(
-                [torch.from_numpy(effect) for effect in effects],
-                torch.from_numpy(slope),
-                torch.from_numpy(combinations),
-                torch.from_numpy(interactions),
-            )
-            self._correct_unseen(rows, profiles)
+
+    def _fit_frame(self, rows: CellRows, tokens: torch.Tensor) -> None:
+        """Fit what the denoiser starts from: scales, the mean of the conditions, the correction of unseen ones."""
+        self.module.cpu()
+        self.module.standardize.fit(tokens)
+        self.module.standardize_size.fit(torch.from_numpy(rows.library_sizes()).log())
+        size, values = self._sizes(rows).numpy(), self.module.standardize(tokens).flatten(1).numpy()
+        slope = common_slope(rows.conditions, size, values)
+        values = values - size[:, None] * slope
+        n_levels = self.conditions.n_levels
+        effects = additive_effects(rows.conditions, values, n_levels)[1]
+        profiles = mean_profiles(rows, self.module.autoencoder.likelihood.is_count)
+        combinations, interactions = interaction_effects(rows.conditions, values, n_levels, effects, profiles)
+        self.module.denoiser.mean.fit(
+            [torch.from_numpy(effect) for effect in effects],
+            torch.from_numpy(slope),
+            torch.from_numpy(combinations),
+            torch.from_numpy(interactions),
+        )
+        self._correct_unseen(rows, profiles)
 
     def _correct_unseen(self, rows: CellRows, profiles: np.ndarray) -> None:
         """Bring the decoder of combinations that were not seen halfway to the expression that their genes foretell.
@@ -88,20 +93,25 @@ class TrainingMixin:
         """
         seen, of_cell, n_cells = np.unique(rows.conditions, axis=0, return_inverse=True, return_counts=True)
         unseen, neighbours, foretold = unseen_profiles(seen, n_cells, profiles, self.conditions.n_levels)
-        most = int(np.clip(MOVED_IN_ALL / max(1, len(unseen)), *MOVED))
         is_count = self.module.autoencoder.likelihood.is_count
-        self.module.cpu()
-        decoded = np.empty(foretold.shape)
+        most = int(np.clip(MOVED_IN_ALL / max(1, len(unseen)), *MOVED))
+        decoded = profiles[neighbours]
         for i, (code, neighbour) in enumerate(zip(unseen, neighbours, strict=True)):
             cells = np.flatnonzero(of_cell.ravel() == neighbour)
             cells = cells[np.linspace(0, len(cells) - 1, min(len(cells), most)).astype(int)]
-            moved = self._moved_by_mean(rows, cells, code)
-            decoded[i] = (log_normalize_counts(moved) if is_count else moved).mean(axis=0)
+            before, after = rows.rows(cells), self._moved_by_mean(rows, cells, code)[:, rows.panel.numpy()]
+            if is_count:
+                before, after = log_normalize_counts(before), log_normalize_counts(after)
+            decoded[i] += np.asarray(after.mean(axis=0) - before.mean(axis=0)).ravel()
         if is_count:
             foretold, decoded = (np.log(np.expm1(x.clip(min=0)) + PSEUDOCOUNT) for x in (foretold, decoded))
-        self.module.correction.fit_combinations(torch.from_numpy(unseen), torch.from_numpy((foretold - decoded) / 2))
+        correction = np.zeros((len(unseen), len(self.genes)))
+        correction[:, rows.panel.numpy()] = (foretold - decoded) / 2
+        self.module.correction.fit_combinations(torch.from_numpy(unseen), torch.from_numpy(correction))
+
+    def _sizes(self, rows: CellRows) -> torch.Tensor:
+        return self.module.size(torch.from_numpy(rows.library_sizes()).float())
 
     def _token_rows(self, rows: CellRows) -> TokenRows:
         self.module.standardize_size.cpu()
-        sizes = self.module.size(torch.from_numpy(rows.library_sizes()).float())
-        return TokenRows(self._tokens, torch.from_numpy(rows.conditions), sizes)
+        return TokenRows(self._tokens, torch.from_numpy(rows.conditions), self._sizes(rows))

@@ -70,8 +70,8 @@ class CellDiffusion(LatentDiffusion):
         self.correction = CombinationTable(denoiser.mean.n_levels, len(autoencoder.gene_bias))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name, none in self.correction.named_buffers():  # models that were saved before there was a correction
-            state_dict.setdefault(f"{prefix}correction.{name}", none)
+        for name, entries in self.correction.named_buffers():  # weights of before there was a correction have none
+            state_dict.setdefault(f"{prefix}correction.{name}", entries[-1:])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def size(self, library: Tensor) -> Tensor:

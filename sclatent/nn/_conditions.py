@@ -87,6 +87,11 @@ class CombinationTable(nn.Module):
         entries = entries.to(self.interactions).view(-1, *self.shape)[order]
         self.interactions = torch.cat([entries, self.interactions[-1:]])
 
+    def forget(self, combinations: Tensor) -> None:
+        """Leave combinations (n_combinations, n_keys) without an entry."""
+        kept = ~torch.isin(self.combinations, self._number(combinations).to(self.combinations))
+        self.combinations, self.interactions = self.combinations[kept], self.interactions[kept]
+
     def of(self, codes: Tensor) -> Tensor:
         """Entries ``(cells, *shape)`` of codes (cells, n_keys), -1 where a key is open."""
         number = self._number(codes)
