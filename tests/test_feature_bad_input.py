@@ -157,6 +157,15 @@ SETUP = {
 }  # fmt: skip
 
 
+def test_a_category_that_may_be_misspelt_is_asked_about():
+    adata = query()
+    adata.obs["type"] = ["B", "T", "Unknown"]
+    with pytest.warns(
+        UserWarning, match="has the label 'Unknown', and no cell is 'unknown'.*give unlabeled_category='Un"
+    ):
+        JointLDM.setup_anndata(adata, labels_key="type")
+
+
 @pytest.mark.parametrize("case", SETUP)
 def test_setup_refuses_and_changes_nothing(cells, case):
     spoil, arguments, error, message = SETUP[case]
@@ -390,9 +399,10 @@ def test_cells_that_do_not_fit_are_refused_and_not_changed(trained, cls, case, t
         ),
         (np.ones((3, 81), dtype=np.uint8), ValueError, r"shape \(81,\): this model was trained on \(8, 8, 1\)"),
         (np.ones((3, 8, 9), dtype=np.uint8), ValueError, "images of 8 x 9 pixels: square"),
+        (np.array([["8 x 8"], ["9 x 9"], ["8 x 8"]], dtype=object), ValueError, "holds objects.*all have one size"),
         (None, KeyError, r"obsm_key='image' is not in adata.obsm, which has \[\]"),
     ],
-    ids=["size", "colour", "flat", "not square", "missing"],
+    ids=["size", "colour", "flat", "not square", "mixed size", "missing"],
 )
 def test_images_that_do_not_fit_are_refused(trained, image, error, message):
     adata = query()

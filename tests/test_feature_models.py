@@ -671,6 +671,19 @@ def test_a_reloaded_model_can_be_trained_further(cls, tmp_path):
     assert len(again.history["diffusion_loss_train"]) == 3
 
 
+@pytest.mark.parametrize("size", [128, 256])
+@each_model
+def test_large_images_go_in_and_come_out(cls, size):
+    """A few are computed together, whatever batch_size is, and memory does not grow with the square of the pixels."""
+    x, y = images(6, 0, size)
+    parts = {"width": 16} if cls is JointLDM else {"patch": 8, "denoiser_width": 8}
+    model = fit(cls, with_images(x, y), 1, {"obsm_key": "image", "labels_key": "side"}, **parts)
+    assert model._at_most(1024) == 4_000_000 // size**2
+    assert model.sample(2, "left", n_steps=1, progress_bar=False).obsm["image"].shape == (2, size, size)
+    if cls is not DAED:  # which asks every pixel for every label
+        assert set(model.predict()) <= set(SIDES)
+
+
 # ---- training
 
 

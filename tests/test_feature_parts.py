@@ -274,6 +274,15 @@ def test_coordinates_that_vary_together_have_the_variance_of_their_direction(joi
     assert joint.variance.mean() < 1.5
 
 
+def test_a_few_large_images_are_looked_at_without_a_matrix_of_all_their_pixels():
+    z = draws(6, 20, seed=4) @ draws(20, 20, seed=5)
+    joint = JointDenoiser(DiT(5, 4, (), width=16, n_blocks=1), (5, 4), n_labels=2, process=LinearFlow())
+    joint.fit_variance(z.view(-1, 5, 4))
+    variance = z.square().mean(dim=0)
+    expected = (z.T @ z / 6).square().sum(dim=1) / variance - variance.sum() / 6
+    torch.testing.assert_close(joint.variance.flatten(), expected.maximum(variance), rtol=1e-4, atol=1e-4)
+
+
 def test_the_mean_of_a_label_moves_the_label_alone(joint):
     """A denoiser that is told the mean of a label works around it: where x is, and where it goes."""
     x, t, none = draws(6, 4, 3), torch.full((6,), 0.5), torch.full((6, 1), -1)

@@ -246,6 +246,7 @@ def test_progress_counts_images(encoder, capsys):
         (COLOUR.reshape(N, -1), {"image_shape": 960}, r"image_shape=\(960,\) does not fit"),
         (COLOUR, {"image_shape": (16, 20, 3)}, r"image_shape=\(16, 20, 3\) does not fit .* the shape \(20, 16, 3\)"),
         (COLOUR[..., None], {}, "does not hold images"),
+        (np.array([["an image"]] * N, dtype=object), {}, "holds objects, not numbers: images must all have one size"),
         (COLOUR / 255 * 2, {}, r"floats from 0 to 2 .* Divide images of 0 to 255 by 255"),
         (COLOUR / 255 - 0.5, {}, r"floats from -0\.5 to 0\.5"),
         (COLOUR.astype(np.uint16), {}, r"type uint16: .*divide others by .*65535"),

@@ -98,7 +98,10 @@ class JointDenoiser(nn.Module):
         r"""Take :math:`\sigma^2` from tokens (cells, n_tokens, token_dim) of mean 0."""
         z = tokens[:: -(-len(tokens) // 8192)].flatten(1)
         variance = z.square().mean(dim=0).clamp(min=1e-6)
-        together = torch.cat([(block.T @ z / len(z)).square().sum(dim=1) for block in z.split(1024, dim=1)])
+        if 2 * len(z) < z.shape[1]:  # cells with cells: the same sums, without a matrix of all coordinates
+            together = (z @ z.T @ z * z).sum(dim=0) / len(z) ** 2
+        else:
+            together = torch.cat([(block.T @ z / len(z)).square().sum(dim=1) for block in z.split(1024, dim=1)])
         # in n cells, coordinates that have nothing to do with each other seem to, by one n-th of the variance of all
         of_directions = together / variance - variance.sum() / len(z)
         self.variance.copy_(of_directions.maximum(variance).view_as(self.variance))

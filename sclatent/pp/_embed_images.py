@@ -171,6 +171,11 @@ def _find_images(adata: AnnData, key: str, given: Sequence[int] | None) -> tuple
     images = adata.obsm[key]
     is_flat = len(images.shape) == 2
     where = f"adata.obsm[{key!r}] of shape {images.shape}"
+    if getattr(images, "dtype", None) == np.dtype(object):
+        raise ValueError(
+            f"{where} holds objects, not numbers: images must all have one size; resize them and stack them as (cells, "
+            "height, width) or (cells, height, width, channels)."
+        )
     if len(images.shape) not in (2, 3, 4) or 0 in images.shape:
         raise ValueError(
             f"{where} does not hold images: (cells, height, width), (cells, height, width, channels) or (cells, height "

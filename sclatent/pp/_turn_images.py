@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import product
 
 import anndata
@@ -17,9 +18,9 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
     """Put the image of every cell in all eight orientations: four quarter turns, each of them also mirrored.
 
     A cell on a slide has no up and no left, and a model that was trained on all orientations need not learn so from
-    cells: its classifier is right more often, and counterfactuals reach their label more often. Train on the result and
-    use the model on images as they are. Hold cells out before, so that no orientation of a cell stands in for it, and
-    leave :func:`embed_images` for afterwards: embeddings do not turn.
+    cells. Train on the result and use the model on images as they are. Hold cells out before, so that no orientation of
+    a cell stands in for it; ``train`` would hold out rows, so give it ``train_size=1``. Leave :func:`embed_images` for
+    afterwards: embeddings do not turn.
 
     Parameters
     ----------
@@ -35,9 +36,9 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
     -------
     AnnData
         Eight rows a cell: first all cells as they are, then all of them in the next orientation. The images are where
-        they were and as they were stored. ``obs`` is that of the cell, with ``"quarter_turns"`` (0 to 3,
+        they were, of the same shape and type, dense. ``obs`` is that of the cell, with ``"quarter_turns"`` (0 to 3,
         counter-clockwise) and ``"mirrored"`` (left and right exchanged after turning); names end in ``"-0"`` to
-        ``"-7"``. All else in obsm and layers belongs to images as they were and is left out.
+        ``"-7"``; ``uns`` is copied. All other values belong to images as they were and are left out.
 
     Raises
     ------
@@ -63,6 +64,7 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
             f"{where} has {shape[0]} features a cell and no image_shape: images were expected. If these are flat "
             "images, give image_shape=(height, width) or (height, width, channels)."
         )
+    values = values[:]  # of a file
     images = (values.toarray() if sparse.issparse(values) else np.asarray(values)).reshape(-1, *shape)
     turned = []
     for i, (mirrored, quarter_turns) in enumerate(product((False, True), range(4))):
@@ -73,6 +75,6 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
         part = AnnData(seen, obs=obs, var=adata.var) if obsm_key is None else AnnData(obs=obs, obsm={obsm_key: seen})
         turned.append(part)
     result = anndata.concat(turned, merge="same")
-    result.uns.update(adata.uns)
+    result.uns.update(deepcopy(dict(adata.uns)))
     result.uns["image_shape"] = list(shape)
     return result

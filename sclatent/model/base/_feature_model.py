@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,6 +39,7 @@ from ._random import torch_seed
 from ._staged_model import StagedModel
 
 LABELS_KEY = "labels"
+MAX_VALUES = 4_000_000  # of the cells that are computed together, where no one asks for gradients
 
 
 class FeatureModel(FeatureGenerationMixin, StagedModel):
@@ -185,6 +187,13 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
                     f"labels_key: adata.obs[{labels_key!r}] has only the label {labels[0]!r}; at least 2 are "
                     "needed. Leave labels_key out to train without labels."
                 )
+            like = [label for label in labels if str(label).casefold() == unlabeled_category.casefold()]
+            if like and unlabeled_category not in used:
+                warnings.warn(
+                    f"adata.obs[{labels_key!r}] has the label {like[0]!r}, and no cell is {unlabeled_category!r}, the "
+                    f"unlabeled_category: if these cells have no label, give unlabeled_category={like[0]!r}.",
+                    stacklevel=2,
+                )
         if batch_key is not None:
             check_categorical(adata.obs, batch_key, "batch_key")
             check_no_empty_level(adata.obs, batch_key, "batch_key")
@@ -250,7 +259,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
     def _query_shape(self, values: Any, where: str) -> tuple[int, ...]:
         """Shape of the features of other cells; those that are flat are read by the shape of training."""
-        if values.ndim == 2 and values.shape[1] != np.prod(self.shape):
+        if values.dtype != object and values.ndim == 2 and values.shape[1] != np.prod(self.shape):
             return tuple(values.shape[1:])
         return feature_shape(values, where, self.shape if values.ndim == 2 and self._is_image else None)
 
@@ -268,7 +277,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         n_batches, *size = scale.mean.shape
         n, total, square = np.zeros(n_batches), np.zeros((n_batches, *size)), np.zeros((n_batches, *size))
         low, high = np.inf, -np.inf
-        for x, _, batch in make_loader(rows, 1024):
+        for x, _, batch in make_loader(rows, self._at_most(1024)):
             x, batch = x.numpy().astype(np.float64), batch.numpy()
             low, high = min(low, x.min()), max(high, x.max())
             n += np.bincount(batch, minlength=n_batches)
@@ -358,7 +367,15 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         return self.module.autoencoder.encode(batch.x.to(self.device), batch.batch.to(self.device))
 
     def _encode(self, rows: FeatureRows, batch_size: int) -> Tensor:
-        return torch.cat([self._encode_batch(batch).cpu() for batch in make_loader(rows, batch_size)])
+        loader = make_loader(rows, self._at_most(batch_size))
+        return torch.cat([self._encode_batch(batch).cpu() for batch in loader])
+
+    def _at_most(self, batch_size: int) -> int:
+        """Cells to compute together: fewer than asked for where they are so large that memory would not do."""
+        return min(batch_size, max(1, MAX_VALUES // math.prod(self.shape)))
+
+    def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
+        return super()._blocks(n, self._at_most(batch_size), description, progress_bar)
 
     def get_latent_representation(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024

@@ -58,7 +58,7 @@ class JointMixin:
         """
         rows = self._rows_to_predict(adata, indices)
         blocks = []
-        for batch in make_loader(rows, batch_size):
+        for batch in make_loader(rows, self._at_most(batch_size)):
             z = self.module.standardize(self._encode_batch(batch))
             blocks.append(self.module.denoiser.logits(z, z.new_ones(len(z))).softmax(dim=1).cpu().numpy())
         return self._labels_of(np.concatenate(blocks), rows, adata, soft)
