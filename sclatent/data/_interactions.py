@@ -204,4 +204,4 @@ class _Change:
 
     def __call__(self, profile: np.ndarray) -> np.ndarray:
         """Change of a context with this profile, (dim,)."""
-        return self.ridge.predict(self._features(profile[None]))[0] @ self.answers
+        return self.ridge.predict(self._features(profile[None])).ravel() @ self.answers
