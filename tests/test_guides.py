@@ -65,8 +65,19 @@ def test_the_code_of_a_guide_runs(page, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     monkeypatch.setitem(DEFAULT_STEPS, "heun", 2)
     names: dict[str, Any] = {}
-    for code in blocks(page, "python"):
-        exec(compile(code, page, "exec"), names)
+    code = blocks(page, "python")
+    for block in code:
+        exec(compile(block, page, "exec"), names)
+    assert len(code) == (GUIDES / page).read_text().count("```python") > 0
+    assert any(isinstance(value, SCLDM) and value.is_trained_ for value in names.values())
+    values = [v for value in names.values() for v in (value.values() if type(value) is dict else [value])]
+    made = [value for value in values if isinstance(value, AnnData) and "sclatent" in value.uns]
+    assert made
+    for cells in made:
+        assert cells.n_obs > 0
+        assert cells.X.min() >= 0
+        assert np.array_equal(cells.X.data, np.round(cells.X.data))
+        assert cells.uns["sclatent"]["model"] == "SCLDM"
 
 
 # ---- messages
