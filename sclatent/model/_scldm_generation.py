@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from sclatent.data import CellBatch, CellRows
+from sclatent.data import CellRows
 from sclatent.diffusion import DEFAULT_STEPS, classifier_free, solve
 from sclatent.nn import OPEN
 
@@ -196,17 +196,7 @@ class GenerationMixin:
 
         blocks = []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
-            batch = rows[cells]
-            old, new = (torch.from_numpy(c[cells]).to(self.device) for c in (source, target))
-            tokens = self.module.standardize(self._encode_batch(batch))
-            share, library = self._share(batch, tokens)
-            size = self._size(library)
-
-            moved = self._flow(tokens, old, size, 1.0, 1.0, keep, solver, n_steps)
-            moved = moved + keep * self._shift(old, new, size)  # same place around the new centre
-            moved = self._flow(moved, new, size, weight, keep, 1.0, solver, n_steps)
-            correction = self._correction(new, weight if keep < 1 else 1.0) - self._correction(old, 1.0)
-            blocks.append(self._transport(batch, share, library, moved, correction, seed, cells))
+            blocks.append(self._move(rows, cells, target[cells], keep, weight, solver, n_steps, seed))
 
         obs = self._obs_of(self.adata if adata is None else adata, rows.cells)
         new_obs = self._obs(self.conditions, target, rows.batch[rows.cells], obs.index)
@@ -281,48 +271,40 @@ class GenerationMixin:
         share = 1 + sum(w - 1 for w in weight) if isinstance(weight, list) else weight
         return float(np.clip(share, 0, 1)) * self.module.correction.of(codes)
 
-    def _share(self, batch: CellBatch, tokens: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Share of each gene in measured cells (cells, genes), and their library sizes over all genes."""
-        share = self._mean(tokens, batch.batch.numpy(), np.ones(len(batch)))
-        library = batch.library.numpy()
-        if self.registry["setup_args"]["size_factor_key"] is None and self.module.autoencoder.likelihood.is_count:
-            library = library / share[:, batch.sets.panel.numpy()].sum(axis=1)  # a total leaves out other genes
-        return share, library
-
-    @torch.inference_mode()
-    def _shift(self, old: Tensor, new: Tensor, size: Tensor) -> Tensor:
-        """From the mean tokens under some conditions to those under others."""
-        mean = self.module.denoiser.mean
-        return mean(new, size) - mean(old, size)
-
-    def _moved_by_mean(self, rows: CellRows, cells: np.ndarray, code: np.ndarray) -> sparse.csr_matrix:
-        """Counts of some measured cells, moved to one combination of conditions by its mean alone."""
-        batch = rows[cells]
-        tokens = self.module.standardize(self._encode_batch(batch))
-        share, library = self._share(batch, tokens)
-        new = torch.from_numpy(code).expand(len(cells), -1).to(self.device)
-        moved = tokens + self._shift(batch.conditions.to(self.device), new, self._size(library))
-        return self._transport(batch, share, library, moved, 0.0, 0, np.arange(len(cells)))
-
-    def _transport(
+    def _move(
         self,
-        batch: CellBatch,
-        share: np.ndarray,
-        library: np.ndarray,
-        moved: Tensor,
-        correction: Tensor | float,
-        seed: int,
+        rows: CellRows,
         cells: np.ndarray,
+        target: np.ndarray,
+        keep: float = 1.0,
+        weight: float | list[float] = 1.0,
+        solver: Solver = "heun",
+        n_steps: int | None = None,
+        seed: int = 0,
     ) -> sparse.csr_matrix:
-        """Counts of measured cells whose tokens were moved, by abduction."""
+        """Counts of measured cells, by position among the rows, under other conditions (cells, n_keys)."""
+        batch, panel = rows[cells], rows.panel.numpy()
         x = batch.sets.dense().numpy().astype(np.float64)
-        panel = batch.sets.panel.numpy()
-        likelihood = self.module.autoencoder.likelihood
+        old, new = (codes.to(self.device) for codes in (batch.conditions, torch.from_numpy(target)))
+        tokens = self.module.standardize(self._encode_batch(batch))
+        codes = batch.batch.numpy()
+        share = self._mean(tokens, codes, np.ones(len(cells)))
+        measured = share[:, panel].sum(axis=1) if rows.library is None else np.ones(len(cells))
+        library = batch.library.numpy() / measured  # a total over a panel leaves out the counts of other genes
+        size = self._size(library)
+
+        moved = self._flow(tokens, old, size, 1.0, 1.0, keep, solver, n_steps)
+        with torch.inference_mode():  # same place around the new centre
+            moved = moved + keep * (self.module.denoiser.mean(new, size) - self.module.denoiser.mean(old, size))
+        moved = self._flow(moved, new, size, weight, keep, 1.0, solver, n_steps)
+        correction = self._correction(new, weight if keep < 1 else 1.0) - self._correction(old, 1.0)
+
         # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
         mean = library[:, None] * share
-        new_mean = library[:, None] * self._mean(moved, batch.batch.numpy(), np.ones(len(batch)), correction)
+        new_mean = library[:, None] * self._mean(moved, codes, np.ones(len(cells)), correction)
         whole = len(panel) == len(self.genes)
         drawn = np.empty_like(new_mean) if whole else self._draw(new_mean, seed, cells).toarray()
+        likelihood = self.module.autoencoder.likelihood
         for row, i in enumerate(cells):
             rng = cell_rng(seed, "transport", i)
             drawn[row, panel] = likelihood.transport(x[row], mean[row, panel], new_mean[row, panel], panel, rng)

@@ -95,11 +95,15 @@ class TrainingMixin:
         unseen, neighbours, foretold = unseen_profiles(seen, n_cells, profiles, self.conditions.n_levels)
         is_count = self.module.autoencoder.likelihood.is_count
         most = int(np.clip(MOVED_IN_ALL / max(1, len(unseen)), *MOVED))
+        table = self.module.correction
+        table.fit_combinations(torch.from_numpy(unseen[:0]), table.interactions[:0])  # tokens alone move cells here
         decoded = profiles[neighbours]
         for i, (code, neighbour) in enumerate(zip(unseen, neighbours, strict=True)):
             cells = np.flatnonzero(of_cell.ravel() == neighbour)
             cells = cells[np.linspace(0, len(cells) - 1, min(len(cells), most)).astype(int)]
-            before, after = rows.rows(cells), self._moved_by_mean(rows, cells, code)[:, rows.panel.numpy()]
+            some, positions = rows.subset(cells), np.arange(len(cells))
+            before = some.rows(positions)
+            after = self._move(some, positions, np.tile(code, (len(cells), 1)))[:, rows.panel.numpy()]
             if is_count:
                 before, after = log_normalize_counts(before), log_normalize_counts(after)
             decoded[i] += np.asarray(after.mean(axis=0) - before.mean(axis=0)).ravel()
@@ -107,7 +111,7 @@ class TrainingMixin:
             foretold, decoded = (np.log(np.expm1(x.clip(min=0)) + PSEUDOCOUNT) for x in (foretold, decoded))
         correction = np.zeros((len(unseen), len(self.genes)))
         correction[:, rows.panel.numpy()] = (foretold - decoded) / 2
-        self.module.correction.fit_combinations(torch.from_numpy(unseen), torch.from_numpy(correction))
+        table.fit_combinations(torch.from_numpy(unseen), torch.from_numpy(correction))
 
     def _sizes(self, rows: CellRows) -> torch.Tensor:
         return self.module.size(torch.from_numpy(rows.library_sizes()).float())

@@ -49,10 +49,8 @@ class CombinationTable(nn.Module):
 
     Parameters
     ----------
-    n_levels
-        Number of levels of each key.
-    shape
-        Shape of an entry.
+    n_levels, shape
+        As in :class:`ConditionEmbedding`.
 
     Examples
     --------
