@@ -13,7 +13,7 @@ from ._checks import (
 from ._conditions import Conditions
 from ._features import FeatureBatch, FeatureRows, check_finite, feature_shape, get_features, read_features
 from ._genes import align_genes
-from ._interactions import SHRINKAGE, interaction_effects, unseen_profiles
+from ._interactions import SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
 from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
@@ -25,6 +25,7 @@ __all__ = [
     "TARGET_SUM",
     "CellBatch",
     "CellRows",
+    "ChangeRidge",
     "Conditions",
     "EpochSampler",
     "FeatureBatch",

@@ -153,7 +153,7 @@ def _foretell(
         for k, level in enumerate(row):
             contexts[k][level].add((*row[:k], *row[k + 1 :]))
 
-    models: dict[tuple[int, int, int], _Change] = {}
+    models: dict[tuple[int, int, int], ChangeRidge] = {}
     for row in product(*map(range, levels)):
         if row in place:
             continue
@@ -170,17 +170,45 @@ def _foretell(
             shared = sorted(contexts[k][level] & contexts[k][other])
             at, to = ([place[(*context[:k], there, *context[k:])] for context in shared] for there in (other, level))
             weight = np.sqrt(1 / (1 / counts[at] + 1 / counts[to]))
-            models[best] = _Change(profiles[at], means[to] - means[at], weight)
+            models[best] = ChangeRidge(profiles[at], means[to] - means[at], weight)
         if not models[best].is_better_than_mean:
             continue
         neighbour = place[(*row[:k], other, *row[k + 1 :])]
         yield row, neighbour, means[neighbour] + models[best](profiles[neighbour])
 
 
-class _Change:
-    """Ridge regression of changes from one level to another (contexts, dim) on profiles at the one (contexts, n)."""
+class ChangeRidge:
+    """Ridge regression of changes from one level to another on profiles at the one, over contexts.
 
-    def __init__(self, profiles: np.ndarray, changes: np.ndarray, weight: np.ndarray) -> None:
+    The penalty is chosen by leaving out one context after another.
+
+    Parameters
+    ----------
+    profiles
+        Where each context is, (contexts, n).
+    changes
+        How it changes, (contexts, dim).
+    weight
+        How much each context counts, (contexts,); by default all the same.
+
+    Attributes
+    ----------
+    is_better_than_mean
+        Whether contexts that are left out are foretold better than by the mean change of the others, by a standard
+        error.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import ChangeRidge
+    >>> profiles = np.arange(5.0)[:, None]
+    >>> change = ChangeRidge(profiles, 2 * profiles)
+    >>> change(np.array([6.0])).round(1).tolist(), bool(change.is_better_than_mean)
+    ([12.0], True)
+    """
+
+    def __init__(self, profiles: np.ndarray, changes: np.ndarray, weight: np.ndarray | None = None) -> None:
+        weight = np.ones(len(profiles)) if weight is None else weight
         weight = weight / weight.mean()
         self.centre = np.average(profiles, axis=0, weights=weight)
         distance = np.square(profiles - self.centre).sum(axis=1)

@@ -6,14 +6,11 @@ from collections.abc import Hashable
 
 import numpy as np
 from anndata import AnnData
-from sklearn.linear_model import RidgeCV
 
-from sclatent.data import check_categorical
+from sclatent.data import ChangeRidge, check_categorical
 
 from ._cells import CellGroups
 from ._table import ALL
-
-PENALTIES = np.logspace(3, -3, 13)  # of the ridge; the largest leaves the mean shift, but for a thousandth
 
 
 def mean_shift(
@@ -142,14 +139,9 @@ def ridge_shift(controls: np.ndarray, changes: np.ndarray, target: np.ndarray) -
     np.ndarray
         Change, (genes,).
     """
-    centre = controls.mean(axis=0)
-    scale = np.sqrt(((controls - centre) ** 2).sum(axis=1).mean())  # so that one range of penalties fits all data
-    if len(controls) < 3 or scale == 0:
+    if len(controls) < 3 or (controls == controls[0]).all():  # no slope
         return changes.mean(axis=0)
-    # in the directions of the control means, outside of which there is no slope: few coefficients, however many genes
-    _, _, directions = np.linalg.svd(controls - centre, full_matrices=False)
-    ridge = RidgeCV(alphas=PENALTIES).fit((controls - centre) @ directions.T / scale, changes)
-    return ridge.predict((target - centre)[None] @ directions.T / scale)[0]
+    return ChangeRidge(controls, changes)(target)
 
 
 def _arms(
