@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -71,14 +70,6 @@ def execute(path: Path, folder: Path) -> dict[str, bool]:
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
     return json.loads(notebook.cells[-1].outputs[-1].text)
-
-
-@pytest.fixture(scope="module")
-def executions(request, tmp_path_factory):
-    """The notebooks asked for, as many at work as there are cores: that is faster than one after the other on all."""
-    asked = [item.callspec.params["path"] for item in request.session.items if "executions" in item.fixturenames]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {path.stem: pool.submit(execute, path, tmp_path_factory.mktemp(path.stem)) for path in asked}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
