@@ -13,7 +13,7 @@ of embeddings; of images a support vector machine on the 64 components, of train
 
 --turned trains on images in all eight orientations. --models picks other models, and --steering what steers
 counterfactuals, for instance JointLDM on images:
---counterfactuals --images --turned --models JointLDM --noise 0.2 0.6 --weights 40 160.
+--counterfactuals --images --turned --models JointLDM --steering both --noise 0.4 0.6 --weights 100.
 
 --counterfactuals: held-out cells of every class moved to another class drawn at random. How often the classifier sees
 the target, how often the classifier of the model itself does, and how often the cell stays closer to its own than the
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,15 @@ DATASETS = {"mitocheck": (mitocheck, "phenotype"), "blood": (blood_cells, "cell_
 MIN_CELLS = 40
 
 
-def split(adata: AnnData, key: str) -> tuple[AnnData, AnnData]:
-    """Two thirds to train on, and a stratified third, always the same."""
+def split(adata: AnnData, key: str, labels: list[str] | None = None) -> tuple[AnnData, AnnData]:
+    """Two thirds to train on, and a stratified third, always the same; of some labels, if these are named."""
     splitter = StratifiedShuffleSplit(1, test_size=1 / 3, random_state=0)
     train, test = next(splitter.split(np.empty(adata.n_obs), adata.obs[key]))
-    return adata[train].copy(), adata[test].copy()
+    parts = adata[train], adata[test]
+    if labels is not None:
+        parts = (part[part.obs[key].isin(labels)] for part in parts)
+    train, test = (part.copy() for part in parts)
+    return train, test
 
 
 def features(adata: AnnData, obsm_key: str | None) -> np.ndarray:
@@ -87,15 +92,23 @@ class Judge:
 def fit(
     cls: type, train: AnnData, key: str | None, obsm_key: str | None, arguments: argparse.Namespace, seed: int
 ) -> Any:
+    """Train a model, or load the one that an earlier run has kept."""
     if arguments.turned:
         train = turn_images(train, obsm_key)
     cls.setup_anndata(train, obsm_key=obsm_key, labels_key=key)
+    kept = arguments.keep and arguments.keep / f"{cls.__name__}, {train.n_obs} cells, seed {seed}"
+    if kept and kept.exists():
+        model = cls.load(kept, train)
+        model.seconds = np.nan
+        return model
     model = cls(train, seed=seed)
     start = time.perf_counter()
     # of cells in eight orientations some would be held out in the one and trained on in the other
     train_size = 1.0 if arguments.turned else 0.9
     model.train(arguments.epochs, accelerator="cpu", train_size=train_size, seed=seed, progress_bar=False)
     model.seconds = time.perf_counter() - start
+    if kept:
+        model.save(kept)
     return model
 
 
@@ -151,9 +164,11 @@ def counterfactuals(
     rows = []
     for level in arguments.noise:
         for weight in arguments.weights:
+            both = {"classifier-free": arguments.free, "classifier": weight}
             moved_cells = model.counterfactual(
-                test, target, level, weight, guidance=arguments.steering, seed=seed, progress_bar=False
-            )
+                test, target, level, both if arguments.steering == "both" else weight, guidance=arguments.steering,
+                noise=arguments.noise_kind, seed=seed, progress_bar=False,
+            )  # fmt: skip
             moved = judge(moved_cells)
             moved_by = np.linalg.norm(moved - at, axis=1)
             rows.append(
@@ -199,12 +214,22 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", choices=list(MODELS), help="default: JointLDM, with --images DAED and JointDiffusion"
     )
+    parser.add_argument("--labels", nargs="+", help="cells of these labels only (default: all)")
+    parser.add_argument("--keep", type=Path, help="folder of trained models, used if there, kept if not")
     parser.add_argument("--cells", type=int, help="held-out cells to make counterfactuals of (default: all)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0], help="weights of guidance in generation")
     parser.add_argument("--turned", action="store_true", help="train on images in all eight orientations")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 40.0])
-    parser.add_argument("--steering", help="guidance of counterfactuals (default: that of the model)")
+    parser.add_argument(
+        "--steering",
+        default="classifier",
+        help="guidance of counterfactuals (DAED: classifier-free); of both, --weights are those of the classifier",
+    )
+    parser.add_argument(
+        "--noise-kind", choices=["drawn", "own"], help="noise of counterfactuals (default: of the model)"
+    )
+    parser.add_argument("--free", type=float, default=5.0, help="weight of classifier-free guidance, of both")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--json", default="images.json", help="name of the file in benchmarks/results/")
@@ -222,7 +247,7 @@ def main() -> None:
         for name in arguments.datasets:
             load, key = DATASETS[name]
             for cls, obsm_key in models if arguments.generation or arguments.counterfactuals else []:
-                train, test = split(load(), key)
+                train, test = split(load(), key, arguments.labels)
                 judge = Judge(train, key, obsm_key)
                 model = fit(cls, train, key, obsm_key, arguments, seed)
                 tables = {}
@@ -238,7 +263,7 @@ def main() -> None:
                     results.setdefault(what, []).append(table.assign(dataset=name, seed=seed))
         print(f"seed {seed} done", flush=True)
         content = {what: pd.concat(tables).to_dict("records") for what, tables in results.items()}
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+        settings = {key: value for key, value in vars(arguments).items() if key not in ("json", "keep")}
         path = write_json(arguments.json, {"environment": around, "settings": settings, "results": content})
     for what, tables in results.items():
         table = pd.concat(tables)

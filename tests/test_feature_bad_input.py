@@ -321,6 +321,29 @@ def test_guidance_that_a_model_does_not_have_is_refused(trained, cls, guidance):
         trained[cls].sample(3, "B", guidance=guidance)
 
 
+@pytest.mark.parametrize(
+    ("guidance", "weight", "message"),
+    [
+        ("both", {"classifier": 2.0}, "one for each of .'classifier-free', 'classifier'."),
+        (
+            "both",
+            {"classifier-free": 1.0, "classifier": 2.0, "label": 1.0},
+            "guidance_weight=.*'label': 1.0.*one number",
+        ),
+        (
+            "both",
+            {"classifier-free": 1.0, "classifier": float("nan")},
+            "guidance_weight=.*nan.* must be a finite number",
+        ),
+        ("classifier", {"classifier-free": 1.0, "classifier": 2.0}, "guidance='classifier': give one number"),
+        (None, {"classifier-free": 1.0, "classifier": 2.0}, "guidance='classifier-free': give one number"),
+    ],
+)
+def test_a_weight_for_each_way_of_guidance_is_for_both_of_them(trained, guidance, weight, message):
+    with pytest.raises(ValueError, match=message):
+        trained[JointLDM].sample(3, "B", weight, guidance)
+
+
 def query(**obs) -> AnnData:
     """Three cells as a user brings them."""
     rows = np.arange(18, dtype=np.float32).reshape(3, 6) / 10
@@ -336,6 +359,7 @@ def query(**obs) -> AnnData:
         ({"noise_level": -0.1}, ValueError, r"noise_level=-0.1 must be between 0 \(the cell as it is\) and 1"),
         ({"noise_level": 1.5}, ValueError, "noise_level=1.5 must be between 0 .* and 1"),
         ({"noise_level": float("nan")}, ValueError, "noise_level=nan must be between 0 .* and 1"),
+        ({"noise": "inverted"}, ValueError, "noise='inverted' is not known: use 'drawn' or 'own'"),
         ({"indices": [3]}, IndexError, r"indices=\[3\] must be rows of 3 cells: numbers from 0 to 2, or a mask"),
         ({"indices": []}, ValueError, r"indices=\[\] names no cell"),
     ],

@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from lightning.pytorch.callbacks import Callback
 from scipy import sparse
@@ -317,7 +318,7 @@ def test_the_same_seed_gives_the_same_cells_whatever_the_batch_size(cls, models,
         for generate in (
             lambda guidance=guidance, **kwargs: sample(model, 9, label, 2.0, guidance, n_steps=3, **kwargs),
             lambda guidance=guidance, **kwargs: counterfactual(
-                model, None, label, 0.5, 2.0, guidance, indices=range(9), n_steps=3, **kwargs
+                model, None, label, 0.5, 2.0, guidance, "drawn", indices=range(9), n_steps=3, **kwargs
             ),
         ):
             reference = generate(seed=3)
@@ -404,6 +405,18 @@ def test_weight_zero_is_unconditional_and_one_label_a_cell_is_as_good_as_one_for
         np.testing.assert_allclose(flat(open_and_steered, model)[1::2], expected[1::2], atol=1e-4)
     else:
         np.testing.assert_allclose(flat(open_and_steered, model), expected, atol=1e-4)
+
+
+def test_each_way_of_guidance_may_have_a_weight_of_its_own(models):
+    model = models[JointLDM]
+    for weights, one, guidance in (
+        ({"classifier-free": 3.0, "classifier": 0.0}, 3.0, "classifier-free"),
+        ({"classifier-free": 0.0, "classifier": 3.0}, 3.0, "classifier"),
+        ({"classifier-free": 2.0, "classifier": 2.0}, 2.0, "both"),
+    ):
+        cells = sample(model, 6, "B", weights, "both")
+        np.testing.assert_array_equal(cells.X, sample(model, 6, "B", one, guidance).X)
+        assert cells.uns["sclatent"]["guidance_weight"] == weights
 
 
 @each_model
@@ -516,11 +529,14 @@ def test_more_noise_moves_further_and_noise_alone_leaves_nothing(cls, model, hel
     some = held_out[:60]
     distance = []
     for level in (0.01, 0.1, 0.5, 0.9):
-        moved = counterfactual(model, some, "B", level, guidance_weight=1.0)
+        moved = counterfactual(model, some, "B", level, guidance_weight=1.0, noise="drawn")
         distance.append(np.linalg.norm(flat(moved, model) - some.X, axis=1).mean())
     assert (np.diff(distance) > 0).all()
     if cls is JointDiffusion:  # whose autoencoder expresses all of a cell
-        one, other = (counterfactual(model, held_out, "B", 1.0, 1.0, indices=rows) for rows in (range(5), range(5, 10)))
+        one, other = (
+            counterfactual(model, held_out, "B", 1.0, 1.0, noise="drawn", indices=rows)
+            for rows in (range(5), range(5, 10))
+        )
         np.testing.assert_allclose(flat(one, model), flat(other, model), atol=1e-4)
 
 
@@ -557,6 +573,46 @@ def test_counterfactual_images_move_their_spot(cls, image_model):
         np.testing.assert_array_equal(difference.reshape(query.n_obs, -1), new - old)
     assert share["left"] < 0.1
     assert share["right"] > 0.5
+
+
+@each_joint_model
+def test_of_images_the_classifier_sees_what_the_denoiser_foretells(cls, image_model):
+    """One step of Euler's method, recomputed: the gradient goes through the denoiser, to the clean image."""
+    query, model = more_images(cls)[:5].copy(), image_model
+    by_classifier = {"noise_level": 0.6, "guidance_weight": 30.0, "guidance": "classifier", "noise": "drawn"}
+    moved = counterfactual(model, query, "right", **by_classifier, solver="euler", n_steps=1)
+    batch = model._rows(query)[np.arange(5)]
+    denoiser, process = model.module.denoiser, model.process
+    z = model._latent(batch, 0, np.arange(5))
+    x, t = model._add_noise(z, 0.6, 0, np.arange(5))
+    no_label = torch.full((5, len(denoiser.conditions.tables)), -1)
+    x.requires_grad_()
+    v = denoiser(x, t, no_label)
+    code = model.labels.levels["side"].index("right")
+    log_p = denoiser.logits(process.data(x, v, t), torch.ones(5)).log_softmax(dim=1)[:, code]
+    (gradient,) = torch.autograd.grad(log_p.sum(), x)
+    end = x + (1 - t[0]) * (v + 30.0 * process.steering(t)[:, None, None] * gradient)
+    change = (model._decode(end, batch.batch.numpy()) - model._decode(z, batch.batch.numpy())).detach().numpy()
+    low, high = model.value_range
+    expected = np.rint(np.clip(batch.x.numpy() + change, low, high)).reshape(5, -1)
+    np.testing.assert_allclose(flat(moved, model), expected, atol=1)
+    assert np.abs(gradient).max() > 0
+
+
+@each_model
+def test_noise_of_their_own_brings_cells_back_when_nothing_guides(cls, model, image_model, held_out):
+    for m, cells, label in ((model, held_out[:8].copy(), "T"), (image_model, more_images(cls)[:8].copy(), "right")):
+        before = flat(cells, m).astype(float)
+        guidance = cls.GUIDANCE[0]
+        back, moved, again, drawn = (
+            flat(counterfactual(m, cells, label, 0.9, weight, guidance, noise, n_steps=25, seed=seed), m).astype(float)
+            for weight, noise, seed in ((0.0, "own", 0), (4.0, "own", 0), (4.0, "own", 1), (0.0, "drawn", 0))
+        )
+        distance = {name: np.abs(x - before).mean() for name, x in (("back", back), ("moved", moved), ("drawn", drawn))}
+        assert distance["back"] < 0.1 * distance["drawn"]
+        assert distance["back"] < 0.1 * distance["moved"]
+        if cls is not DAED:  # its first noise is part of the model
+            np.testing.assert_array_equal(moved, again)
 
 
 @each_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +21,19 @@ from ._staged_model import check_n_samples
 
 Guidance = Literal["classifier-free", "classifier", "both"]
 Solver = Literal["heun", "euler", "adaptive"]
+Noise = Literal["drawn", "own"]
 LabelsLike = str | Sequence[Any] | pd.Series | pd.Index | None
+Weight = float | Mapping[str, float]
+
+# noise level and weights of counterfactuals by default, chosen on training cells
+COUNTERFACTUAL: dict[str, tuple[float, dict[Guidance, Weight]]] = {
+    "embedding": (
+        0.2, {"classifier-free": 5.0, "classifier": 40.0, "both": {"classifier-free": 2.0, "classifier": 20.0}}
+    ),
+    "image": (
+        0.6, {"classifier-free": 5.0, "classifier": 100.0, "both": {"classifier-free": 5.0, "classifier": 100.0}}
+    ),
+}  # fmt: skip
 
 
 class FeatureGenerationMixin:
@@ -33,7 +45,7 @@ class FeatureGenerationMixin:
         self,
         n_samples: int | None = None,
         labels: LabelsLike = None,
-        guidance_weight: float = 1.0,
+        guidance_weight: Weight = 1.0,
         guidance: Guidance | None = None,
         batch: str | None = None,
         solver: Solver = "heun",
@@ -52,7 +64,8 @@ class FeatureGenerationMixin:
             Label of all cells, or one a cell. Missing ones are left open.
         guidance_weight
             Weight w of guidance: 1 is plain conditional sampling, 0 is unconditional, above 1 pushes cells towards
-            their labels.
+            their labels. With ``guidance="both"`` it is that of either, or there is one for each:
+            ``{"classifier-free": 2.0, "classifier": 1.0}``.
         guidance
             What pushes: ``"classifier-free"`` (:func:`sclatent.diffusion.classifier_free`), for a denoiser that is told
             the label; ``"classifier"`` (:func:`sclatent.diffusion.classifier`), the gradient of :math:`\ln p(y | x_t)`;
@@ -95,13 +108,13 @@ class FeatureGenerationMixin:
             n_samples = len(labels)
         n_samples = check_n_samples(n_samples)
         codes = self._label_codes(labels, n_samples)
-        guidance = self._guidance(guidance, guidance_weight)
+        guidance, weights = self._guidance(guidance, guidance_weight)
         batches = self._batches_of(batch, cell_rng(seed, "sizes").random(n_samples))
 
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
             noise = self._noise(seed, cells)
-            tokens = self._flow(noise, codes[cells], 0.0, guidance_weight, guidance, solver, n_steps)
+            tokens = self._flow(noise, codes[cells], 0.0, 1.0, weights, solver, n_steps)
             blocks.append(self._decode(tokens, batches[cells]).cpu().numpy())
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
         values = self._in_range(np.concatenate(blocks))
@@ -114,9 +127,10 @@ class FeatureGenerationMixin:
         self,
         adata: AnnData | None = None,
         labels: LabelsLike = None,
-        noise_level: float = 0.2,
-        guidance_weight: float | None = None,
+        noise_level: float | None = None,
+        guidance_weight: Weight | None = None,
         guidance: Guidance | None = None,
+        noise: Noise = "own",
         indices: Sequence[int] | None = None,
         solver: Solver = "heun",
         n_steps: int | None = None,
@@ -134,12 +148,18 @@ class FeatureGenerationMixin:
             Label to reach, one for all cells or one a cell.
         noise_level
             Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1
-            leaves nothing of it.
+            leaves nothing of it. By default 0.2, and 0.6 of images.
         guidance_weight
-            As in :meth:`sample`, but there is less way to go: by default 40 by a classifier, which reaches the label
-            with little of the cell lost, and 5 without.
+            As in :meth:`sample`, but there is less way to go, so that weights are higher. By default 40 by a
+            classifier, 5 without and 20 and 2 both ways; of images 100, 5, and 100 and 5.
         guidance
-            As in :meth:`sample`; by default by the classifier, if the model has one.
+            As in :meth:`sample`; by default by the classifier, if the model has one, and of images both ways, if it has
+            both. Of images the classifier sees the clean one that the denoiser foretells, so that the gradient goes
+            along what images look like (Jeanneret et al. 2022, arXiv 2203.15636).
+        noise
+            ``"own"`` carries the cell backwards along the flow to the noise that it comes from (DDIM inversion, Song et
+            al. 2021, arXiv 2010.02502): without guidance it comes back as it was, so that all of the change is that of
+            the label. ``"drawn"`` adds noise that is drawn, as in the paper: ``seed`` matters.
         solver, n_steps, batch_size, seed, progress_bar
             As in :meth:`sample`.
         indices
@@ -164,13 +184,18 @@ class FeatureGenerationMixin:
         self._check_stage("diffusion", "counterfactual")
         if labels is None:
             raise ValueError("labels is missing: say which label to reach.")
+        default_level, default_weight = COUNTERFACTUAL["image" if self._is_image else "embedding"]
+        noise_level = default_level if noise_level is None else noise_level
+        if noise not in ("drawn", "own"):
+            raise ValueError(f"noise={noise!r} is not known: use 'drawn' or 'own'.")
+        cell_rng(seed, "noise")  # a wrong seed is said even where nothing is drawn
         if not 0 <= noise_level <= 1:
             raise ValueError(f"noise_level={noise_level!r} must be between 0 (the cell as it is) and 1 (made anew).")
         if guidance is None and "classifier" in self.GUIDANCE:
-            guidance = "classifier"
+            guidance = "both" if self._is_image and "both" in self.GUIDANCE else "classifier"
         if guidance_weight is None:
-            guidance_weight = 40.0 if guidance == "classifier" else 5.0
-        guidance = self._guidance(guidance, guidance_weight)
+            guidance_weight = default_weight.get(guidance or self.GUIDANCE[0], 1.0)
+        guidance, weights = self._guidance(guidance, guidance_weight)
         origin, rows = self._given(adata), self._rows(adata, indices)
         codes = self._label_codes(labels, len(rows))
         values, differences = [], []
@@ -178,8 +203,12 @@ class FeatureGenerationMixin:
             batch = rows[cells]
             batches = batch.batch.numpy()
             z = self._latent(batch, seed, cells)
-            x, t = self._add_noise(z, noise_level, seed, cells)
-            moved = self._flow(x, codes[cells], float(t[0]), guidance_weight, guidance, solver, n_steps)
+            start = self.process.time(noise_level)
+            if noise == "own":
+                x = self._flow(z, np.full_like(codes[cells], OPEN), 1.0, start, (0.0, 0.0), solver, n_steps)
+            else:
+                x, _ = self._add_noise(z, noise_level, seed, cells)
+            moved = self._flow(x, codes[cells], start, 1.0, weights, solver, n_steps, foretell=self._is_image)
             old = batch.x.numpy()
             change = (self._decode(moved, batches) - self._decode(z, batches)).cpu().numpy()
             values.append(self._in_range(old + change, old))
@@ -188,8 +217,8 @@ class FeatureGenerationMixin:
         new_obs = self._obs(self.labels, codes, rows.batch[rows.cells], obs.index)
         obs[new_obs.columns] = new_obs
         result = self._generated(
-            np.concatenate(values), obs, "counterfactual", noise_level=noise_level, seed=seed, solver=solver,
-            guidance_weight=guidance_weight, guidance=guidance, n_steps=n_steps or DEFAULT_STEPS[solver],
+            np.concatenate(values), obs, "counterfactual", noise=noise, noise_level=noise_level, seed=seed,
+            guidance_weight=guidance_weight, guidance=guidance, solver=solver, n_steps=n_steps or DEFAULT_STEPS[solver],
         )  # fmt: skip
         if self._is_image:
             result.obsm["difference"] = np.concatenate(differences)
@@ -260,24 +289,31 @@ class FeatureGenerationMixin:
         x: Tensor,
         codes: np.ndarray,
         start: float,
-        weight: float,
-        guidance: Guidance | None,
+        end: float,
+        weights: tuple[float, float],
         solver: Solver,
         n_steps: int | None,
+        foretell: bool = False,
     ) -> Tensor:
-        """Carry tokens from a time to data under label codes (cells, n_keys)."""
-        labels, denoiser, weight = torch.from_numpy(codes).to(self.device), self.module.denoiser, float(weight)
+        """Carry tokens from one time to another under label codes (cells, n_keys), with weights of either guidance.
+
+        The classifier sees the noisy tokens or, to ``foretell``, the clean ones as the denoiser foretells them.
+        """
+        labels, denoiser = torch.from_numpy(codes).to(self.device), self.module.denoiser
         told = labels[:, : len(denoiser.conditions.tables)]
-        field = classifier_free(denoiser, told, 0.0 if guidance == "classifier" else weight)
-        if guidance in ("classifier", "both") and weight != 0:
+        free, by_classifier = weights
+        field = classifier_free(denoiser, told, free)
+        if by_classifier:
+            y = labels[:, 0]
 
             def log_prob(x: Tensor, t: Tensor) -> Tensor:
-                y = labels[:, 0]
+                if foretell:
+                    x, t = self.process.data(x, denoiser(x, t, torch.full_like(told, OPEN)), t), torch.ones_like(t)
                 log_p = denoiser.logits(x, t).log_softmax(dim=1).gather(1, y.clamp(min=0)[:, None])[:, 0]
                 return log_p * (y != OPEN)
 
-            field = classifier(field, log_prob, self.process, weight)
-        return solve(field, x, start, 1.0, solver, n_steps)
+            field = classifier(field, log_prob, self.process, by_classifier)
+        return solve(field, x, start, end, solver, n_steps)
 
     @torch.no_grad()
     def _decode(self, tokens: Tensor, batches: np.ndarray) -> Tensor:
@@ -322,16 +358,28 @@ class FeatureGenerationMixin:
             raise ValueError(f"labels has {len(labels)} entries, but {n} cells are asked for: give one a cell.")
         return self.labels.encode(pd.DataFrame({key: np.asarray(labels, dtype=object)}))
 
-    def _guidance(self, guidance: Guidance | None, weight: float) -> Guidance | None:
-        if isinstance(weight, bool) or not isinstance(weight, int | float | np.number) or not np.isfinite(weight):
-            raise ValueError(f"guidance_weight={weight!r} must be a finite number.")
+    def _guidance(self, guidance: Guidance | None, weight: Weight) -> tuple[Guidance | None, tuple[float, float]]:
+        """What guides, and the weights of classifier-free guidance and of the classifier."""
         if guidance is not None and guidance not in self.GUIDANCE:
             raise ValueError(
                 f"guidance={guidance!r} is not one that {type(self).__name__} has: use one of {list(self.GUIDANCE)}."
             )
-        if not self.labels.keys:
-            return None
-        return guidance or self.GUIDANCE[0]
+        guidance = guidance or self.GUIDANCE[0]
+        ways = ("classifier-free", "classifier")
+        if isinstance(weight, Mapping):
+            if guidance != "both" or set(weight) != set(ways):
+                raise ValueError(
+                    f"guidance_weight={dict(weight)!r} with guidance={guidance!r}: give one number, or with "
+                    f"guidance='both' one for each of {list(ways)}."
+                )
+            weights = [weight[way] for way in ways]
+        else:
+            weights = [weight if guidance in (way, "both") else 0.0 for way in ways]
+        for w in weights:
+            if isinstance(w, bool) or not isinstance(w, int | float | np.number) or not np.isfinite(w):
+                raise ValueError(f"guidance_weight={weight!r} must be a finite number.")
+        free, by_classifier = map(float, weights)
+        return (guidance, (free, by_classifier)) if self.labels.keys else (None, (0.0, 0.0))
 
     def _generated(self, values: np.ndarray, obs: pd.DataFrame, method: str, **how: Any) -> AnnData:
         setup = self.registry["setup_args"]

@@ -366,6 +366,7 @@ class StagedModel(BaseModelClass):
         return obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
 
     def _provenance(self, method: str, **how: Any) -> dict[str, Any]:
+        how = {key: dict(value) if isinstance(value, Mapping) else value for key, value in how.items()}
         return {"model": type(self).__name__, "version": version("sclatent"), "method": method, **how}
 
     # ---- saved models
