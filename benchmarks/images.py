@@ -226,9 +226,7 @@ def main() -> None:
         default="classifier",
         help="guidance of counterfactuals (DAED: classifier-free); of both, --weights are those of the classifier",
     )
-    parser.add_argument(
-        "--noise-kind", choices=["drawn", "own"], help="noise of counterfactuals (default: of the model)"
-    )
+    parser.add_argument("--noise-kind", choices=["own", "drawn"], default="own", help="noise of counterfactuals")
     parser.add_argument("--free", type=float, default=5.0, help="weight of classifier-free guidance, of both")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
