@@ -138,7 +138,7 @@ class FeatureGenerationMixin:
         seed: int = 0,
         progress_bar: bool = True,
     ) -> AnnData:
-        """Show what measured cells would look like under another label: add noise, flip the label, reconstruct.
+        """Show what measured cells would look like under another label: back to noise, flip the label, reconstruct.
 
         Parameters
         ----------
@@ -147,8 +147,8 @@ class FeatureGenerationMixin:
         labels
             Label to reach, one for all cells or one a cell.
         noise_level
-            Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1
-            leaves nothing of it. By default 0.2, and 0.6 of images.
+            Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1 goes
+            back to noise alone. By default 0.2, and 0.6 of images.
         guidance_weight
             As in :meth:`sample`, but there is less way to go, so that weights are higher. By default 40 by a
             classifier, 5 without and 20 and 2 both ways; of images 100, 5, and 100 and 5.
