@@ -31,7 +31,7 @@ COUNTERFACTUAL: dict[str, tuple[float, dict[Guidance, Weight]]] = {
         0.2, {"classifier-free": 5.0, "classifier": 40.0, "both": {"classifier-free": 2.0, "classifier": 20.0}}
     ),
     "image": (
-        0.6, {"classifier-free": 5.0, "classifier": 100.0, "both": {"classifier-free": 5.0, "classifier": 100.0}}
+        0.55, {"classifier-free": 5.0, "classifier": 100.0, "both": {"classifier-free": 6.0, "classifier": 100.0}}
     ),
 }  # fmt: skip
 
@@ -148,10 +148,10 @@ class FeatureGenerationMixin:
             Label to reach, one for all cells or one a cell.
         noise_level
             Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1 goes
-            back to noise alone. By default 0.2, and 0.6 of images.
+            back to noise alone. By default 0.2, and 0.55 of images.
         guidance_weight
             As in :meth:`sample`, but there is less way to go, so that weights are higher. By default 40 by a
-            classifier, 5 without and 20 and 2 both ways; of images 100, 5, and 100 and 5.
+            classifier, 5 without and 20 and 2 both ways; of images 100, 5, and 100 and 6.
         guidance
             As in :meth:`sample`; by default by the classifier, if the model has one, and of images both ways, if it has
             both. Of images the classifier sees the clean one that the denoiser foretells, so that the gradient goes
