@@ -96,7 +96,8 @@ def fit(
     if arguments.turned:
         train = turn_images(train, obsm_key)
     cls.setup_anndata(train, obsm_key=obsm_key, labels_key=key)
-    kept = arguments.keep and arguments.keep / f"{cls.__name__}, {train.n_obs} cells, seed {seed}"
+    about = cls.__name__, obsm_key or "X", key or "no labels", f"{train.n_obs} cells", f"epochs {arguments.epochs}"
+    kept = arguments.keep and arguments.keep / ", ".join((*about, f"seed {seed}"))
     if kept and kept.exists():
         model = cls.load(kept, train)
         model.seconds = np.nan
@@ -194,7 +195,7 @@ def steps(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, pd.D
     """The talk's curves: models of one data set, looked at on cells of it that were held out and on the other one."""
     both = same_shape()
     (other,) = set(both) - {name}
-    train, test = split(both[name], DATASETS[name][1])
+    train, test = split(both[name], DATASETS[name][1], arguments.labels)
     plain = fit(JointDiffusion, train, None, "image", arguments, seed)
     daed = fit(DAED, train, None, "image", arguments, seed)
     others = {"held out": test, "the other data set": both[other]}
