@@ -35,7 +35,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def copy_of(adata: AnnData) -> AnnData:
-    return ad.AnnData(adata.X.copy(), obs=adata.obs.copy(), var=adata.var.copy(), layers=dict(adata.layers))
+    layers = {name: layer for name, layer in adata.layers.items() if name is not None}  # not X, as of anndata 0.13
+    return ad.AnnData(adata.X.copy(), obs=adata.obs.copy(), var=adata.var.copy(), layers=layers)
 
 
 def assert_unchanged(adata: AnnData, before: AnnData) -> None:
@@ -750,6 +751,6 @@ def test_guidance_that_does_nothing_is_said(sim_model, sim):
     with pytest.warns(UserWarning, match=r"guidance_weight=\{'condition': 2.0\} does nothing at keep=1.*keep=0"):
         sim_model.counterfactual(some, where, guidance_weight={"condition": 2.0}, progress_bar=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         sim_model.counterfactual(some, where, guidance_weight={"condition": 1.0}, progress_bar=False)
         sim_model.counterfactual(some, where, keep=0.5, guidance_weight=2.0, n_steps=2, progress_bar=False)

@@ -43,7 +43,8 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
             raise ValueError("adata.X is empty: give layer=, the name of the layer that holds the counts.")
         return adata.X
     if layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in adata.layers, which has {list(adata.layers)}.")
+        names = [name for name in adata.layers if name is not None]  # None is X, from anndata 0.13 on
+        raise KeyError(f"layer={layer!r} is not in adata.layers, which has {names}.")
     return adata.layers[layer]
 
 

@@ -94,10 +94,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
     New cells, under conditions of your choice:
 
     >>> cells = model.sample(50, {"cell_type": "B cells", "condition": "stimulated"}, seed=0)
-    >>> cells
-    AnnData object with n_obs × n_vars = 50 × 100
-        obs: 'cell_type', 'condition', 'library_size'
-        uns: 'sclatent'
+    >>> cells.shape, cells.obs.columns.tolist()
+    ((50, 100), ['cell_type', 'condition', 'library_size'])
 
     Measured cells, moved to another condition row by row:
 
