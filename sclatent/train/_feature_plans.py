@@ -235,6 +235,7 @@ class JointPlan(DiffusionPlan):
         rows = self.trainer.train_dataloader.dataset
         labelled = rows.others[0][:, 0] != OPEN
         self._labelled = rows.tokens[labelled].to(self.device), rows.others[0][labelled, 0].to(self.device)
+        self._all_labelled = bool(labelled.all())
         frequency = torch.bincount(self._labelled[1], minlength=len(self.mean_prediction)) + 1.0
         self._frequency = frequency / frequency.sum()
 
@@ -259,7 +260,7 @@ class JointPlan(DiffusionPlan):
         loss = diffusion + self.classifier_weight * cross_entropy
         progress = self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches))
         ramp = min(1.0, max(0.0, (progress - 0.3) / 0.1))
-        if self.consistency_weight * ramp:
+        if self.consistency_weight * ramp and not self._all_labelled:
             learns = (codes[:, 0] == OPEN) & (t >= self.earliest)
             loss = loss + self.consistency_weight * ramp * self._consistency(z, logits, learns)
         return loss

@@ -268,11 +268,13 @@ class DiffusionPlan(StagePlan):
         self.process = LinearFlow() if process is None else process
         self.dropout_all, self.dropout_key = dropout_all, dropout_key
 
-        def average(mean: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
-            n = int(n)
-            return mean.lerp(new, 1 - min(ema_decay, (1 + n) / (10 + n)))  # a short memory at first: weights move fast
+        def average(means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+            n = n.double()  # it stays where it is: a GPU would be waited for at every weight
+            step = 1 - ((1 + n) / (10 + n)).clamp(max=ema_decay)  # a short memory at first: weights move fast
+            for mean, weight in zip(means, weights, strict=True):
+                mean.lerp_(weight, step.to(mean.dtype))
 
-        self.averaged = AveragedModel(denoiser, avg_fn=average)
+        self.averaged = AveragedModel(denoiser, multi_avg_fn=average)
 
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,)."""
