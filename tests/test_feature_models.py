@@ -386,8 +386,20 @@ def test_conditional_samples_lie_where_the_cells_of_their_label_lie(cls, guidanc
 @pytest.mark.parametrize(("cls", "guidance"), GUIDANCE[1:], ids=lambda value: getattr(value, "__name__", value))
 def test_images_have_their_spot_where_the_label_says(cls, guidance, image_models):
     model, labels = image_models[cls], np.repeat(SIDES, 40)
-    right = is_right(flat(sample(model, labels=labels, guidance_weight=2.0, guidance=guidance), model), model)
+    right = is_right(flat(sample(model, labels=labels, guidance_weight=4.0, guidance=guidance), model), model)
     assert (right == (labels == "right")).mean() > 0.75
+
+
+def test_what_guides_by_default(models, image_models):
+    def default(model):
+        how = sample(model, 1).uns["sclatent"]
+        return how["guidance"], how["guidance_weight"]
+
+    assert {cls: default(model) for cls, model in image_models.items()} == {
+        DAED: ("classifier-free", 1.0), JointDiffusion: ("classifier", 4.0), JointLDM: ("both", 1.0)
+    }  # fmt: skip
+    assert default(models[JointDiffusion]) == ("classifier", 1.0)
+    assert default(models[JointLDM]) == ("classifier-free", 1.0)
 
 
 @pytest.mark.parametrize(("cls", "guidance"), GUIDANCE, ids=lambda value: getattr(value, "__name__", value))

@@ -25,6 +25,8 @@ Noise = Literal["drawn", "own"]
 LabelsLike = str | Sequence[Any] | pd.Series | pd.Index | None
 Weight = float | Mapping[str, float]
 
+# weight of a classifier alone that sees what is foretold of images: its gradient falls short; chosen on training cells
+IMAGE_CLASSIFIER_WEIGHT = 4.0
 # noise level and weights of counterfactuals by default, chosen on training cells
 COUNTERFACTUAL: dict[str, tuple[float, dict[Guidance, Weight]]] = {
     "embedding": (
@@ -45,7 +47,7 @@ class FeatureGenerationMixin:
         self,
         n_samples: int | None = None,
         labels: LabelsLike = None,
-        guidance_weight: Weight = 1.0,
+        guidance_weight: Weight | None = None,
         guidance: Guidance | None = None,
         batch: str | None = None,
         solver: Solver = "heun",
@@ -64,13 +66,15 @@ class FeatureGenerationMixin:
             Label of all cells, or one a cell. Missing ones are left open.
         guidance_weight
             Weight w of guidance: 1 is plain conditional sampling, 0 is unconditional, above 1 pushes cells towards
-            their labels. With ``guidance="both"`` it is that of either, or there is one for each:
-            ``{"classifier-free": 2.0, "classifier": 1.0}``.
+            their labels. By default 1, and 4 for images by a classifier alone. With ``guidance="both"`` it is that of
+            either, or there is one for each: ``{"classifier-free": 2.0, "classifier": 1.0}``.
         guidance
             What pushes: ``"classifier-free"`` (:func:`sclatent.diffusion.classifier_free`), for a denoiser that is told
             the label; ``"classifier"`` (:func:`sclatent.diffusion.classifier`), the gradient of :math:`\ln p(y | x_t)`;
             or ``"both"``, the two added up. A model without a classifier has the first alone, one whose denoiser is not
-            told the label the second.
+            told the label the second; one that has both takes the first by default, and both for images. Of images the
+            classifier sees the clean one that the denoiser foretells, so that the gradient goes along what images look
+            like (Jeanneret et al. 2022, arXiv 2203.15636).
         batch
             Level of ``batch_key`` to decode under; by default drawn as in training.
         solver, n_steps
@@ -108,6 +112,11 @@ class FeatureGenerationMixin:
             n_samples = len(labels)
         n_samples = check_n_samples(n_samples)
         codes = self._label_codes(labels, n_samples)
+        if guidance is None and self._is_image and "both" in self.GUIDANCE:
+            guidance = "both"
+        if guidance_weight is None:
+            alone = self._is_image and (guidance or self.GUIDANCE[0]) == "classifier"
+            guidance_weight = IMAGE_CLASSIFIER_WEIGHT if alone else 1.0
         guidance, weights = self._guidance(guidance, guidance_weight)
         batches = self._batches_of(batch, cell_rng(seed, "sizes").random(n_samples))
 
@@ -154,8 +163,7 @@ class FeatureGenerationMixin:
             classifier, 5 without and 20 and 2 both ways; of images 100, 5, and 100 and 6.
         guidance
             As in :meth:`sample`; by default by the classifier, if the model has one, and of images both ways, if it has
-            both. Of images the classifier sees the clean one that the denoiser foretells, so that the gradient goes
-            along what images look like (Jeanneret et al. 2022, arXiv 2203.15636).
+            both.
         noise
             ``"own"`` carries the cell backwards along the flow to the noise that it comes from (DDIM inversion, Song et
             al. 2021, arXiv 2010.02502): without guidance it comes back as it was, so that all of the change is that of
@@ -208,7 +216,7 @@ class FeatureGenerationMixin:
                 x = self._flow(z, np.full_like(codes[cells], OPEN), 1.0, start, (0.0, 0.0), solver, n_steps)
             else:
                 x, _ = self._add_noise(z, noise_level, seed, cells)
-            moved = self._flow(x, codes[cells], start, 1.0, weights, solver, n_steps, foretell=self._is_image)
+            moved = self._flow(x, codes[cells], start, 1.0, weights, solver, n_steps)
             old = batch.x.numpy()
             change = (self._decode(moved, batches) - self._decode(z, batches)).cpu().numpy()
             values.append(self._in_range(old + change, old))
@@ -293,11 +301,10 @@ class FeatureGenerationMixin:
         weights: tuple[float, float],
         solver: Solver,
         n_steps: int | None,
-        foretell: bool = False,
     ) -> Tensor:
         """Carry tokens from one time to another under label codes (cells, n_keys), with weights of either guidance.
 
-        The classifier sees the noisy tokens or, to ``foretell``, the clean ones as the denoiser foretells them.
+        The classifier sees the noisy tokens, and of images the clean ones as the denoiser foretells them.
         """
         labels, denoiser = torch.from_numpy(codes).to(self.device), self.module.denoiser
         told = labels[:, : len(denoiser.conditions.tables)]
@@ -307,7 +314,7 @@ class FeatureGenerationMixin:
             y = labels[:, 0]
 
             def log_prob(x: Tensor, t: Tensor) -> Tensor:
-                if foretell:
+                if self._is_image:
                     x, t = self.process.data(x, denoiser(x, t, torch.full_like(told, OPEN)), t), torch.ones_like(t)
                 log_p = denoiser.logits(x, t).log_softmax(dim=1).gather(1, y.clamp(min=0)[:, None])[:, 0]
                 return log_p * (y != OPEN)
