@@ -26,13 +26,13 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
 
 
-def environment() -> dict[str, Any]:
+def environment(accelerator: str = "cpu") -> dict[str, Any]:
     """Return machine and versions, to stand beside every figure."""
     packages = ("sclatent", "torch", "scvi-tools", "scanpy", "anndata", "numpy")
     return {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "processor": _processor(),
+        "processor": _processor() if accelerator == "cpu" else torch.cuda.get_device_name(),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
     }

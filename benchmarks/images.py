@@ -4,14 +4,14 @@ Data sets come with the package: nuclei of 16 phenotypes (MitoCheck) and blood c
 components of embeddings and as images of 32 x 32 and 28 x 28 pixels. A stratified third of the cells is held out; no
 model sees them.
 
---generation: as many cells of every class as were held out, by JointLDM from embeddings (classifier-free guidance) and
-by DAED and JointDiffusion from images. Frechet distance, precision and recall in the space of the embedding (images: of
+--generation: as many cells of every class as were held out, by JointLDM from embeddings and by all three models from
+images, guided as they are by default. Frechet distance, precision and recall in the space of the embedding (images: of
 64 components of the pixels of training cells), mean over the classes with at least 40 held-out cells, beside a Gaussian
 a class (floor) and one real half against the other (ceiling). An independent classifier that was trained on training
 cells is asked how often it finds the label that was asked for, and how often it does on real cells: logistic regression
 of embeddings; of images a support vector machine on the 64 components, of training cells in all eight orientations.
 
---turned trains on images in all eight orientations. --models picks other models, and --steering what steers
+--turned trains on images in all eight orientations. --models picks models, and --steering what steers
 counterfactuals, for instance JointLDM on images:
 --counterfactuals --images --turned --models JointLDM --steering both --noise 0.55 --weights 100.
 
@@ -97,7 +97,7 @@ def fit(
         train = turn_images(train, obsm_key)
     cls.setup_anndata(train, obsm_key=obsm_key, labels_key=key)
     about = cls.__name__, obsm_key or "X", key or "no labels", f"{train.n_obs} cells", f"epochs {arguments.epochs}"
-    kept = arguments.keep and arguments.keep / ", ".join((*about, f"seed {seed}"))
+    kept = arguments.keep and arguments.keep / ", ".join((*about, arguments.accelerator, f"seed {seed}"))
     if kept and kept.exists():
         model = cls.load(kept, train)
         model.seconds = np.nan
@@ -106,7 +106,9 @@ def fit(
     start = time.perf_counter()
     # of cells in eight orientations some would be held out in the one and trained on in the other
     train_size = 1.0 if arguments.turned else 0.9
-    model.train(arguments.epochs, accelerator="cpu", train_size=train_size, seed=seed, progress_bar=False)
+    model.train(
+        arguments.epochs, accelerator=arguments.accelerator, train_size=train_size, seed=seed, progress_bar=False
+    )
     model.seconds = time.perf_counter() - start
     if kept:
         model.save(kept)
@@ -119,7 +121,7 @@ def compare(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:
 
 
 def generation(
-    model: Any, judge: Judge, train: AnnData, test: AnnData, weights: list[float], seed: int
+    model: Any, judge: Judge, train: AnnData, test: AnnData, weights: list[float | None], seed: int
 ) -> pd.DataFrame:
     """Rows by class: the model, the floor and the ceiling."""
     key = judge.key
@@ -138,6 +140,7 @@ def generation(
         }
         for weight in weights:
             cells = model.sample(len(real), label, weight, seed=seed, progress_bar=False)
+            weight = cells.uns["sclatent"]["guidance_weight"]
             pairs[f"{type(model).__name__}, guidance {weight:g}"] = real, judge(cells)
         for row, (reference, cells) in pairs.items():
             said = judge.classifier.predict(cells) == label
@@ -212,13 +215,11 @@ def main() -> None:
         parser.add_argument(f"--{part}", action="store_true")
     parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
     parser.add_argument("--images", action="store_true", help="images in place of embeddings")
-    parser.add_argument(
-        "--models", nargs="+", choices=list(MODELS), help="default: JointLDM, with --images DAED and JointDiffusion"
-    )
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), help="default: JointLDM, with --images all three")
     parser.add_argument("--labels", nargs="+", help="cells of these labels only (default: all)")
     parser.add_argument("--keep", type=Path, help="folder of trained models, used if there, kept if not")
     parser.add_argument("--cells", type=int, help="held-out cells to make counterfactuals of (default: all)")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0], help="weights of guidance in generation")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[None], help="weights of guidance in generation")
     parser.add_argument("--turned", action="store_true", help="train on images in all eight orientations")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.1, 0.2, 0.3])
     parser.add_argument("--weights", type=float, nargs="+", default=[20.0, 40.0])
@@ -230,16 +231,17 @@ def main() -> None:
     parser.add_argument("--noise-kind", choices=["own", "drawn"], default="own", help="noise of counterfactuals")
     parser.add_argument("--free", type=float, default=6.0, help="weight of classifier-free guidance, of both")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="what trains and generates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--json", default="images.json", help="name of the file in benchmarks/results/")
     arguments = parser.parse_args()
     if arguments.turned and not arguments.images:
         parser.error("--turned turns images: give --images, too")
     quiet()
-    around = environment()
+    around = environment(arguments.accelerator)
     print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
 
-    names = arguments.models or (["DAED", "JointDiffusion"] if arguments.images else ["JointLDM"])
+    names = arguments.models or (list(MODELS) if arguments.images else ["JointLDM"])
     models = [(MODELS[name], "image" if arguments.images else None) for name in names]
     results: dict[str, list[pd.DataFrame]] = {}
     for seed in arguments.seeds:

@@ -11,6 +11,8 @@ For 2,000 genes (25 % non-zero) and 17,002 genes (10 % non-zero), minibatches of
   operations are counted by torch (matrix products, forward and backward).
 - stage two: bare step and loop, on tokens.
 - sampling: `model.sample`, end to end, from a denoiser that was trained a little.
+
+With --accelerator gpu all of it runs on a GPU, in one process, and the memory is that of the GPU.
 """
 
 from __future__ import annotations
@@ -53,6 +55,17 @@ LOOP_CELLS = {2_000: 4_096, 17_002: 2_048}
 Step = Callable[[int], None]
 
 
+def device_of(accelerator: str) -> torch.device:
+    return torch.device("cuda" if accelerator == "gpu" else "cpu")
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class EpochStarts(pl.Callback):
     """When each epoch began."""
 
@@ -67,36 +80,38 @@ class EpochStarts(pl.Callback):
         return n_cells * (len(self.times) - 2) / (self.times[-1] - self.times[1])
 
 
-def matrix_peak(n: int = 2048, repeats: int = 12) -> float:
+def matrix_peak(device: torch.device, repeats: int = 12) -> float:
     """GFLOP/s of the best of a few products of large fp32 matrices."""
-    a, b = torch.randn(n, n), torch.randn(n, n)
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=device)
     seconds = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock(device)
         a @ b
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock(device) - start)
     return 2 * n**3 / min(seconds) / 1e9
 
 
-def take_turns(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+def take_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
     """Seconds a step of each: all take turns, one pass over the minibatches a round; the median round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = clock(device)
             for k in range(N_BATCHES):
                 step(k)
             if i > 0:  # the first round warms up
-                seconds[name].append((time.perf_counter() - start) / N_BATCHES)
+                seconds[name].append((clock(device) - start) / N_BATCHES)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def autoencoder_step(model: SCLDM) -> Step:
-    plan = AutoencoderPlan(model.module.autoencoder.train())
-    generator = torch.Generator().manual_seed(0)
+def autoencoder_step(model: SCLDM, device: torch.device) -> Step:
+    plan = AutoencoderPlan(model.module.autoencoder.train().to(device)).to(device)
+    generator = torch.Generator(device).manual_seed(0)
     parameters = list(plan.trained.parameters())
     optimizer = plan.make_optimizer()
-    batches = list(make_loader(model._rows(indices=np.arange(BATCH * N_BATCHES)), BATCH))
+    loader = make_loader(model._rows(indices=np.arange(BATCH * N_BATCHES)), BATCH)
+    batches = [plan.transfer_batch_to_device(batch, device, 0) for batch in loader]
 
     def step(k: int) -> None:
         optimizer.zero_grad()
@@ -107,16 +122,16 @@ def autoencoder_step(model: SCLDM) -> Step:
     return step
 
 
-def diffusion_step(model: SCLDM) -> Step:
-    plan = DiffusionPlan(model.module.denoiser.train())
-    generator = torch.Generator().manual_seed(0)
+def diffusion_step(model: SCLDM, device: torch.device) -> Step:
+    plan = DiffusionPlan(model.module.denoiser.train().to(device)).to(device)
+    generator = torch.Generator(device).manual_seed(0)
     parameters = list(plan.trained.parameters())
     optimizer = plan.make_optimizer()
     shape = (N_BATCHES, BATCH, *model.module.standardize.mean.shape)
     # standardised tokens look like this, and speed does not depend on them
-    tokens = torch.randn(shape, generator=generator)
-    sizes = torch.zeros(BATCH)
-    codes = torch.zeros(BATCH, len(model.conditions.keys), dtype=torch.int64)
+    tokens = torch.randn(shape, generator=generator, device=device)
+    sizes = torch.zeros(BATCH, device=device)
+    codes = torch.zeros(BATCH, len(model.conditions.keys), dtype=torch.int64, device=device)
 
     def step(k: int) -> None:
         optimizer.zero_grad()
@@ -128,13 +143,13 @@ def diffusion_step(model: SCLDM) -> Step:
     return step
 
 
-def scvi_step(model: scvi.model.SCVI) -> Step:
-    module = model.module.train()
+def scvi_step(model: scvi.model.SCVI, device: torch.device) -> Step:
+    module = model.module.train().to(device)
     plan = scvi.train.TrainingPlan(module)  # for its defaults
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=plan.lr, eps=plan.eps, weight_decay=plan.weight_decay)
     loader = model._make_data_loader(model.adata, indices=np.arange(BATCH * N_BATCHES), batch_size=BATCH)
-    batches = list(loader)
+    batches = [plan.transfer_batch_to_device(batch, device, 0) for batch in loader]
 
     def step(k: int) -> None:
         optimizer.zero_grad()
@@ -154,16 +169,16 @@ def new_scvi(adata: AnnData) -> scvi.model.SCVI:
     return scvi.model.SCVI(adata, gene_likelihood="nb")
 
 
-def loop_rate(model: SCLDM | scvi.model.SCVI, epochs: int, **kwargs: Any) -> float:
+def loop_rate(model: SCLDM | scvi.model.SCVI, epochs: int, accelerator: str, **kwargs: Any) -> float:
     """Cells/s of `train()`, without its first epoch."""
-    clock = EpochStarts()
-    options = {"accelerator": "cpu", "train_size": 1.0, "batch_size": BATCH, "early_stopping": False}
+    starts = EpochStarts()
+    options = {"accelerator": accelerator, "train_size": 1.0, "batch_size": BATCH, "early_stopping": False}
     if isinstance(model, SCLDM):
-        model.train(epochs + 2, callbacks=[clock], progress_bar=False, **options, **kwargs)
+        model.train(epochs + 2, callbacks=[starts], progress_bar=False, **options, **kwargs)
     else:
         quiet_options = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-        model.train(epochs + 2, callbacks=[clock], **quiet_options, **options)
-    return clock.rate(model.adata.n_obs)
+        model.train(epochs + 2, callbacks=[starts], **quiet_options, **options)
+    return starts.rate(model.adata.n_obs)
 
 
 def peak_memory() -> float:
@@ -196,16 +211,18 @@ def memory_child(path: str) -> None:
     print(before, peak_memory())
 
 
-def measure(n_genes: int, rounds: int, loop_epochs: int, n_samples: int, peak: float) -> dict[str, Any]:
-    density = SIZES[n_genes]
+def measure(
+    n_genes: int, rounds: int, loop_epochs: int, n_samples: int, accelerator: str, peak: float
+) -> dict[str, Any]:
+    density, device = SIZES[n_genes], device_of(accelerator)
     adata = simulate(LOOP_CELLS[n_genes], n_genes, density=density)
     adata.X.sort_indices()
     ours, theirs = new_scldm(adata.copy()), new_scvi(adata.copy())
-    step = autoencoder_step(ours)
+    step = autoencoder_step(ours, device)
     with FlopCounterMode(display=False) as counter:
         step(0)
     flops = counter.get_total_flops()
-    seconds = take_turns({"scldm": step, "scvi": scvi_step(theirs)}, rounds)
+    seconds = take_turns({"scldm": step, "scvi": scvi_step(theirs, device)}, rounds, device)
     result: dict[str, Any] = {
         "genes": n_genes,
         "nonzero": adata.X.nnz / np.prod(adata.shape),
@@ -215,25 +232,33 @@ def measure(n_genes: int, rounds: int, loop_epochs: int, n_samples: int, peak: f
         "step_gflop_per_s": flops / 1e9 / seconds["scldm"],
         "share_of_peak": flops / 1e9 / seconds["scldm"] / peak,
     }
-    seconds = take_turns({"diffusion": diffusion_step(ours)}, rounds)
+    seconds = take_turns({"diffusion": diffusion_step(ours, device)}, rounds, device)
     result["stage_two_step_cells_per_s"] = BATCH / seconds["diffusion"]
     del step, ours
     gc.collect()
     trained = new_scldm(adata)
     if loop_epochs:
         result["loop_cells_per_s"] = {
-            "scldm": loop_rate(trained, loop_epochs, stage="autoencoder"),
-            "scvi": loop_rate(theirs, loop_epochs),
+            "scldm": loop_rate(trained, loop_epochs, accelerator, stage="autoencoder"),
+            "scvi": loop_rate(theirs, loop_epochs, accelerator),
         }
-        result["stage_two_loop_cells_per_s"] = loop_rate(trained, loop_epochs, stage="diffusion")
+        result["stage_two_loop_cells_per_s"] = loop_rate(trained, loop_epochs, accelerator, stage="diffusion")
     else:
-        trained.train(1, accelerator="cpu", progress_bar=False)
+        trained.train(1, accelerator=accelerator, progress_bar=False)
     conditions = {"cell_type": "type_0", "condition": "stimulated"}
     trained.sample(BATCH, conditions, progress_bar=False)  # warms up
     start = time.perf_counter()
     trained.sample(n_samples, conditions, progress_bar=False)
     result["sampling_cells_per_s"] = n_samples / (time.perf_counter() - start)
-    before, after = measure_memory(adata, torch.get_num_threads())
+    if device.type == "cpu":
+        before, after = measure_memory(adata, torch.get_num_threads())
+    else:
+        del trained, theirs
+        gc.collect()
+        before = torch.cuda.memory_allocated() / 1e9
+        torch.cuda.reset_peak_memory_stats()
+        new_scldm(adata).train(1, "autoencoder", accelerator=accelerator, batch_size=BATCH, progress_bar=False)
+        after = torch.cuda.max_memory_allocated() / 1e9
     return result | {"memory_before_training_gb": before, "peak_memory_gb": after}
 
 
@@ -279,6 +304,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds in which the bare steps take turns")
     parser.add_argument("--loop-epochs", type=int, default=3, help="epochs of train() that are timed; 0 for none")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="where all of it runs")
     parser.add_argument("--samples", type=int, default=512, help="cells to sample")
     parser.add_argument("--json", default="speed.json", help="name of the file in benchmarks/results/")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
@@ -292,13 +318,15 @@ def main() -> None:
         memory_child(arguments.memory_of)
         return
 
-    around, peak = environment(), matrix_peak()
+    device = device_of(arguments.accelerator)
+    around, peak = environment(arguments.accelerator), matrix_peak(device)
     print(", ".join(f"{key} {value}" for key, value in around.items()))
     print(f"fp32 matrix peak: {peak:.0f} GFLOP/s", flush=True)
     results = []
     for n_genes in arguments.genes:
-        peak = max(peak, matrix_peak())  # again, in case something else ran the first time
-        results.append(measure(n_genes, arguments.rounds, arguments.loop_epochs, arguments.samples, peak))
+        peak = max(peak, matrix_peak(device))  # again, in case something else ran the first time
+        how = arguments.rounds, arguments.loop_epochs, arguments.samples, arguments.accelerator
+        results.append(measure(n_genes, *how, peak))
         show(results[-1])
     content = {"environment": around, "fp32_matrix_peak_gflop_per_s": peak, "results": results}
     print(f"\n{write_json(arguments.json, content)}")
