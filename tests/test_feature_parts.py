@@ -296,6 +296,14 @@ def test_the_mean_of_a_label_moves_the_label_alone(joint):
     torch.testing.assert_close(joint(x + 0.5 * m, t, none + 2), told + m, rtol=1e-4, atol=1e-4)
 
 
+def test_the_mean_of_a_label_is_believed_the_more_the_more_cells_it_has(joint):
+    tokens = torch.ones(40, 4, 3)
+    labels = torch.tensor([0] * 30 + [1] * 2 + [-1] * 8)
+    joint.fit_means(tokens, labels, shrinkage=10.0)
+    means = joint.mean(torch.tensor([[0], [1], [2], [-1]]), torch.zeros(4))[:, 0, 0]
+    torch.testing.assert_close(means, torch.tensor([30 / 40, 2 / 12, 0.0, 0.0]))
+
+
 def test_logits_depend_on_the_cell_and_on_the_time(joint):
     x, t = draws(6, 4, 3), torch.full((6,), 0.5)
     logits = joint.logits(x, t)

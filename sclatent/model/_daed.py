@@ -12,9 +12,9 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
-from sclatent.data import FeatureBatch, FeatureRows, TokenRows
+from sclatent.data import SHRINKAGE, FeatureBatch, FeatureRows, TokenRows
 from sclatent.diffusion import VariancePreserving, lower_bound
-from sclatent.module import DenoisingAutoencoder, new_denoiser
+from sclatent.module import CentredDenoiser, DenoisingAutoencoder, new_denoiser
 from sclatent.train import DenoisingPlan, PriorPlan, StagePlan
 
 from .base import FeatureModel, cell_rng
@@ -119,16 +119,20 @@ class DAED(FeatureModel):
 
     def _new_denoiser(self) -> nn.Module:
         p, patches = self.init_params_, self.module.autoencoder
-        return new_denoiser(
-            self._is_image, patches.n_tokens, patches.token_dim, self.labels.n_levels,
-            p["denoiser_width"], p["denoiser_blocks"], p["n_heads"],
-        )  # fmt: skip
+        shape, n_levels = (patches.n_tokens, patches.token_dim), self.labels.n_levels
+        size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
+        trunk = new_denoiser(self._is_image, *shape, n_levels, *size)
+        return CentredDenoiser(trunk, shape, self.process) if n_levels else trunk
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         return ()  # the two networks share no weights, and neither needs the other to be trained
 
     def _stage_rows(self, stage: str, rows: FeatureRows) -> TokenRows:
-        return super()._stage_rows("diffusion", rows)  # patches of clean cells, for both
+        data = super()._stage_rows("diffusion", rows)  # patches of clean cells, for both
+        if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
+            x1 = math.sqrt(1 - self.module.autoencoder.noise_level) * self._tokens  # but for its noise
+            self.module.denoiser.cpu().fit_means(x1, torch.from_numpy(rows.labels[:, 0]), SHRINKAGE)
+        return data
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "denoiser":

@@ -15,7 +15,6 @@ from torch import nn
 from sclatent.data import SHRINKAGE, FeatureRows, TokenRows
 from sclatent.diffusion import LinearFlow
 from sclatent.module import DiT, ImageAutoencoder, JointDenoiser, VectorAutoencoder
-from sclatent.nn import OPEN
 from sclatent.train import JointPlan, ReconstructionPlan, StagePlan
 
 from .base import FeatureModel, JointMixin
@@ -150,9 +149,5 @@ class JointLDM(JointMixin, FeatureModel):
     def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
         data = super()._stage_rows(stage, rows)
         if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            code, n_labels = torch.from_numpy(rows.labels[:, 0]), self.labels.n_levels[0]
-            member = torch.nn.functional.one_hot(code[code != OPEN], n_labels).float()
-            total = torch.einsum("nk,n...->k...", member, self._tokens[code != OPEN])
-            # the more cells, the more the mean of a label is believed
-            self.module.denoiser.mean.cpu().fit_means(total / (member.sum(dim=0) + SHRINKAGE)[:, None, None])
+            self.module.denoiser.cpu().fit_means(self._tokens, torch.from_numpy(rows.labels[:, 0]), SHRINKAGE)
         return data

@@ -1,6 +1,7 @@
 """What a model trains: autoencoders, denoisers, and their likelihoods."""
 
 from ._cell_denoiser import CellDenoiser
+from ._centred_denoiser import CentredDenoiser
 from ._denoising_autoencoder import DenoisingAutoencoder
 from ._dit import DiT
 from ._features import FeatureAutoencoder, FeatureScale
@@ -25,6 +26,7 @@ __all__ = [
     "LIKELIHOODS",
     "CellDenoiser",
     "CellDiffusion",
+    "CentredDenoiser",
     "DenoisingAutoencoder",
     "DiT",
     "FeatureAutoencoder",

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from sclatent.diffusion import Process
-from sclatent.nn import OPEN, ConditionEmbedding, ConditionMean
+from sclatent.nn import OPEN
 
+from ._centred_denoiser import CentredDenoiser
 from ._dit import DiT
 from ._unet import UNet
 
 
-class JointDenoiser(nn.Module):
+class JointDenoiser(CentredDenoiser):
     r"""A denoiser with a classification head (Joint Diffusion, arXiv 2301.13622, section 4).
 
     The activations of all blocks, averaged over the tokens, are joined with the embedding of the time and go through a
@@ -29,19 +30,14 @@ class JointDenoiser(nn.Module):
 
     Small coordinates are gone as soon as there is noise, and large ones are left: one classifier does for all times.
     What is classified is seen without its label, so that the denoiser may be told the label, too, and be guided either
-    way. Then it works around the mean :math:`m(y)` of the label, as :class:`CellDenoiser` does:
-    :math:`v = \dot a_t m(y) + f(x_t - a_t m(y), t, y)`.
+    way.
 
     Parameters
     ----------
-    trunk
-        The denoiser f; whether it is told the label is for it to say.
-    shape
-        Number of tokens and their width.
+    trunk, shape, process
+        As in :class:`CentredDenoiser`.
     n_labels
         Number of labels.
-    process
-        Whose :math:`x_t` the denoiser sees.
     head_width
         Width of the perceptron that sees the tokens.
     dropout
@@ -71,10 +67,7 @@ class JointDenoiser(nn.Module):
         head_width: int = 512,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.process = process
-        self.mean = ConditionMean([len(table) - 1 for table in trunk.conditions.tables], *shape)
+        super().__init__(trunk, shape, process)
         self.register_buffer("variance", torch.ones(shape))
         latent, width = shape[0] * shape[1], trunk.width
         pooled = (trunk.n_activations + 1) * width
@@ -89,11 +82,6 @@ class JointDenoiser(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    @property
-    def conditions(self) -> ConditionEmbedding:
-        """What the denoiser is told."""
-        return self.trunk.conditions
-
     def fit_variance(self, tokens: Tensor) -> None:
         r"""Take :math:`\sigma^2` from tokens (cells, n_tokens, token_dim) of mean 0."""
         z = tokens[:: -(-len(tokens) // 8192)].flatten(1)
@@ -106,39 +94,21 @@ class JointDenoiser(nn.Module):
         of_directions = together / variance - variance.sum() / len(z)
         self.variance.copy_(of_directions.maximum(variance).view_as(self.variance))
 
-    def activations(self, x: Tensor, t: Tensor) -> Tensor:
-        """Activations of each block of the trunk without any label, (cells, n_activations, width)."""
-        return self.trunk.activations(x, t)
-
     def joint(self, x: Tensor, t: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity and logits of the labels (cells, n_labels) in one evaluation.
 
-        The logits of a cell that was told its label are of no use.
-
-        Parameters
-        ----------
-        x
-            Noisy tokens, (cells, n_tokens, token_dim).
-        t
-            Times in [0, 1], (cells,); 0 is noise, 1 is data.
-        codes
-            Label codes, (cells, 1), -1 for none; (cells, 0) if the denoiser is not told the label.
+        The logits of a cell that was told its label are of no use. Arguments are those of :meth:`evaluate`.
         """
-        signal, noise, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
-        m = self.mean(codes, torch.zeros_like(t))
-        v, seen = self.trunk.evaluate(x - signal * m, self.trunk.context(t, codes))
+        v, seen = self.evaluate(x, t, codes)
         if self.training:
             seen = self.label_gradient * seen + (1 - self.label_gradient) * seen.detach()
         pooled = torch.cat([seen.flatten(1), self.trunk.time(t)], dim=1)
+        signal, noise, _, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
         explained = signal * self.variance
         z = (explained / (signal * explained + noise.square()) * x).flatten(1)
-        return slope * m + v, self.linear(z) + self.perceptron(z) + self.head(pooled)
+        return v, self.linear(z) + self.perceptron(z) + self.head(pooled)
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the labels (cells, n_labels) of noisy tokens x at times t."""
         no_label = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
         return self.joint(x, t, no_label)[1]
-
-    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-        """Predict the velocity; arguments as in :meth:`joint`."""
-        return self.joint(x, t, codes)[0]

@@ -269,10 +269,10 @@ class DiffusionPlan(StagePlan):
         self.dropout_all, self.dropout_key = dropout_all, dropout_key
 
         def average(means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
-            n = n.double()  # it stays where it is: a GPU would be waited for at every weight
-            step = 1 - ((1 + n) / (10 + n)).clamp(max=ema_decay)  # a short memory at first: weights move fast
+            n = int(n)  # once for all weights: a GPU has to be waited for
+            step = 1 - min(ema_decay, (1 + n) / (10 + n))  # a short memory at first: weights move fast
             for mean, weight in zip(means, weights, strict=True):
-                mean.lerp_(weight, step.to(mean.dtype))
+                mean.lerp_(weight, step)
 
         self.averaged = AveragedModel(denoiser, multi_avg_fn=average)
 

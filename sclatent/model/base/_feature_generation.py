@@ -27,15 +27,19 @@ Weight = float | Mapping[str, float]
 
 # weight of a classifier alone that sees what is foretold of images: its gradient falls short; chosen on training cells
 IMAGE_CLASSIFIER_WEIGHT = 4.0
-# noise level and weights of counterfactuals by default, chosen on training cells
-COUNTERFACTUAL: dict[str, tuple[float, dict[Guidance, Weight]]] = {
-    "embedding": (
-        0.2, {"classifier-free": 5.0, "classifier": 40.0, "both": {"classifier-free": 2.0, "classifier": 20.0}}
-    ),
-    "image": (
-        0.55, {"classifier-free": 5.0, "classifier": 100.0, "both": {"classifier-free": 6.0, "classifier": 100.0}}
-    ),
-}  # fmt: skip
+# noise level and weight of counterfactuals by default, chosen on training cells
+COUNTERFACTUAL: dict[str, dict[Guidance, tuple[float, Weight]]] = {
+    "embedding": {
+        "classifier-free": (0.4, 8.0),
+        "classifier": (0.2, 40.0),
+        "both": (0.2, {"classifier-free": 2.0, "classifier": 20.0}),
+    },
+    "image": {
+        "classifier-free": (0.55, 5.0),
+        "classifier": (0.55, 100.0),
+        "both": (0.55, {"classifier-free": 6.0, "classifier": 100.0}),
+    },
+}
 
 
 class FeatureGenerationMixin:
@@ -157,10 +161,10 @@ class FeatureGenerationMixin:
             Label to reach, one for all cells or one a cell.
         noise_level
             Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1 goes
-            back to noise alone. By default 0.2, and 0.55 of images.
+            back to noise alone. By default 0.2, without a classifier 0.4, and 0.55 of images.
         guidance_weight
             As in :meth:`sample`, but there is less way to go, so that weights are higher. By default 40 by a
-            classifier, 5 without and 20 and 2 both ways; of images 100, 5, and 100 and 6.
+            classifier, 8 without and 20 and 2 both ways; of images 100, 5, and 100 and 6.
         guidance
             As in :meth:`sample`; by default by the classifier, if the model has one, and of images both ways, if it has
             both.
@@ -192,18 +196,18 @@ class FeatureGenerationMixin:
         self._check_stage("diffusion", "counterfactual")
         if labels is None:
             raise ValueError("labels is missing: say which label to reach.")
-        default_level, default_weight = COUNTERFACTUAL["image" if self._is_image else "embedding"]
-        noise_level = default_level if noise_level is None else noise_level
         if noise not in ("drawn", "own"):
             raise ValueError(f"noise={noise!r} is not known: use 'drawn' or 'own'.")
         cell_rng(seed, "noise")  # a wrong seed is said even where nothing is drawn
-        if not 0 <= noise_level <= 1:
-            raise ValueError(f"noise_level={noise_level!r} must be between 0 (the cell as it is) and 1 (made anew).")
         if guidance is None and "classifier" in self.GUIDANCE:
             guidance = "both" if self._is_image and "both" in self.GUIDANCE else "classifier"
-        if guidance_weight is None:
-            guidance_weight = default_weight.get(guidance or self.GUIDANCE[0], 1.0)
-        guidance, weights = self._guidance(guidance, guidance_weight)
+        defaults = COUNTERFACTUAL["image" if self._is_image else "embedding"]
+        default_level, default_weight = defaults.get(guidance or self.GUIDANCE[0], (1.0, 1.0))
+        noise_level = default_level if noise_level is None else noise_level
+        # guidance that is not known has no defaults, and is refused here
+        guidance, weights = self._guidance(guidance, default_weight if guidance_weight is None else guidance_weight)
+        if not 0 <= noise_level <= 1:
+            raise ValueError(f"noise_level={noise_level!r} must be between 0 (the cell as it is) and 1 (made anew).")
         origin, rows = self._given(adata), self._rows(adata, indices)
         codes = self._label_codes(labels, len(rows))
         values, differences = [], []
