@@ -116,11 +116,9 @@ class FeatureGenerationMixin:
             n_samples = len(labels)
         n_samples = check_n_samples(n_samples)
         codes = self._label_codes(labels, n_samples)
-        if guidance is None and self._is_image and "both" in self.GUIDANCE:
-            guidance = "both"
+        guidance = self._default_guidance("classifier-free") if guidance is None else guidance
         if guidance_weight is None:
-            alone = self._is_image and (guidance or self.GUIDANCE[0]) == "classifier"
-            guidance_weight = IMAGE_CLASSIFIER_WEIGHT if alone else 1.0
+            guidance_weight = IMAGE_CLASSIFIER_WEIGHT if self._is_image and guidance == "classifier" else 1.0
         guidance, weights = self._guidance(guidance, guidance_weight)
         batches = self._batches_of(batch, cell_rng(seed, "sizes").random(n_samples))
 
@@ -199,10 +197,9 @@ class FeatureGenerationMixin:
         if noise not in ("drawn", "own"):
             raise ValueError(f"noise={noise!r} is not known: use 'drawn' or 'own'.")
         cell_rng(seed, "noise")  # a wrong seed is said even where nothing is drawn
-        if guidance is None and "classifier" in self.GUIDANCE:
-            guidance = "both" if self._is_image and "both" in self.GUIDANCE else "classifier"
+        guidance = self._default_guidance("classifier") if guidance is None else guidance
         defaults = COUNTERFACTUAL["image" if self._is_image else "embedding"]
-        default_level, default_weight = defaults.get(guidance or self.GUIDANCE[0], (1.0, 1.0))
+        default_level, default_weight = defaults.get(guidance, (1.0, 1.0))
         noise_level = default_level if noise_level is None else noise_level
         # guidance that is not known has no defaults, and is refused here
         guidance, weights = self._guidance(guidance, default_weight if guidance_weight is None else guidance_weight)
@@ -369,13 +366,17 @@ class FeatureGenerationMixin:
             raise ValueError(f"labels has {len(labels)} entries, but {n} cells are asked for: give one a cell.")
         return self.labels.encode(pd.DataFrame({key: np.asarray(labels, dtype=object)}))
 
-    def _guidance(self, guidance: Guidance | None, weight: Weight) -> tuple[Guidance | None, tuple[float, float]]:
+    def _default_guidance(self, of_embeddings: Guidance) -> Guidance:
+        """What guides if nothing is said: both ways images, one way embeddings, or the only way that a model has."""
+        wanted = "both" if self._is_image else of_embeddings
+        return wanted if wanted in self.GUIDANCE else self.GUIDANCE[0]
+
+    def _guidance(self, guidance: Guidance, weight: Weight) -> tuple[Guidance | None, tuple[float, float]]:
         """What guides, and the weights of classifier-free guidance and of the classifier."""
-        if guidance is not None and guidance not in self.GUIDANCE:
+        if guidance not in self.GUIDANCE:
             raise ValueError(
                 f"guidance={guidance!r} is not one that {type(self).__name__} has: use one of {list(self.GUIDANCE)}."
             )
-        guidance = guidance or self.GUIDANCE[0]
         ways = ("classifier-free", "classifier")
         if isinstance(weight, Mapping):
             if guidance != "both" or set(weight) != set(ways):
