@@ -6,16 +6,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.distributions import Normal
 
 from sclatent.data import FeatureBatch, TokenRows
-from sclatent.diffusion import LinearFlow, VariancePreserving
+from sclatent.diffusion import LinearFlow, VariancePreserving, solve
 from sclatent.module import (
+    CentredDenoiser,
     DenoisingAutoencoder,
     DiT,
     FeatureScale,
+    GaussianVelocity,
     ImageAutoencoder,
     JointDenoiser,
     Patches,
@@ -299,9 +302,51 @@ def test_the_mean_of_a_label_moves_the_label_alone(joint):
 def test_the_mean_of_a_label_is_believed_the_more_the_more_cells_it_has(joint):
     tokens = torch.ones(40, 4, 3)
     labels = torch.tensor([0] * 30 + [1] * 2 + [-1] * 8)
-    joint.fit_means(tokens, labels, shrinkage=10.0)
+    joint.fit(tokens, labels, shrinkage=10.0)
     means = joint.mean(torch.tensor([[0], [1], [2], [-1]]), torch.zeros(4))[:, 0, 0]
     torch.testing.assert_close(means, torch.tensor([30 / 40, 2 / 12, 0.0, 0.0]))
+
+
+def covariances(gaussian: GaussianVelocity, labels: list[int]) -> Tensor:
+    """Covariance (n_labels, dim, dim) of what noise becomes: the flow is linear, a basis tells its matrix."""
+    dim = gaussian.axes.shape[1]
+    basis = torch.eye(dim).repeat(len(labels), 1).view(-1, 2, dim // 2)
+    codes = torch.tensor(labels).repeat_interleave(dim)[:, None]
+    moved = solve(lambda x, t: gaussian(x, t, codes), basis, 0.0, 1.0, "heun", 400).view(len(labels), dim, dim)
+    return moved.mT @ moved
+
+
+@pytest.mark.parametrize("process", [LinearFlow(), VariancePreserving()], ids=["linear", "variance preserving"])
+def test_gaussian_cells_have_the_covariance_of_their_label(process):
+    """As far as the label has cells; else that which all labels share, and all cells where it is left open."""
+    mixed = draws(3, 6, 6, seed=1) / 2
+    labels = torch.tensor([0] * 900 + [1] * 600 + [-1] * 500)
+    z = torch.einsum("nij,nj->ni", mixed[labels], draws(2000, 6, seed=2)) + 2 * F.one_hot(labels + 1, 6)
+    z = z - z.mean(dim=0)
+    means = torch.stack([z[labels == k].mean(dim=0) if k < 2 else torch.zeros(6) for k in range(3)])
+    gaussian = GaussianVelocity(3, (2, 3), process)
+    gaussian.fit(z.view(-1, 2, 3), labels, means.view(3, 2, 3), shrinkage=1e-3)
+    own = [z[labels == k].T.cov(correction=0) for k in (0, 1)]
+    expected = torch.stack([own[1], own[0], (900 * own[0] + 600 * own[1]) / 1500, z.T.cov(correction=0)])
+    torch.testing.assert_close(covariances(gaussian, [1, 0, 2, -1]), expected, rtol=0.02, atol=0.02)
+    # many cells of the covariance that all share, and noise that comes on top
+    gaussian.fit(z.view(-1, 2, 3), labels, means.view(3, 2, 3), shrinkage=1e9, noise_level=0.5)
+    everywhere = expected[3:].expand(4, 6, 6) + 0.5 * torch.eye(6)
+    torch.testing.assert_close(covariances(gaussian, [0, 1, 2, -1]), everywhere, rtol=0.02, atol=0.02)
+
+
+def test_a_denoiser_that_has_learned_nothing_yet_generates_gaussian_cells():
+    denoiser = CentredDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow(), covariance=True)
+    z, labels = draws(500, 2, 3, seed=3), torch.tensor([0, 1]).repeat(250)
+    z[labels == 1, 0] *= 3
+    z[labels == 0] += 1
+    denoiser.fit(z - z.mean(dim=0), labels, shrinkage=1e-3)
+    with torch.no_grad():
+        cells = solve(lambda x, t: denoiser(x, t, labels[:, None]), draws(500, 2, 3, seed=4), 0.0, 1.0, "heun", 100)
+    for k in (0, 1):
+        made, real = cells[labels == k], (z - z.mean(dim=0))[labels == k]
+        torch.testing.assert_close(made.mean(dim=0), real.mean(dim=0), rtol=0, atol=0.5)
+        torch.testing.assert_close(made.std(dim=0), real.std(dim=0), rtol=0.2, atol=0)
 
 
 def test_logits_depend_on_the_cell_and_on_the_time(joint):

@@ -71,6 +71,19 @@ def test_time_is_where_noise_has_that_share_of_the_variance(process):
     assert t[-1] == 0
 
 
+@each_process
+def test_the_velocity_of_gaussian_data_carries_noise_to_them(process):
+    """It scales noise to the standard deviation of the data, also where they are constant."""
+    variance = torch.tensor([[25.0, 1.0, 0.04, 0.0]]).double()
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        return process.gaussian_gain(t, variance) * x
+
+    scaled = solve(field, torch.ones(1, 4).double(), 0.0, 0.999, "heun", 2000)
+    torch.testing.assert_close(scaled[:, :3], variance[:, :3].sqrt(), rtol=0.01, atol=0)
+    assert scaled[0, 3] < 0.01
+
+
 def test_only_one_path_keeps_the_variance():
     t = torch.linspace(0, 1, 21).double()
     a, s, _, _ = VariancePreserving().coefficients(t)

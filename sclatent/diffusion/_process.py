@@ -63,6 +63,15 @@ class Process(ABC):
         a, s, da, ds = self._at(t, x)
         return (ds * x - s * v) / (a * ds - s * da)
 
+    def gaussian_gain(self, t: Tensor, variance: Tensor) -> Tensor:
+        r"""Return the velocity at x_t = 1 of data that are Gaussian with mean 0 and these variances (cells, ...).
+
+        At times (cells,). It is :math:`(\dot a_t a_t \lambda + \dot s_t s_t) / (a_t^2 \lambda + s_t^2)` for a variance
+        :math:`\lambda`, and the velocity elsewhere is proportional to x_t.
+        """
+        a, s, da, ds = self._at(t, variance)
+        return (da * a * variance + ds * s) / (a.square() * variance + s.square())
+
     def steering(self, t: Tensor) -> Tensor:
         r"""Return by how much the velocity changes with the score, (cells,).
 

@@ -122,7 +122,7 @@ class DAED(FeatureModel):
         shape, n_levels = (patches.n_tokens, patches.token_dim), self.labels.n_levels
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
         trunk = new_denoiser(self._is_image, *shape, n_levels, *size)
-        return CentredDenoiser(trunk, shape, self.process) if n_levels else trunk
+        return CentredDenoiser(trunk, shape, self.process, not self._is_image) if n_levels else trunk
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         return ()  # the two networks share no weights, and neither needs the other to be trained
@@ -130,8 +130,9 @@ class DAED(FeatureModel):
     def _stage_rows(self, stage: str, rows: FeatureRows) -> TokenRows:
         data = super()._stage_rows("diffusion", rows)  # patches of clean cells, for both
         if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            x1 = math.sqrt(1 - self.module.autoencoder.noise_level) * self._tokens  # but for its noise
-            self.module.denoiser.cpu().fit_means(x1, torch.from_numpy(rows.labels[:, 0]), SHRINKAGE)
+            level = self.module.autoencoder.noise_level
+            x1, labels = math.sqrt(1 - level) * self._tokens, torch.from_numpy(rows.labels[:, 0])  # but for its noise
+            self.module.denoiser.cpu().fit(x1, labels, SHRINKAGE, noise_level=level)
         return data
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:

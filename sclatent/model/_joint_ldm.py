@@ -123,7 +123,9 @@ class JointLDM(JointMixin, FeatureModel):
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
         n_levels = self.labels.n_levels
         trunk = DiT(*shape, n_levels, *size)
-        return JointDenoiser(trunk, shape, n_levels[0], self.process) if n_levels else trunk
+        if not n_levels:
+            return trunk
+        return JointDenoiser(trunk, shape, n_levels[0], self.process, covariance=not self._is_image)
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)
@@ -149,5 +151,5 @@ class JointLDM(JointMixin, FeatureModel):
     def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
         data = super()._stage_rows(stage, rows)
         if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            self.module.denoiser.cpu().fit_means(self._tokens, torch.from_numpy(rows.labels[:, 0]), SHRINKAGE)
+            self.module.denoiser.cpu().fit(self._tokens, torch.from_numpy(rows.labels[:, 0]), SHRINKAGE)
         return data

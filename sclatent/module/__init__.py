@@ -5,6 +5,7 @@ from ._centred_denoiser import CentredDenoiser
 from ._denoising_autoencoder import DenoisingAutoencoder
 from ._dit import DiT
 from ._features import FeatureAutoencoder, FeatureScale
+from ._gaussian_velocity import GaussianVelocity
 from ._image_autoencoder import ImageAutoencoder
 from ._joint_denoiser import JointDenoiser
 from ._latent_diffusion import CellDiffusion, LatentDiffusion
@@ -31,6 +32,7 @@ __all__ = [
     "DiT",
     "FeatureAutoencoder",
     "FeatureScale",
+    "GaussianVelocity",
     "GeneLikelihood",
     "ImageAutoencoder",
     "JointDenoiser",

@@ -1,4 +1,4 @@
-"""A denoiser around the mean of the label."""
+"""A denoiser around what a label is on average."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from sclatent.diffusion import Process
 from sclatent.nn import OPEN, ConditionEmbedding, ConditionMean
 
 from ._dit import DiT
+from ._gaussian_velocity import GaussianVelocity
 from ._unet import UNet
 
 
 class CentredDenoiser(nn.Module):
     r"""A denoiser of images or embeddings that works around the mean of the label, as :class:`CellDenoiser` does.
 
-    .. math:: v(x_t, t, y) = \dot a_t \, m(y) + f(x_t - a_t \, m(y), t, y), \qquad m(\varnothing) = 0.
+    .. math:: v(x_t, t, y) = \dot a_t \, m(y) + g(u, t, y) + f(u, t, y), \qquad u = x_t - a_t \, m(y), \quad
+              m(\varnothing) = 0.
 
-    What a label is on average need not be learned, and guidance knows it from the first step on.
+    What a label is on average need not be learned, and guidance knows it from the first step on. Nor need its
+    covariance: g is the velocity of Gaussian cells (:class:`GaussianVelocity`), and f learns what is not Gaussian about
+    them. Without covariances g is 0.
 
     Parameters
     ----------
@@ -28,6 +32,8 @@ class CentredDenoiser(nn.Module):
         Number of tokens and their width.
     process
         Whose :math:`x_t` the denoiser sees.
+    covariance
+        Whether the denoiser knows the covariances of the labels, too: a square matrix for each.
 
     Examples
     --------
@@ -36,24 +42,26 @@ class CentredDenoiser(nn.Module):
     >>> from sclatent.module import CentredDenoiser, UNet
     >>> denoiser = CentredDenoiser(UNet(16, 4, n_levels=[2], width=16, n_resolutions=2), (16, 4), VariancePreserving())
     >>> tokens, labels = torch.randn(10, 16, 4), torch.tensor([0, 1]).repeat(5)
-    >>> denoiser.fit_means(tokens, labels, shrinkage=5.0)
+    >>> denoiser.fit(tokens, labels, shrinkage=5.0)
     >>> denoiser(tokens, torch.rand(10), labels[:, None]).shape
     torch.Size([10, 16, 4])
     """
 
-    def __init__(self, trunk: DiT | UNet, shape: tuple[int, int], process: Process) -> None:
+    def __init__(self, trunk: DiT | UNet, shape: tuple[int, int], process: Process, covariance: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
         self.process = process
-        self.mean = ConditionMean([len(table) - 1 for table in trunk.conditions.tables], *shape)
+        n_levels = [len(table) - 1 for table in trunk.conditions.tables]
+        self.mean = ConditionMean(n_levels, *shape)
+        self.gaussian = GaussianVelocity(*n_levels, shape, process) if covariance else None
 
     @property
     def conditions(self) -> ConditionEmbedding:
         """What the denoiser is told."""
         return self.trunk.conditions
 
-    def fit_means(self, tokens: Tensor, labels: Tensor, shrinkage: float) -> None:
-        """Take the means of the labels from tokens (cells, n_tokens, token_dim) of mean 0.
+    def fit(self, tokens: Tensor, labels: Tensor, shrinkage: float, noise_level: float = 0.0) -> None:
+        """Take the means of the labels, and their covariances, from tokens (cells, n_tokens, token_dim) of mean 0.
 
         Parameters
         ----------
@@ -62,11 +70,17 @@ class CentredDenoiser(nn.Module):
         labels
             Label codes, (cells,), -1 for none.
         shrinkage
-            As if each label had so many cells more, at 0: the more cells, the more their mean is believed.
+            As if each label had so many cells more, at 0 and with the covariance that all labels share: the more cells,
+            the more they are believed.
+        noise_level
+            Variance of noise that comes on top of these tokens in training.
         """
         member = F.one_hot(labels[labels != OPEN], self.mean.n_levels[0]).float()
         total = torch.einsum("nk,n...->k...", member, tokens[labels != OPEN])
-        self.mean.fit_means(total / (member.sum(dim=0) + shrinkage)[:, None, None])
+        means = total / (member.sum(dim=0) + shrinkage)[:, None, None]
+        self.mean.fit_means(means)
+        if self.gaussian is not None:
+            self.gaussian.fit(tokens, labels, means, shrinkage, noise_level)
 
     def activations(self, x: Tensor, t: Tensor) -> Tensor:
         """Activations of each block of the trunk without any label, (cells, n_activations, width)."""
@@ -86,7 +100,10 @@ class CentredDenoiser(nn.Module):
         """
         signal, _, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
         m = self.mean(codes, torch.zeros_like(t))
-        v, seen = self.trunk.evaluate(x - signal * m, self.trunk.context(t, codes))
+        u = x - signal * m
+        v, seen = self.trunk.evaluate(u, self.trunk.context(t, codes))
+        if self.gaussian is not None:
+            v = v + self.gaussian(u, t, codes)
         return slope * m + v, seen
 
     def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
