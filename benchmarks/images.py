@@ -13,7 +13,7 @@ of embeddings; of images a support vector machine on the 64 components, of train
 
 --turned trains on images in all eight orientations. --models picks models, and --steering what steers
 counterfactuals, for instance JointLDM on images:
---counterfactuals --images --turned --models JointLDM --steering both --noise 0.55 --weights 100.
+--counterfactuals --images --turned --models JointLDM --steering both --noise 0.6 --weights 100.
 
 --counterfactuals: held-out cells of every class moved to another class drawn at random. How often the classifier sees
 the target, how often the classifier of the model itself does, and how often the cell stays closer to its own than the
@@ -229,7 +229,7 @@ def main() -> None:
         help="guidance of counterfactuals (DAED: classifier-free); of both, --weights are those of the classifier",
     )
     parser.add_argument("--noise-kind", choices=["own", "drawn"], default="own", help="noise of counterfactuals")
-    parser.add_argument("--free", type=float, default=6.0, help="weight of classifier-free guidance, of both")
+    parser.add_argument("--free", type=float, default=4.0, help="weight of classifier-free guidance, of both")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="what trains and generates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

@@ -396,7 +396,7 @@ def test_what_guides_by_default(models, image_models):
         return how["guidance"], how["guidance_weight"]
 
     assert {cls: default(model) for cls, model in image_models.items()} == {
-        DAED: ("classifier-free", 1.0), JointDiffusion: ("classifier", 4.0), JointLDM: ("both", 1.0)
+        DAED: ("classifier-free", 1.0), JointDiffusion: ("classifier", 4.0), JointLDM: ("classifier-free", 1.0)
     }  # fmt: skip
     assert default(models[JointDiffusion]) == ("classifier", 1.0)
     assert default(models[JointLDM]) == ("classifier-free", 1.0)

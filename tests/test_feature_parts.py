@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from sclatent.data import FeatureBatch, TokenRows
-from sclatent.diffusion import LinearFlow, VariancePreserving, solve
+from sclatent.diffusion import LinearFlow, VariancePreserving, classifier_free, solve
 from sclatent.module import (
     CentredDenoiser,
     DenoisingAutoencoder,
@@ -347,6 +347,25 @@ def test_a_denoiser_that_has_learned_nothing_yet_generates_gaussian_cells():
         made, real = cells[labels == k], (z - z.mean(dim=0))[labels == k]
         torch.testing.assert_close(made.mean(dim=0), real.mean(dim=0), rtol=0, atol=0.5)
         torch.testing.assert_close(made.std(dim=0), real.std(dim=0), rtol=0.2, atol=0)
+
+
+def test_guidance_holds_what_varies_more_under_a_label_than_in_all_cells():
+    """Pushed harder, cells vary less: also where their label is the wider one, and nothing would hold them."""
+    denoiser = CentredDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow(), covariance=True)
+    z, labels = draws(500, 2, 3, seed=3), torch.tensor([0] * 400 + [1] * 100)
+    z[labels == 1, 0] *= 4
+    z[labels == 1, 1] /= 4
+    denoiser.fit(z - z.mean(dim=0), labels, shrinkage=1.0)
+    codes, noise, spread = torch.ones(300, 1, dtype=torch.int64), draws(300, 2, 3, seed=4), {}
+    for weight in (1.0, 2.0, 8.0):
+        field = classifier_free(denoiser.guided_to(codes), codes, weight)
+        with torch.no_grad():
+            spread[weight] = solve(field, noise, 0.0, 1.0, "heun", 100).std(dim=0)
+    torch.testing.assert_close(spread[1.0], z[labels == 1].std(dim=0), rtol=0.2, atol=0)
+    assert (spread[8.0] < 1.01 * spread[2.0]).all()
+    assert (spread[2.0] < 1.01 * spread[1.0]).all()
+    torch.testing.assert_close(spread[8.0][0], spread[1.0][0], rtol=0.1, atol=0)  # wide ones stay, narrow ones narrow
+    assert (spread[8.0][1] < 0.8 * spread[1.0][1]).all()
 
 
 def test_logits_depend_on_the_cell_and_on_the_time(joint):

@@ -297,6 +297,16 @@ def test_a_missing_folder_is_named(tmp_path):
             SCLDM.load(path)
 
 
+def test_a_model_whose_networks_were_others_is_refused(sim_model, tmp_path):
+    """As one that an earlier version saved, whole as it is."""
+    earlier = copy.copy(sim_model)
+    earlier.module = copy.deepcopy(sim_model.module)
+    del earlier.module.denoiser.mean.slope
+    earlier.save(tmp_path / "earlier")
+    with pytest.raises(ValueError, match=r"saved by sclatent .*, whose SCLDM had other networks .*: train it again"):
+        SCLDM.load(tmp_path / "earlier")
+
+
 def test_a_model_of_another_class_is_refused(folder):
     class Other(SCLDM):
         pass

@@ -125,7 +125,7 @@ class JointLDM(JointMixin, FeatureModel):
         trunk = DiT(*shape, n_levels, *size)
         if not n_levels:
             return trunk
-        return JointDenoiser(trunk, shape, n_levels[0], self.process, covariance=not self._is_image)
+        return JointDenoiser(trunk, shape, n_levels[0], self.process, covariance=True)
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)

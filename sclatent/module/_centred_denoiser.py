@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,7 +88,7 @@ class CentredDenoiser(nn.Module):
         """Activations of each block of the trunk without any label, (cells, n_activations, width)."""
         return self.trunk.activations(x, t)
 
-    def evaluate(self, x: Tensor, t: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, t: Tensor, codes: Tensor, guided_to: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Velocity, and the activations of each block of the trunk (cells, n_activations, width).
 
         Parameters
@@ -97,15 +99,25 @@ class CentredDenoiser(nn.Module):
             Times in [0, 1], (cells,); 0 is noise, 1 is data.
         codes
             Label codes, (cells, 1), -1 for none; (cells, 0) if the denoiser is not told the label.
+        guided_to
+            As in :class:`GaussianVelocity`.
         """
         signal, _, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
         m = self.mean(codes, torch.zeros_like(t))
         u = x - signal * m
         v, seen = self.trunk.evaluate(u, self.trunk.context(t, codes))
         if self.gaussian is not None:
-            v = v + self.gaussian(u, t, codes)
+            v = v + self.gaussian(u, t, codes, guided_to)
         return slope * m + v, seen
 
     def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
         """Predict the velocity; arguments as in :meth:`evaluate`."""
         return self.evaluate(x, t, codes)[0]
+
+    def guided_to(self, labels: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Return the denoiser for :func:`~sclatent.diffusion.classifier_free` guidance above 1 to labels (cells, 1)."""
+
+        def denoiser(x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+            return self.evaluate(x, t, codes, labels.repeat(len(codes) // len(labels), 1))[0]
+
+        return denoiser

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sclatent.diffusion import Process
+from sclatent.nn import OPEN
 
 MIN_VARIANCE = 1e-3  # of standardised tokens: coordinates that do not vary have a velocity, too
 
@@ -19,6 +20,9 @@ class GaussianVelocity(nn.Module):
     with u the noisy tokens less the mean of the label and :math:`C_y` the covariance of clean ones under it, or of all
     cells where it is left open. This is what a denoiser learns first (Wang & Vastola 2024, arXiv 2412.09726), and a
     network that is added to it begins where a Gaussian a label ends.
+
+    Guidance above 1 divides by the density of all cells. Where a label is wider than these, nothing would be left to
+    hold it: there, cells that are guided to a label take all cells to be as wide as it is.
 
     Parameters
     ----------
@@ -46,9 +50,10 @@ class GaussianVelocity(nn.Module):
         super().__init__()
         self.process = process
         dim = shape[0] * shape[1]
-        # the first entry is that of an open label
-        self.register_buffer("variances", torch.ones(n_labels + 1, dim))
-        self.register_buffer("axes", torch.eye(dim).repeat(n_labels + 1, 1, 1))
+        # of an open label, of each label, and of an open label as wide as each
+        self.n_labels, n_entries = n_labels, 1 + 2 * n_labels
+        self.register_buffer("variances", torch.ones(n_entries, dim))
+        self.register_buffer("axes", torch.eye(dim).repeat(n_entries, 1, 1))
 
     @torch.no_grad()
     def fit(self, tokens: Tensor, labels: Tensor, means: Tensor, shrinkage: float, noise_level: float = 0.0) -> None:
@@ -83,10 +88,16 @@ class GaussianVelocity(nn.Module):
         counts = torch.tensor([len(d) for d in deviations])[:, None, None]
         of_labels = (products + shrinkage * shared) / (counts + shrinkage)
         variances, axes = torch.linalg.eigh(torch.cat([every[None], of_labels]).double())
-        self.variances.copy_((variances + noise_level).clamp(min=MIN_VARIANCE))
-        self.axes.copy_(axes)
+        variances = (variances + noise_level).clamp(min=MIN_VARIANCE)
+        root, inverse = ((axes[0] * variances[0].pow(power)) @ axes[0].T for power in (0.5, -0.5))
+        # a label in the coordinates in which all cells have variance 1
+        relative, directions = torch.linalg.eigh(inverse @ (axes[1:] * variances[1:, None]) @ axes[1:].mT @ inverse)
+        as_wide = root @ (directions * relative.clamp(min=1)[:, None]) @ directions.mT @ root
+        wide_variances, wide_axes = torch.linalg.eigh(as_wide)
+        self.variances.copy_(torch.cat([variances, wide_variances]))
+        self.axes.copy_(torch.cat([axes, wide_axes]))
 
-    def forward(self, u: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, u: Tensor, t: Tensor, codes: Tensor, guided_to: Tensor | None = None) -> Tensor:
         """Velocity (cells, n_tokens, token_dim).
 
         Parameters
@@ -97,8 +108,13 @@ class GaussianVelocity(nn.Module):
             Times in [0, 1], (cells,); 0 is noise, 1 is data.
         codes
             Label codes, (cells, 1), -1 for none.
+        guided_to
+            Labels (cells, 1) as wide as which the cells without one are taken to be.
         """
         x, entry = u.flatten(1), codes[:, 0] + 1
+        if guided_to is not None:
+            instead = (entry == 0) & (guided_to[:, 0] != OPEN)
+            entry = torch.where(instead, guided_to[:, 0] + 1 + self.n_labels, entry)
         gain = self.process.gaussian_gain(t, self.variances[entry])
         order = entry.argsort()  # cells of a label side by side: a product of matrices for each
         blocks = torch.bincount(entry, minlength=len(self.axes)).tolist()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sclatent.data import FeatureBatch
 from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
+from sclatent.module import CentredDenoiser
 from sclatent.nn import OPEN
 
 from ._random import cell_rng
@@ -37,7 +38,7 @@ COUNTERFACTUAL: dict[str, dict[Guidance, tuple[float, Weight]]] = {
     "image": {
         "classifier-free": (0.55, 5.0),
         "classifier": (0.55, 100.0),
-        "both": (0.55, {"classifier-free": 6.0, "classifier": 100.0}),
+        "both": (0.6, {"classifier-free": 4.0, "classifier": 100.0}),
     },
 }
 
@@ -76,9 +77,9 @@ class FeatureGenerationMixin:
             What pushes: ``"classifier-free"`` (:func:`sclatent.diffusion.classifier_free`), for a denoiser that is told
             the label; ``"classifier"`` (:func:`sclatent.diffusion.classifier`), the gradient of :math:`\ln p(y | x_t)`;
             or ``"both"``, the two added up. A model without a classifier has the first alone, one whose denoiser is not
-            told the label the second; one that has both takes the first by default, and both for images. Of images the
-            classifier sees the clean one that the denoiser foretells, so that the gradient goes along what images look
-            like (Jeanneret et al. 2022, arXiv 2203.15636).
+            told the label the second; one that has both takes the first by default. Of images the classifier sees the
+            clean one that the denoiser foretells, so that the gradient goes along what images look like (Jeanneret et
+            al. 2022, arXiv 2203.15636).
         batch
             Level of ``batch_key`` to decode under; by default drawn as in training.
         solver, n_steps
@@ -116,7 +117,7 @@ class FeatureGenerationMixin:
             n_samples = len(labels)
         n_samples = check_n_samples(n_samples)
         codes = self._label_codes(labels, n_samples)
-        guidance = self._default_guidance("classifier-free") if guidance is None else guidance
+        guidance = self.GUIDANCE[0] if guidance is None else guidance
         if guidance_weight is None:
             guidance_weight = IMAGE_CLASSIFIER_WEIGHT if self._is_image and guidance == "classifier" else 1.0
         guidance, weights = self._guidance(guidance, guidance_weight)
@@ -159,10 +160,10 @@ class FeatureGenerationMixin:
             Label to reach, one for all cells or one a cell.
         noise_level
             Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1 goes
-            back to noise alone. By default 0.2, without a classifier 0.4, and 0.55 of images.
+            back to noise alone. By default 0.2, without a classifier 0.4; of images 0.55, and both ways 0.6.
         guidance_weight
             As in :meth:`sample`, but there is less way to go, so that weights are higher. By default 40 by a
-            classifier, 8 without and 20 and 2 both ways; of images 100, 5, and 100 and 6.
+            classifier, 8 without and 20 and 2 both ways; of images 100, 5, and 100 and 4.
         guidance
             As in :meth:`sample`; by default by the classifier, if the model has one, and of images both ways, if it has
             both.
@@ -197,7 +198,9 @@ class FeatureGenerationMixin:
         if noise not in ("drawn", "own"):
             raise ValueError(f"noise={noise!r} is not known: use 'drawn' or 'own'.")
         cell_rng(seed, "noise")  # a wrong seed is said even where nothing is drawn
-        guidance = self._default_guidance("classifier") if guidance is None else guidance
+        if guidance is None:
+            wanted = "both" if self._is_image else "classifier"
+            guidance = wanted if wanted in self.GUIDANCE else self.GUIDANCE[0]
         defaults = COUNTERFACTUAL["image" if self._is_image else "embedding"]
         default_level, default_weight = defaults.get(guidance, (1.0, 1.0))
         noise_level = default_level if noise_level is None else noise_level
@@ -310,7 +313,8 @@ class FeatureGenerationMixin:
         labels, denoiser = torch.from_numpy(codes).to(self.device), self.module.denoiser
         told = labels[:, : len(denoiser.conditions.tables)]
         free, by_classifier = weights
-        field = classifier_free(denoiser, told, free)
+        is_pushed = free > 1 and isinstance(denoiser, CentredDenoiser)
+        field = classifier_free(denoiser.guided_to(told) if is_pushed else denoiser, told, free)
         if by_classifier:
             y = labels[:, 0]
 
@@ -365,11 +369,6 @@ class FeatureGenerationMixin:
         if len(labels) != n:
             raise ValueError(f"labels has {len(labels)} entries, but {n} cells are asked for: give one a cell.")
         return self.labels.encode(pd.DataFrame({key: np.asarray(labels, dtype=object)}))
-
-    def _default_guidance(self, of_embeddings: Guidance) -> Guidance:
-        """What guides if nothing is said: both ways images, one way embeddings, or the only way that a model has."""
-        wanted = "both" if self._is_image else of_embeddings
-        return wanted if wanted in self.GUIDANCE else self.GUIDANCE[0]
 
     def _guidance(self, guidance: Guidance, weight: Weight) -> tuple[Guidance | None, tuple[float, float]]:
         """What guides, and the weights of classifier-free guidance and of the classifier."""

@@ -425,7 +425,7 @@ class StagedModel(BaseModelClass):
         FileNotFoundError
             If there is no model.
         ValueError
-            If the folder holds a model of another class, or was damaged or changed.
+            If the folder holds a model of another class or of other networks, or was damaged or changed.
 
         Examples
         --------
@@ -444,7 +444,14 @@ class StagedModel(BaseModelClass):
         description, tensors = read_model(dir_path, cls.__name__)
         model = cls(registry=description["registry"], **description["init_params"])
         prefix = "module."
-        model.module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            model.module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"dir_path={str(dir_path)!r} was saved by sclatent {description['versions']['sclatent']}, whose "
+                f"{cls.__name__} had other networks than that of this version: train it again."
+            ) from error
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model.module.to(device)
