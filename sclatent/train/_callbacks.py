@@ -125,7 +125,9 @@ class History(Callback):
 
 
 class BestWeights(Callback):
-    """Keeps the weights of the best epoch (of the last one without validation), and puts them back at the end.
+    """Keeps the weights of the best epoch, and puts them back at the end.
+
+    Of the last one without validation, and where the plan says so (:attr:`StagePlan.keeps_best`).
 
     ``weights`` starts with what training starts from, so that there is always something good to go back to.
 
@@ -153,7 +155,8 @@ class BestWeights(Callback):
             self._keep(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        value = float(trainer.callback_metrics.get(f"{pl_module.name}_loss_validation", float("-inf")))
+        watched = trainer.callback_metrics if pl_module.keeps_best else {}
+        value = float(watched.get(f"{pl_module.name}_loss_validation", float("-inf")))
         if not all(torch.isfinite(weight).all() for weight in pl_module.trained.parameters()):
             raise TrainingDivergedError(
                 f"The weights of the {pl_module.name} are no longer finite after epoch {trainer.current_epoch + 1}. "

@@ -154,8 +154,8 @@ class JointPlan(DiffusionPlan):
 
     Every minibatch is joined by labelled cells, drawn with replacement, with as much noise as signal at most, and one
     in four with any amount, so that the classifier can guide from the beginning. They are mixed in pairs, as their
-    labels are (mixup, Zhang et al. 2018). The labels of all labelled cells are learned, also of those on which the loss
-    is watched, and the cross-entropy that is watched with it is of all of them.
+    labels are (mixup, Zhang et al. 2018). The labels of all labelled cells are learned, also of those on which the
+    diffusion loss is watched.
 
     Cells without a label learn from the averaged weights (FixMatch, Sohn et al. 2020, with noise as augmentation): what
     these are confident of when they see the cell as it is, the denoiser has to say of the noisy cell that it is given
@@ -201,6 +201,9 @@ class JointPlan(DiffusionPlan):
     >>> plan.mixup, plan.threshold
     (0.0, 0.8)
     """
+
+    # the denoiser may be at its best before the classifier has learned anything, and consistency comes late
+    keeps_best = False
 
     def __init__(
         self,
@@ -254,7 +257,7 @@ class JointPlan(DiffusionPlan):
         lost = torch.rand(len(z), 1, generator=generator, device=generator.device) < self.dropout_all
         v, logits = self.trained.joint(self.process.interpolate(z, noise, t), t, told.masked_fill(lost, OPEN))
         diffusion = (v - self.process.velocity(z, noise, t)).square().flatten(1).mean(dim=1)
-        cross_entropy = self._cross_entropy(self.trained, generator)
+        cross_entropy = self._cross_entropy(generator) if len(self._labelled[0]) else z.new_zeros(())
         self.log("diffusion_denoising_loss_train", diffusion.mean(), on_step=False, on_epoch=True)
         self.log("diffusion_cross_entropy_train", cross_entropy, on_step=False, on_epoch=True)
         loss = diffusion + self.classifier_weight * cross_entropy
@@ -266,15 +269,11 @@ class JointPlan(DiffusionPlan):
         return loss
 
     def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
-        """Loss of each cell under the averaged weights, without consistency, (cells,)."""
-        diffusion = super().validation_losses((batch[0], batch[1] if self.told else batch[1][:, :0]), generator)
-        # a denoiser that starts at a good guess may be at its best before the classifier has learned anything
-        return diffusion + self.classifier_weight * self._cross_entropy(self.averaged.module, generator)
+        """Diffusion loss of each cell under the averaged weights, (cells,)."""
+        return super().validation_losses((batch[0], batch[1] if self.told else batch[1][:, :0]), generator)
 
-    def _cross_entropy(self, denoiser: JointDenoiser, generator: torch.Generator) -> Tensor:
+    def _cross_entropy(self, generator: torch.Generator) -> Tensor:
         tokens, labels = self._labelled
-        if not len(tokens):
-            return tokens.new_zeros(())
         n, device = self.n_labelled, generator.device
         drawn = torch.randint(len(labels), (n,), generator=generator, device=device)
         z, y = tokens[drawn], F.one_hot(labels[drawn], len(self.mean_prediction)).float()
@@ -286,7 +285,7 @@ class JointPlan(DiffusionPlan):
         t = torch.rand(n, generator=generator, device=device)
         t[n // 4 :] = self.equal + (1 - self.equal) * t[n // 4 :]
         noise = torch.randn(z.shape, generator=generator, device=device)
-        return F.cross_entropy(denoiser.logits(self.process.interpolate(z, noise, t), t), y)
+        return F.cross_entropy(self.trained.logits(self.process.interpolate(z, noise, t), t), y)
 
     def _beta(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw from Beta(mixup, mixup), (n,)."""

@@ -58,6 +58,7 @@ class StagePlan(pl.LightningModule):
     """
 
     lr_floor = 0.02
+    keeps_best = True  # the weights of the best epoch, and training may stop early; else those of the last
 
     def __init__(
         self,

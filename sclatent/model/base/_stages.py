@@ -104,9 +104,9 @@ def fit_stage(
 ) -> None:
     """Train one stage.
 
-    However training ends, the plan is left with the weights of its best epoch, with ``plan.history`` (a table a
-    metric) and with ``plan.n_good_epochs``, the number of epochs after which those weights were kept. ``on_start`` is
-    called when nothing can be refused any more.
+    However training ends, the plan is left with the weights of its best epoch (or of its last, as it wants), with
+    ``plan.history`` (a table a metric) and with ``plan.n_good_epochs``, the number of epochs after which those weights
+    were kept. ``on_start`` is called when nothing can be refused any more.
     """
     history, best = History(), BestWeights()
     if directory is not None and directory.finished(plan.name).exists():
@@ -122,7 +122,7 @@ def fit_stage(
     watchers: list[Callback] = [history, best, *callbacks]
     if progress_bar:
         watchers.append(ProgressBar(plan.name.capitalize(), n_cells))
-    if early_stopping and validation_loader is not None:
+    if early_stopping and plan.keeps_best and validation_loader is not None:
         watchers.append(EarlyStopping(f"{plan.name}_loss_validation", patience=early_stopping_patience))
     if on_start is not None:
         watchers.append(LambdaCallback(on_train_start=lambda *_: on_start()))
