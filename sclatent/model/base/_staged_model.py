@@ -159,8 +159,8 @@ class StagedModel(BaseModelClass):
             Cells in a minibatch.
         early_stopping, early_stopping_patience
             Whether to stop when the validation loss has not improved for so many epochs (default: a third of
-            ``max_epochs``, at least 15). The weights of the best epoch are kept in any case. The stage that trains a
-            classifier runs to its end and keeps the last epoch: the loss that is watched knows nothing of labels.
+            ``max_epochs``, at least 15). The weights of the best epoch are kept in any case, but by the stage that
+            trains a classifier: it runs to its end and keeps the last, as what is watched knows nothing of labels.
         plan_kwargs
             Arguments of the plans (:mod:`sclatent.train`) by stage, such as ``{"diffusion": {"lr": 1e-3}}``.
         callbacks
