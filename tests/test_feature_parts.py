@@ -309,7 +309,7 @@ def test_the_mean_of_a_label_is_believed_the_more_the_more_cells_it_has(joint):
 
 def covariances(gaussian: GaussianVelocity, labels: list[int]) -> Tensor:
     """Covariance (n_labels, dim, dim) of what noise becomes: the flow is linear, a basis tells its matrix."""
-    dim = gaussian.axes.shape[1]
+    dim = 6
     basis = torch.eye(dim).repeat(len(labels), 1).view(-1, 2, dim // 2)
     codes = torch.tensor(labels).repeat_interleave(dim)[:, None]
     moved = solve(lambda x, t: gaussian(x, t, codes), basis, 0.0, 1.0, "heun", 400).view(len(labels), dim, dim)
@@ -335,8 +335,35 @@ def test_gaussian_cells_have_the_covariance_of_their_label(process):
     torch.testing.assert_close(covariances(gaussian, [0, 1, 2, -1]), everywhere, rtol=0.02, atol=0.02)
 
 
+def test_of_many_coordinates_the_covariances_are_those_of_principal_components():
+    """And one variance of the others: of four components and of all six coordinates the same cells come out."""
+    mixed, weak = draws(2, 6, 4, seed=1), 0.3 * draws(2000, 6, seed=3)
+    labels = torch.tensor([0] * 1000 + [1] * 1000)
+    axes = torch.linalg.qr(draws(6, 6, seed=4))[0]
+    strong = torch.einsum("nij,nj->ni", mixed[:, :4][labels], draws(2000, 4, seed=2)) @ axes[:4]
+    z, means = (strong + weak).view(-1, 2, 3), torch.zeros(2, 2, 3)
+    few, all_of_them = (GaussianVelocity(2, (2, 3), VariancePreserving(), rank) for rank in (4, 6))
+    for gaussian in (few, all_of_them):
+        gaussian.fit(z, labels, means, shrinkage=1.0)
+    same = [covariances(gaussian, [0, 1, -1]) for gaussian in (few, all_of_them)]
+    torch.testing.assert_close(*same, rtol=0.02, atol=0.05)
+    # fewer cells than components: nothing is known of the others but that they hardly vary
+    few.fit(z[:3], labels[:3], means, shrinkage=1.0)
+    spread = torch.linalg.eigvalsh(covariances(few, [0])[0])
+    assert (spread[:3] < 0.01).all()
+    assert (spread[3:] > 0.01).all()
+
+
+@pytest.mark.parametrize(("n_labels", "dim"), [(2, 256 * 256 * 3), (300, 64 * 64)])
+def test_covariances_of_many_pixels_or_labels_stay_small(n_labels, dim):
+    gaussian = GaussianVelocity(n_labels, (1, dim), LinearFlow())
+    assert max(buffer.nbytes for buffer in gaussian.buffers()) <= 2**26
+    x, codes = draws(2, 1, dim), torch.tensor([[-1], [1]])
+    assert gaussian(x, torch.tensor([0.2, 0.8]), codes).isfinite().all()
+
+
 def test_a_denoiser_that_has_learned_nothing_yet_generates_gaussian_cells():
-    denoiser = CentredDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow(), covariance=True)
+    denoiser = CentredDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow())
     z, labels = draws(500, 2, 3, seed=3), torch.tensor([0, 1]).repeat(250)
     z[labels == 1, 0] *= 3
     z[labels == 0] += 1
@@ -351,7 +378,7 @@ def test_a_denoiser_that_has_learned_nothing_yet_generates_gaussian_cells():
 
 def test_guidance_holds_what_varies_more_under_a_label_than_in_all_cells():
     """Pushed harder, cells vary less: also where their label is the wider one, and nothing would hold them."""
-    denoiser = CentredDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow(), covariance=True)
+    denoiser = CentredDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow())
     z, labels = draws(500, 2, 3, seed=3), torch.tensor([0] * 400 + [1] * 100)
     z[labels == 1, 0] *= 4
     z[labels == 1, 1] /= 4

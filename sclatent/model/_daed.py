@@ -122,7 +122,7 @@ class DAED(FeatureModel):
         shape, n_levels = (patches.n_tokens, patches.token_dim), self.labels.n_levels
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
         trunk = new_denoiser(self._is_image, *shape, n_levels, *size)
-        return CentredDenoiser(trunk, shape, self.process, not self._is_image) if n_levels else trunk
+        return CentredDenoiser(trunk, shape, self.process) if n_levels else trunk
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         return ()  # the two networks share no weights, and neither needs the other to be trained

@@ -125,7 +125,7 @@ class JointLDM(JointMixin, FeatureModel):
         trunk = DiT(*shape, n_levels, *size)
         if not n_levels:
             return trunk
-        return JointDenoiser(trunk, shape, n_levels[0], self.process, covariance=True)
+        return JointDenoiser(trunk, shape, n_levels[0], self.process)
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)

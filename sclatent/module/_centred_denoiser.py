@@ -24,7 +24,7 @@ class CentredDenoiser(nn.Module):
 
     What a label is on average need not be learned, and guidance knows it from the first step on. Nor need its
     covariance: g is the velocity of Gaussian cells (:class:`GaussianVelocity`), and f learns what is not Gaussian about
-    them. Without covariances g is 0.
+    them. A denoiser that is not told the label has neither.
 
     Parameters
     ----------
@@ -34,8 +34,6 @@ class CentredDenoiser(nn.Module):
         Number of tokens and their width.
     process
         Whose :math:`x_t` the denoiser sees.
-    covariance
-        Whether the denoiser knows the covariances of the labels, too: a square matrix for each.
 
     Examples
     --------
@@ -49,13 +47,13 @@ class CentredDenoiser(nn.Module):
     torch.Size([10, 16, 4])
     """
 
-    def __init__(self, trunk: DiT | UNet, shape: tuple[int, int], process: Process, covariance: bool = False) -> None:
+    def __init__(self, trunk: DiT | UNet, shape: tuple[int, int], process: Process) -> None:
         super().__init__()
         self.trunk = trunk
         self.process = process
         n_levels = [len(table) - 1 for table in trunk.conditions.tables]
         self.mean = ConditionMean(n_levels, *shape)
-        self.gaussian = GaussianVelocity(*n_levels, shape, process) if covariance else None
+        self.gaussian = GaussianVelocity(*n_levels, shape, process) if n_levels else None
 
     @property
     def conditions(self) -> ConditionEmbedding:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 from sclatent.diffusion import Process
 from sclatent.nn import OPEN
 
 MIN_VARIANCE = 1e-3  # of standardised tokens: coordinates that do not vary have a velocity, too
+MAX_ENTRIES = 2**24  # of the principal components of images of many pixels, and of the axes of many labels: 64 MiB
 
 
 class GaussianVelocity(nn.Module):
@@ -21,6 +25,9 @@ class GaussianVelocity(nn.Module):
     cells where it is left open. This is what a denoiser learns first (Wang & Vastola 2024, arXiv 2412.09726), and a
     network that is added to it begins where a Gaussian a label ends.
 
+    A matrix of all pixels for each label would be larger than the networks. Of more coordinates than ``rank``, the
+    covariances are those of so many principal components of all cells, and there is one variance outside of them.
+
     Guidance above 1 divides by the density of all cells. Where a label is wider than these, nothing would be left to
     hold it: there, cells that are guided to a label take all cells to be as wide as it is.
 
@@ -32,6 +39,9 @@ class GaussianVelocity(nn.Module):
         Number of tokens and their width.
     process
         Whose :math:`x_t` the tokens are.
+    rank
+        Largest number of principal components. Of more than 32,768 coordinates or 31 labels there are fewer than 512:
+        neither they nor the matrices take more than 64 MiB.
 
     Examples
     --------
@@ -46,14 +56,18 @@ class GaussianVelocity(nn.Module):
     True
     """
 
-    def __init__(self, n_labels: int, shape: tuple[int, int], process: Process) -> None:
+    def __init__(self, n_labels: int, shape: tuple[int, int], process: Process, rank: int = 512) -> None:
         super().__init__()
         self.process = process
         dim = shape[0] * shape[1]
         # of an open label, of each label, and of an open label as wide as each
         self.n_labels, n_entries = n_labels, 1 + 2 * n_labels
-        self.register_buffer("variances", torch.ones(n_entries, dim))
-        self.register_buffer("axes", torch.eye(dim).repeat(n_entries, 1, 1))
+        self.rank = max(1, min(rank, dim, MAX_ENTRIES // dim, math.isqrt(MAX_ENTRIES // n_entries)))
+        self.register_buffer("variances", torch.ones(n_entries, self.rank))
+        self.register_buffer("axes", torch.eye(self.rank).repeat(n_entries, 1, 1))
+        if self.rank < dim:
+            self.register_buffer("components", torch.eye(self.rank, dim))
+            self.register_buffer("rest", torch.ones(()))
 
     @torch.no_grad()
     def fit(self, tokens: Tensor, labels: Tensor, means: Tensor, shrinkage: float, noise_level: float = 0.0) -> None:
@@ -79,9 +93,17 @@ class GaussianVelocity(nn.Module):
         noise_level
             Variance of noise that comes on top of these tokens in training.
         """
-        z = tokens.flatten(1)
+        z, means = tokens.flatten(1), means.flatten(1)
+        if self.rank < z.shape[1]:
+            enough = z[:: -(-len(z) // 8192)]
+            components = torch.from_numpy(randomized_svd(enough.numpy(), self.rank, random_state=0)[2])
+            self.components.zero_()[: len(components)] = components  # fewer than rank if there are fewer cells
+            outside = z.square().sum() - (z @ components.T).square().sum()
+            rest = outside / (len(z) * (z.shape[1] - self.rank))
+            self.rest.copy_((rest + noise_level).clamp(min=MIN_VARIANCE))
+            z, means = z @ self.components.T, means @ self.components.T
         every = z.T @ z / len(z)
-        deviations = [z[labels == k] - mean for k, mean in enumerate(means.flatten(1))]
+        deviations = [z[labels == k] - mean for k, mean in enumerate(means)]
         n = sum(map(len, deviations))
         products = torch.stack([d.T @ d for d in deviations])
         shared = (products.sum(dim=0) + shrinkage * every) / (n + shrinkage)
@@ -111,13 +133,21 @@ class GaussianVelocity(nn.Module):
         guided_to
             Labels (cells, 1) as wide as which the cells without one are taken to be.
         """
-        x, entry = u.flatten(1), codes[:, 0] + 1
+        entry = codes[:, 0] + 1
         if guided_to is not None:
             instead = (entry == 0) & (guided_to[:, 0] != OPEN)
             entry = torch.where(instead, guided_to[:, 0] + 1 + self.n_labels, entry)
+        x = u.flatten(1)
+        if self.rank == x.shape[1]:
+            return self._within(x, t, entry).view_as(u)
+        z, outside = x @ self.components.T, self.process.gaussian_gain(t, self.rest.expand(len(t), 1))
+        return (outside * x + (self._within(z, t, entry) - outside * z) @ self.components).view_as(u)
+
+    def _within(self, x: Tensor, t: Tensor, entry: Tensor) -> Tensor:
+        """Velocity of coordinates (cells, rank) that have these of the covariances."""
         gain = self.process.gaussian_gain(t, self.variances[entry])
         order = entry.argsort()  # cells of a label side by side: a product of matrices for each
         blocks = torch.bincount(entry, minlength=len(self.axes)).tolist()
         parts = zip(x[order].split(blocks), gain[order].split(blocks), self.axes, strict=True)
         v = torch.cat([(x @ axes * gain) @ axes.T for x, gain, axes in parts])
-        return v[order.argsort()].view_as(u)
+        return v[order.argsort()]

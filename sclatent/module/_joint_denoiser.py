@@ -34,7 +34,7 @@ class JointDenoiser(CentredDenoiser):
 
     Parameters
     ----------
-    trunk, shape, process, covariance
+    trunk, shape, process
         As in :class:`CentredDenoiser`.
     n_labels
         Number of labels.
@@ -66,9 +66,8 @@ class JointDenoiser(CentredDenoiser):
         process: Process,
         head_width: int = 512,
         dropout: float = 0.5,
-        covariance: bool = False,
     ) -> None:
-        super().__init__(trunk, shape, process, covariance)
+        super().__init__(trunk, shape, process)
         self.register_buffer("variance", torch.ones(shape))
         latent, width = shape[0] * shape[1], trunk.width
         pooled = (trunk.n_activations + 1) * width
