@@ -36,7 +36,7 @@ COUNTERFACTUAL: dict[str, dict[Guidance, tuple[float, Weight]]] = {
         "both": (0.2, {"classifier-free": 2.0, "classifier": 20.0}),
     },
     "image": {
-        "classifier-free": (0.55, 5.0),
+        "classifier-free": (0.95, 5.0),
         "classifier": (0.55, 100.0),
         "both": (0.6, {"classifier-free": 4.0, "classifier": 100.0}),
     },
@@ -160,7 +160,8 @@ class FeatureGenerationMixin:
             Label to reach, one for all cells or one a cell.
         noise_level
             Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1 goes
-            back to noise alone. By default 0.2, without a classifier 0.4; of images 0.55, and both ways 0.6.
+            back to noise alone. By default 0.2, without a classifier 0.4; of images 0.55, without a classifier 0.95 and
+            both ways 0.6.
         guidance_weight
             As in :meth:`sample`, but there is less way to go, so that weights are higher. By default 40 by a
             classifier, 8 without and 20 and 2 both ways; of images 100, 5, and 100 and 4.
