@@ -125,7 +125,7 @@ def models(cells) -> dict:
     """Models of embeddings that were trained until they know what they do; one in X, in obsm and in a layer each."""
     setup = {"labels_key": "label", "unlabeled_category": "not looked at"}
     return {
-        DAED: fit(DAED, cells.copy(), 40, setup),
+        DAED: fit(DAED, cells.copy(), 20, setup),
         JointDiffusion: fit(JointDiffusion, cells.copy(), 30, {**setup, "obsm_key": "X_emb"}),
         JointLDM: fit(JointLDM, cells.copy(), 30, {**setup, "layer": "emb"}, n_tokens=2),
     }
@@ -156,7 +156,7 @@ def image_models() -> dict:
     flat_grey.obsm["image"] = flat_grey.obsm["image"].reshape(200, -1)
     flat_grey.uns["image_shape"] = [28, 28]
     return {
-        DAED: fit(DAED, colour, 30, setup),
+        DAED: fit(DAED, colour, 20, setup),
         JointDiffusion: fit(JointDiffusion, grey, 30, setup, patch=3),
         JointLDM: fit(JointLDM, flat_grey, 25, setup, width=16),
     }
