@@ -2,7 +2,8 @@
 
 Data sets come with the package: nuclei of 16 phenotypes (MitoCheck) and blood cells of 8 types, as 64 principal
 components of embeddings and as images of 32 x 32 and 28 x 28 pixels. A stratified third of the cells is held out; no
-model sees them.
+model sees them. With --validation, where settings are chosen, they are not looked at: a third of the other cells takes
+their place, and classes of at least 20 of these count.
 
 --generation: as many cells of every class as were held out, by JointLDM from embeddings and by all three models from
 images, guided as they are by default. Frechet distance, precision and recall in the space of the embedding (images: of
@@ -50,18 +51,26 @@ from sclatent.pp import turn_images
 
 MODELS = {cls.__name__: cls for cls in (DAED, JointDiffusion, JointLDM)}
 DATASETS = {"mitocheck": (mitocheck, "phenotype"), "blood": (blood_cells, "cell_type")}
-MIN_CELLS = 40
+MIN_CELLS, MIN_CELLS_VALIDATION = 40, 20  # of a class that counts in generation
 
 
-def split(adata: AnnData, key: str, labels: list[str] | None = None) -> tuple[AnnData, AnnData]:
-    """Two thirds to train on, and a stratified third, always the same; of some labels, if these are named."""
-    splitter = StratifiedShuffleSplit(1, test_size=1 / 3, random_state=0)
+def thirds(adata: AnnData, key: str, random_state: int) -> tuple[AnnData, AnnData]:
+    """Two thirds of the cells, and a stratified third."""
+    splitter = StratifiedShuffleSplit(1, test_size=1 / 3, random_state=random_state)
     train, test = next(splitter.split(np.empty(adata.n_obs), adata.obs[key]))
-    parts = adata[train], adata[test]
+    return adata[train], adata[test]
+
+
+def split(
+    adata: AnnData, key: str, labels: list[str] | None = None, validation: bool = False
+) -> tuple[AnnData, AnnData]:
+    """Cells to train on and cells to look at, always the same; of some labels, if these are named."""
+    train, test = thirds(adata, key, random_state=0)
     if labels is not None:
-        parts = (part[part.obs[key].isin(labels)] for part in parts)
-    train, test = (part.copy() for part in parts)
-    return train, test
+        train, test = (part[part.obs[key].isin(labels)] for part in (train, test))
+    if validation:
+        train, test = thirds(train, key, random_state=1)
+    return train.copy(), test.copy()
 
 
 def features(adata: AnnData, obsm_key: str | None) -> np.ndarray:
@@ -121,12 +130,13 @@ def compare(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:
 
 
 def generation(
-    model: Any, judge: Judge, train: AnnData, test: AnnData, weights: list[float | None], seed: int
+    model: Any, judge: Judge, train: AnnData, test: AnnData, arguments: argparse.Namespace, seed: int
 ) -> pd.DataFrame:
     """Rows by class: the model, the floor and the ceiling."""
     key = judge.key
+    enough = MIN_CELLS_VALIDATION if arguments.validation else MIN_CELLS
     counts = test.obs[key].value_counts()
-    labels = [label for label in counts.index if counts[label] >= MIN_CELLS]
+    labels = [label for label in counts.index if counts[label] >= enough]
     rng = np.random.default_rng(seed)
     rows = []
     for label in labels:
@@ -138,7 +148,7 @@ def generation(
             "training cells": (real, seen[rng.permutation(len(seen))[: len(real)]]),
             "ceiling: one real half to the other": (one, other),
         }
-        for weight in weights:
+        for weight in arguments.guidance:
             cells = model.sample(len(real), label, weight, seed=seed, progress_bar=False)
             weight = cells.uns["sclatent"]["guidance_weight"]
             pairs[f"{type(model).__name__}, guidance {weight:g}"] = real, judge(cells)
@@ -198,7 +208,7 @@ def steps(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, pd.D
     """The talk's curves: models of one data set, looked at on cells of it that were held out and on the other one."""
     both = same_shape()
     (other,) = set(both) - {name}
-    train, test = split(both[name], DATASETS[name][1], arguments.labels)
+    train, test = split(both[name], DATASETS[name][1], arguments.labels, arguments.validation)
     plain = fit(JointDiffusion, train, None, "image", arguments, seed)
     daed = fit(DAED, train, None, "image", arguments, seed)
     others = {"held out": test, "the other data set": both[other]}
@@ -232,6 +242,9 @@ def main() -> None:
     parser.add_argument("--free", type=float, default=4.0, help="weight of classifier-free guidance, of both")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="what trains and generates")
+    parser.add_argument(
+        "--validation", action="store_true", help="to choose settings: other cells than the held-out ones"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--json", default="images.json", help="name of the file in benchmarks/results/")
     arguments = parser.parse_args()
@@ -248,12 +261,12 @@ def main() -> None:
         for name in arguments.datasets:
             load, key = DATASETS[name]
             for cls, obsm_key in models if arguments.generation or arguments.counterfactuals else []:
-                train, test = split(load(), key, arguments.labels)
+                train, test = split(load(), key, arguments.labels, arguments.validation)
                 judge = Judge(train, key, obsm_key)
                 model = fit(cls, train, key, obsm_key, arguments, seed)
                 tables = {}
                 if arguments.generation:
-                    tables["generation"] = generation(model, judge, train, test, arguments.guidance, seed)
+                    tables["generation"] = generation(model, judge, train, test, arguments, seed)
                 if arguments.counterfactuals:
                     tables["counterfactuals"] = counterfactuals(model, judge, train, test, arguments, seed)
                 about = {"dataset": name, "space": obsm_key or "embedding", "seed": seed, "seconds": model.seconds}
