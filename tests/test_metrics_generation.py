@@ -279,14 +279,16 @@ def test_independent_genes(two_halves):
     of_type, drawn = real[real.obs["cell_type"] == "a"], drawn[drawn.obs["cell_type"] == "a"]
     x, y = (a.X.toarray().astype(float) for a in (of_type, drawn))
     sizes = x.sum(axis=1)
-    # moments, by hand: mean, and variance given the library sizes
+    # means, by hand: all 150 within 6 standard errors, once in a million draws not (4.9 was the most of 1,000 seeds)
     fraction = x.sum(axis=0) / sizes.sum()
-    np.testing.assert_allclose(y.mean(axis=0), fraction * sizes.mean(), rtol=0.2, atol=0.02)
+    standard_error = np.sqrt(np.maximum(x.var(axis=0), x.mean(axis=0)) / len(y))
+    assert (np.abs(y.mean(axis=0) - fraction * sizes.mean()) < 6 * standard_error).all()
+    # variances: those of 3,000 draws of the most variable genes are off by 0.27 at most in 200 seeds
     overdispersed = np.argsort(-x.var(axis=0))[:20]
     np.testing.assert_allclose(y.var(axis=0)[overdispersed], x.var(axis=0)[overdispersed], rtol=0.5)
     log_real, log_drawn = (log_normalize(a)[:, overdispersed] for a in (of_type, drawn))
-    pairs = np.triu_indices(20, 1)
-    assert np.abs(np.corrcoef(log_drawn.T)[pairs]).mean() < 0.03 < 0.06 < np.abs(np.corrcoef(log_real.T)[pairs]).mean()
+    pairs = np.triu_indices(20, 1)  # 0.029 at most in 200 seeds, and 0.14 in the real cells, of which none is drawn
+    assert np.abs(np.corrcoef(log_drawn.T)[pairs]).mean() < 0.05 < 0.1 < np.abs(np.corrcoef(log_real.T)[pairs]).mean()
 
     again = independent_genes(real, "cell_type", n=3000, seed=2)
     assert (again[again.obs["cell_type"] == "a"].X != drawn.X).nnz == 0
