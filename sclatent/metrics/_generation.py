@@ -293,12 +293,12 @@ class _Trial:
     def _cell_mean(self, origin: Rows, rng: np.random.Generator) -> Sample:
         sizes = list(self._mixes[0].values())
         values = np.stack([self._train.mean(origin[c]) for c in self._size]).repeat(sizes, axis=0)
-        library = np.repeat([self._train.counts(origin[c]).sum() / len(origin[c]) for c in self._size], sizes)
+        library = np.repeat([self._train.sizes(origin[c]).mean() for c in self._size], sizes)
         return Sample(values, self._projection.transform(values), library, self._labels(sizes))
 
     def _independent_genes(self, origin: Rows, rng: np.random.Generator) -> Sample:
         mix = self._mixes[0]
-        counts = [draw_independent_genes(self._train.counts(origin[c]), n, rng) for c, n in mix.items()]
+        counts = [draw_independent_genes(self._train, origin[c], n, rng) for c, n in mix.items()]
         labels = self._labels(list(mix.values()))
         return Sample.of_counts(sparse.vstack(counts, format="csr"), labels, self._projection)
 
