@@ -6,12 +6,14 @@ from ._checks import (
     check_counts,
     check_keys,
     check_no_empty_level,
+    check_obs,
     check_size_factors,
     check_var_names,
     get_matrix,
+    not_whole,
 )
 from ._conditions import Conditions
-from ._features import FeatureBatch, FeatureRows, check_finite, feature_shape, get_features, read_features
+from ._features import FeatureBatch, FeatureRows, check_finite, check_varies, feature_shape, get_features, read_features
 from ._genes import align_genes
 from ._interactions import SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
 from ._library import LibrarySizes
@@ -19,6 +21,7 @@ from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
 from ._profiles import mean_profiles
+from ._reading import by_rows, read_rows, row_blocks, totals
 
 __all__ = [
     "SHRINKAGE",
@@ -34,13 +37,16 @@ __all__ = [
     "TokenRows",
     "additive_effects",
     "align_genes",
+    "by_rows",
     "check_categorical",
     "check_counts",
     "check_finite",
     "check_keys",
     "check_no_empty_level",
+    "check_obs",
     "check_size_factors",
     "check_var_names",
+    "check_varies",
     "common_slope",
     "feature_shape",
     "gene_loadings",
@@ -50,6 +56,10 @@ __all__ = [
     "log_normalize_counts",
     "make_loader",
     "mean_profiles",
+    "not_whole",
     "read_features",
+    "read_rows",
+    "row_blocks",
+    "totals",
     "unseen_profiles",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-BLOCK = 8192  # rows of a backed or dense matrix that are looked at together
+from ._reading import by_rows, row_blocks, totals
+
+WHOLE = 1e-3, 1e-5  # how far a whole number may be off by rounding, and times the number, more
 
 
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
@@ -48,11 +50,27 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
     return adata.layers[layer]
 
 
-def row_blocks(matrix: Any) -> Iterator[tuple[slice, Any]]:
-    """Iterate over blocks of rows in memory, whatever the matrix is: sparse, dense or backed."""
-    for start in range(0, matrix.shape[0], BLOCK):
-        rows = slice(start, min(start + BLOCK, matrix.shape[0]))
-        yield rows, matrix[rows]
+def check_obs(adata: AnnData, argument: str = "adata") -> None:
+    """Raise a ``TypeError`` if obs is not in memory, as it is not of an AnnData that was read lazily.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    argument
+        What to call them in a message.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.data import check_obs
+    >>> check_obs(sclatent.datasets.simulate(10, 3))
+    """
+    if not isinstance(adata.obs, pd.DataFrame):
+        raise TypeError(
+            f"{argument}.obs is a {type(adata.obs).__name__}, which is not in memory: read it by {argument}.obs = "
+            f"{argument}.obs.to_memory(), which leaves X where it is, or all by {argument} = {argument}.to_memory()."
+        )
 
 
 def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns: np.ndarray | None = None) -> None:
@@ -61,7 +79,7 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
     Parameters
     ----------
     matrix
-        Cells x genes; sparse, dense or backed.
+        Cells x genes, in memory or not, as of :func:`by_rows`.
     where
         What to call the matrix in a message.
     is_count_data
@@ -83,10 +101,9 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
         raise ValueError(
             f"{where} has {matrix.shape[0]} cells and {matrix.shape[1]} genes: there must be some of both."
         )
-    if sparse.issparse(matrix) and matrix.format == "csc":
-        matrix = matrix.tocsr()
+    matrix = by_rows(matrix, where)
     for rows, block in row_blocks(matrix):
-        values = np.asarray(block.data if sparse.issparse(block) else block)
+        values = block.data if sparse.issparse(block) else block
         if not np.isfinite(values).all():
             raise ValueError(f"{where} has values that are NaN or infinite: remove or replace them.")
         if (values < 0).any():
@@ -95,20 +112,48 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
                 "cannot be used: give layer=, the layer that holds the raw counts."
             )
         if is_count_data and (values != np.floor(values)).any():
-            example = values[values != np.floor(values)].flat[0]
-            raise ValueError(
-                f"{where} has values that are not whole numbers (such as {example:g}); raw counts were expected. Give "
-                "layer=, the layer that holds the counts, or use is_count_data=False with "
-                'gene_likelihood="normal" for log-normalised values.'
+            cure = (
+                "Give layer=, the layer that holds the counts, or use is_count_data=False with "
+                'gene_likelihood="normal" for log-normalised values. Counts with fractions, such as after removal of '
+                "ambient RNA, can be rounded: adata.X.rint()."
             )
+            raise ValueError(f"{where} {not_whole((block for _, block in row_blocks(matrix)), cure)}")
         counted = block if columns is None else block[:, columns]
-        empty = np.flatnonzero(np.asarray(counted.sum(axis=1)).ravel() == 0)
+        empty = np.flatnonzero(totals(counted, axis=1) == 0)
         if len(empty):
             raise ValueError(
                 f"{where} has cells without any counts{'' if columns is None else ' in the genes of the model'} "
                 f"(the first is row {rows.start + empty[0]}): "
                 "remove them, for instance by sc.pp.filter_cells(adata, min_counts=1)."
             )
+
+
+def not_whole(blocks: Iterable[np.ndarray | sparse.csr_matrix], cure: str) -> str:
+    """Say of counts some of which are not whole what is wrong with them, and what to do.
+
+    Parameters
+    ----------
+    blocks
+        The counts, in parts.
+    cure
+        What to do, but where all are whole up to rounding.
+    """
+    example = None
+    for block in blocks:
+        values = block.data if sparse.issparse(block) else block
+        off = np.abs(values - np.rint(values))
+        far = off > WHOLE[0] + WHOLE[1] * values
+        if far.any():
+            example = values[far][0]
+            break
+        if example is None and off.any():
+            example = values[off > 0][0]
+    else:
+        cure = (
+            "All of them are whole but for rounding, as counts are that were made from log-normalised values: round "
+            "them, adata.X = adata.X.rint() (dense ones: adata.X.round())."
+        )
+    return f"has values that are not whole numbers (such as {example}); raw counts were expected. {cure}"
 
 
 def positions_of(indices: Sequence[int] | slice | None, n: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ._checks import get_matrix, positions_of
+from ._reading import by_rows, read_rows, row_blocks
 
 
 class FeatureBatch(NamedTuple):
@@ -48,7 +50,7 @@ class FeatureRows(Dataset):
     Parameters
     ----------
     values
-        (cells, ...), dense, sparse or backed.
+        (cells, ...), in memory or not, as of :func:`by_rows`.
     shape
         Shape of the features of a cell: (dim,), or (height, width, channels).
     labels, batch
@@ -76,7 +78,7 @@ class FeatureRows(Dataset):
         batch: np.ndarray,
         cells: Sequence[int] | slice | None = None,
     ) -> None:
-        self.values, self.shape, self.labels, self.batch = values, shape, labels, batch
+        self.values, self.shape, self.labels, self.batch = by_rows(values), shape, labels, batch
         self.cells = positions_of(cells, values.shape[0])
 
     def subset(self, positions: np.ndarray) -> FeatureRows:
@@ -102,7 +104,7 @@ def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.
     Parameters
     ----------
     values
-        (all cells, ...), dense, sparse or backed.
+        (all cells, ...), in memory or not, as of :func:`by_rows`.
     cells
         Rows to read, in any order.
     shape
@@ -122,10 +124,7 @@ def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.
     array([[ 8.,  9.],
            [10., 11.]], dtype=float32)
     """
-    unique, inverse = np.unique(cells, return_inverse=True)  # backed files want increasing rows
-    block = values[unique]
-    block = block.toarray() if sparse.issparse(block) else np.asarray(block)
-    return block[inverse].astype(np.float32).reshape(len(cells), *shape)
+    return _dense(read_rows(values, cells)).reshape(len(cells), *shape)
 
 
 def get_features(adata: AnnData, obsm_key: str | None, layer: str | None) -> tuple[Any, str]:
@@ -206,12 +205,12 @@ def feature_shape(
     >>> feature_shape(np.zeros((5, 1024)), "adata.X", (32, 32))  # an image that is stored flat
     (32, 32, 1)
     """
-    if values.dtype == object:
+    if not hasattr(values, "dtype") or values.dtype == object:  # awkward arrays have none
         raise ValueError(
             f"{where} holds objects, not numbers: images must all have one size; resize them and stack them as (cells, "
             "height, width) or (cells, height, width, channels)."
         )
-    if values.ndim not in (2, 3, 4):
+    if len(values.shape) not in (2, 3, 4):
         raise ValueError(
             f"{where} has shape {values.shape}: embeddings (cells, dim) or images (cells, height, width[, channels]) "
             "were expected."
@@ -248,17 +247,15 @@ def feature_shape(
     return shape if len(shape) == 3 else (*shape, 1)
 
 
-def check_finite(values: Any, where: str, block: int = 4096) -> None:
+def check_finite(values: Any, where: str) -> None:
     """Raise a ``ValueError`` if a value is not a finite number.
 
     Parameters
     ----------
     values
-        (cells, ...), dense, sparse or backed.
+        (cells, ...), in memory or not, as of :func:`by_rows`.
     where
         What to call them in a message.
-    block
-        Rows that are looked at together.
 
     Examples
     --------
@@ -269,13 +266,62 @@ def check_finite(values: Any, where: str, block: int = 4096) -> None:
         ...
     ValueError: adata.X has values that are NaN or infinite ...
     """
-    for start in range(0, values.shape[0], block):
-        part = values[start : start + block]
-        part = part.data if sparse.issparse(part) else np.asarray(part)
-        if not np.issubdtype(part.dtype, np.number):
-            raise ValueError(f"{where} is of type {part.dtype}: numbers were expected.")
-        if np.issubdtype(part.dtype, np.floating) and not np.isfinite(part).all():
+    for rows, block in row_blocks(by_rows(values, where)):
+        if not np.isfinite(block.data if sparse.issparse(block) else block).all():
             raise ValueError(
-                f"{where} has values that are NaN or infinite (the first among rows {start} to "
-                f"{min(start + block, values.shape[0]) - 1}): remove or replace them."
+                f"{where} has values that are NaN or infinite (the first among rows {rows.start} to {rows.stop - 1}): "
+                "remove or replace them."
             )
+
+
+def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.ndarray) -> None:
+    """Raise a ``ValueError`` if all cells have the same features, and warn if some features are the same in all cells.
+
+    Parameters
+    ----------
+    values
+        Features of two cells or more, (cells, ...), in memory or not, as of :func:`by_rows`.
+    where
+        What to call them in a message.
+    shape
+        Shape of the features of a cell; of an image it is channels that are looked at, and not pixels.
+    batches
+        Batch of every cell, (cells,): models take the mean of every batch away.
+
+    Warns
+    -----
+    UserWarning
+        If some features, or channels, are the same in all cells of every batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import check_varies
+    >>> check_varies(np.ones((5, 3)), "adata.X", (3,), np.zeros(5, dtype=int))
+    Traceback (most recent call last):
+        ...
+    ValueError: adata.X has the same values in all 5 cells: ...
+    """
+    _, first, codes = np.unique(batches, return_index=True, return_inverse=True)
+    values = by_rows(values, where)
+    like = read_features(values, first, shape)
+    varies = np.zeros(shape, dtype=bool)
+    for rows, block in row_blocks(values):
+        varies |= (_dense(block).reshape(-1, *shape) != like[codes[rows]]).any(axis=0)
+    cells = f"all {len(codes)} cells" + (" of a batch, in every batch" if len(first) > 1 else "")
+    if not varies.any():
+        raise ValueError(
+            f"{where} has the same values in {cells}: there is nothing to learn from. Was it filled with a placeholder?"
+        )
+    same = np.flatnonzero(~varies.reshape(-1, shape[-1]).any(axis=0))
+    if len(same):
+        what = "features" if len(shape) == 1 else "channels"
+        warnings.warn(
+            f"{where} has the same values in {cells} for {len(same)} of its {shape[-1]} {what}, such as "
+            f"{same[:5].tolist()}: nothing can be learned of them. Leave them out if they should vary.",
+            stacklevel=3,
+        )
+
+
+def _dense(block: np.ndarray | sparse.csr_matrix) -> np.ndarray:
+    return (block.toarray() if sparse.issparse(block) else block).astype(np.float32)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sclatent.nn import CellSets
 
 from ._checks import positions_of
+from ._reading import by_rows, read_rows, totals
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ class CellBatch:
 
 
 class CellRows(Dataset):
-    """Cells by position, read as sparse rows from memory or, if the matrix is backed, from disk.
+    """Cells by position, read as sparse rows from memory or from disk.
 
     Parameters
     ----------
     matrix
-        Cells x genes: sparse, dense or backed. A CSC matrix is turned into CSR once.
+        Cells x genes, in memory or not, as of :func:`by_rows`.
     panel
         For each column of the matrix the gene of the model, -1 for a gene that the model does not know.
     library
@@ -96,7 +97,7 @@ class CellRows(Dataset):
         batch: np.ndarray,
         cells: Sequence[int] | slice | None = None,
     ) -> None:
-        self.matrix = matrix.tocsr() if sparse.issparse(matrix) else matrix
+        self.matrix = by_rows(matrix)
         self.known = np.flatnonzero(panel >= 0)
         self.panel = torch.from_numpy(panel[self.known].astype(np.int64))
         self.library, self.conditions, self.batch = library, conditions, batch
@@ -113,10 +114,7 @@ class CellRows(Dataset):
 
     def rows(self, positions: Sequence[int]) -> sparse.csr_matrix:
         """Read cells as sparse rows over the genes that the model knows, with sorted columns."""
-        cells = self.cells[np.asarray(positions)]
-        order = np.argsort(cells, kind="stable")  # backed files want increasing rows
-        unique, inverse = np.unique(cells[order], return_inverse=True)
-        block = sparse.csr_matrix(self.matrix[unique])[inverse[np.argsort(order, kind="stable")]]
+        block = sparse.csr_matrix(read_rows(self.matrix, self.cells[np.asarray(positions)]))
         if len(self.known) < block.shape[1]:
             block = block[:, self.known]
         block.sum_duplicates()
@@ -126,7 +124,7 @@ class CellRows(Dataset):
     def totals(self) -> np.ndarray:
         """Total of each cell over the genes that the model knows, (cells,)."""
         blocks = (np.arange(i, min(i + 4096, len(self))) for i in range(0, len(self), 4096))
-        return np.concatenate([np.asarray(self.rows(b).sum(axis=1), dtype=np.float64).ravel() for b in blocks])
+        return np.concatenate([totals(self.rows(block), axis=1) for block in blocks])
 
     def library_sizes(self) -> np.ndarray:
         """Library size of each cell of the whole matrix, (cells,): as given, or the total."""
@@ -136,8 +134,7 @@ class CellRows(Dataset):
         """Read a minibatch by the positions of its cells."""
         block = self.rows(positions)
         cells = self.cells[np.asarray(positions)]
-        totals = np.asarray(block.sum(axis=1)).ravel()
-        library = totals if self.library is None else self.library[cells]
+        library = totals(block, axis=1) if self.library is None else self.library[cells]
         sets = CellSets(
             panel=self.panel,
             cell=torch.from_numpy(np.repeat(np.arange(len(cells)), np.diff(block.indptr))),

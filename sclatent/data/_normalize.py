@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+from ._reading import totals
+
 TARGET_SUM = 1e4
 
 
@@ -31,7 +33,7 @@ def log_normalize_counts(
     >>> np.expm1(values).round().tolist()
     [[2500.0, 7500.0], [0.0, 0.0]]
     """
-    total = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    total = totals(counts, axis=1)
     scale = TARGET_SUM / np.where(total > 0, total, 1.0)
     if isinstance(counts, np.ndarray):
         return np.log1p(counts * scale[:, None]).astype(np.float32)

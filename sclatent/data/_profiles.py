@@ -39,7 +39,7 @@ def mean_profiles(rows: CellRows, is_count_data: bool = True, block: int = 4096)
            [8.37, 8.37]], dtype=float32)
     """
     of_cell, n_cells = np.unique(rows.conditions[rows.cells], axis=0, return_inverse=True, return_counts=True)[1:]
-    total = np.zeros((len(n_cells), len(rows.panel)), dtype=np.float32)
+    total = np.zeros((len(n_cells), len(rows.panel)))
     for start in range(0, len(rows), block):
         positions = np.arange(start, min(start + block, len(rows)))
         cells = rows.rows(positions)
@@ -47,4 +47,4 @@ def mean_profiles(rows: CellRows, is_count_data: bool = True, block: int = 4096)
         place = (of_cell.ravel()[positions], np.arange(len(positions)))
         member = sparse.csr_matrix((np.ones(len(positions)), place), shape=(len(n_cells), len(positions)))
         total += (member @ values).toarray()
-    return total / n_cells[:, None].astype(np.float32)
+    return (total / n_cells[:, None]).astype(np.float32)

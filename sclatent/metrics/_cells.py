@@ -1,16 +1,27 @@
-"""Cells of an AnnData by group: genes matched by name, counts checked, and dense only where and as far as needed."""
+"""Cells of an AnnData by group: genes matched by name, counts checked, and read only where and as far as needed."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from copy import copy
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from sclatent.data import check_categorical, get_matrix
+from sclatent.data import (
+    by_rows,
+    check_categorical,
+    check_obs,
+    get_matrix,
+    log_normalize_counts,
+    not_whole,
+    read_rows,
+    row_blocks,
+    totals,
+)
 
 from ._projection import log_normalize_dense
 from ._table import ALL
@@ -40,6 +51,8 @@ class CellGroups:
     ----------
     rows
         Rows of every group, by level.
+    n_genes
+        Number of genes.
     """
 
     def __init__(
@@ -52,7 +65,8 @@ class CellGroups:
         whole: bool = True,
     ) -> None:
         check_anndata(adata, argument)
-        self._counts = _counts(adata, genes, argument, layer, whole)
+        self._matrix, self._columns = _counts(adata, genes, argument, layer, whole)
+        self.n_genes = len(genes)
         if groupby is None:
             self.rows: dict[Hashable, np.ndarray] = {ALL: np.arange(adata.n_obs)}
         else:
@@ -74,15 +88,29 @@ class CellGroups:
 
     def counts(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:
         """Counts of some rows, (rows, genes), dense or CSR as they were given."""
-        return self._counts[rows]
+        return _of_genes(read_rows(self._matrix, rows), self._columns)
+
+    def blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray | sparse.csr_matrix]]:
+        """Counts of many rows, a block at a time: which of the rows, in the order of the matrix, and their counts."""
+        order = np.argsort(rows, kind="stable")
+        for start in range(0, len(rows), step := max(1, BLOCK // self.n_genes)):
+            some = order[start : start + step]
+            yield some, self.counts(rows[some])
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Total count of some rows, (rows,)."""
+        sizes = np.empty(len(rows))
+        for some, counts in self.blocks(rows):
+            sizes[some] = totals(counts, axis=1)
+        return sizes
 
     def values(self, rows: np.ndarray) -> np.ndarray:
         """Log-normalised cells of some rows, dense (rows, genes), float32."""
-        return log_normalize_dense(self._counts[rows])
+        return log_normalize_dense(self.counts(rows))
 
     def mean(self, rows: np.ndarray) -> np.ndarray:
         """Mean log-normalised profile of some rows, (genes,)."""
-        return mean_log_normalized(self._counts, rows)
+        return mean_log_normalized((counts for _, counts in self.blocks(rows)), len(rows))
 
 
 class LogNormalizedCells:
@@ -116,26 +144,22 @@ def take_turns(rows: Mapping[Hashable, np.ndarray], rng: np.random.Generator) ->
     return np.concatenate(shuffled)[np.argsort(turn, kind="stable")]
 
 
-def mean_log_normalized(counts: np.ndarray | sparse.csr_matrix, rows: np.ndarray | None = None) -> np.ndarray:
-    """Mean over some rows (all by default) of log-normalised counts, (genes,), a block of rows at a time."""
-    rows = np.arange(counts.shape[0]) if rows is None else rows
-    block = max(1, BLOCK // counts.shape[1])
-    total = np.zeros(counts.shape[1])
-    for start in range(0, len(rows), block):
-        total += log_normalize_dense(counts[rows[start : start + block]]).sum(axis=0, dtype=np.float64)
-    return total / len(rows)
+def mean_log_normalized(blocks: Iterable[np.ndarray | sparse.csr_matrix], n_cells: int) -> np.ndarray:
+    """Mean log-normalised profile, (genes,), of cells whose counts come in blocks."""
+    return sum(totals(log_normalize_counts(counts), axis=0) for counts in blocks) / n_cells
 
 
 def check_anndata(adata: AnnData, argument: str) -> None:
-    """Raise a ``TypeError`` unless cells are an AnnData."""
+    """Raise a ``TypeError`` unless cells are an AnnData, with obs in memory."""
     if not isinstance(adata, AnnData):
         raise TypeError(f"{argument} must be an AnnData with raw counts, not {type(adata).__name__}.")
+    check_obs(adata, argument)
 
 
 def _counts(
     adata: AnnData, genes: pd.Index, argument: str, layer: str | None, whole: bool
-) -> np.ndarray | sparse.csr_matrix:
-    """Counts of cells x genes, checked, rows quick to take out."""
+) -> tuple[Any, np.ndarray | None]:
+    """Matrix of counts, checked, as its rows can be read; and which of its columns are the genes, None for all."""
     if not adata.var_names.is_unique:
         twice = adata.var_names[adata.var_names.duplicated()][0]
         raise ValueError(f"{argument} has genes twice (such as {twice!r}): call {argument}.var_names_make_unique().")
@@ -145,15 +169,28 @@ def _counts(
             f"{argument} lacks {len(missing)} of the {len(genes)} genes of real, such as {list(missing[:5])}: genes "
             "are matched by var_names; take those that both have, real[:, genes]."
         )
-    counts = get_matrix(adata if adata.var_names.equals(genes) else adata[:, genes], layer)
-    if not isinstance(counts, np.ndarray):
-        counts = sparse.csr_matrix(counts)
-    values = counts.data if sparse.issparse(counts) else counts
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError(f"{argument} has values that are negative, NaN or infinite; raw counts were expected.")
-    if whole and (values != np.floor(values)).any():
-        raise ValueError(
-            f"{argument} has values that are not whole numbers; raw counts were expected, not log-normalised or "
-            "expected ones: give the layer or the AnnData that has the counts."
-        )
-    return counts
+    columns = None
+    if not adata.var_names.equals(genes):
+        if adata.is_view:  # whose X is a copy in any case
+            adata = adata[:, genes]
+        else:
+            columns = adata.var_names.get_indexer(genes)
+    matrix = by_rows(get_matrix(adata, layer), f"{argument}.X" if layer is None else f"{argument}.layers[{layer!r}]")
+    for counts in _blocks(matrix, columns):
+        values = counts.data if sparse.issparse(counts) else counts
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise ValueError(f"{argument} has values that are negative, NaN or infinite; raw counts were expected.")
+        if whole and (values != np.floor(values)).any():
+            cure = (
+                "Log-normalised or expected ones cannot be compared: give the layer or the AnnData that has the counts."
+            )
+            raise ValueError(f"{argument} {not_whole(_blocks(matrix, columns), cure)}")
+    return matrix, columns
+
+
+def _blocks(matrix: Any, columns: np.ndarray | None) -> Iterator[np.ndarray | sparse.csr_matrix]:
+    return (_of_genes(block, columns) for _, block in row_blocks(matrix))
+
+
+def _of_genes(counts: np.ndarray | sparse.csr_matrix, columns: np.ndarray | None) -> np.ndarray | sparse.csr_matrix:
+    return counts if columns is None else counts[:, columns]

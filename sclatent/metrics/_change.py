@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from anndata import AnnData
-from scipy import sparse
 from scipy.stats import rankdata
 
-from sclatent.data import get_matrix
+from sclatent.data import by_rows, get_matrix, row_blocks
 
 from ._cells import mean_log_normalized
 
@@ -122,8 +121,8 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def _mean(cells: Cells) -> np.ndarray:
     values = get_matrix(cells, None) if isinstance(cells, AnnData) else np.asarray(cells)
-    if values.ndim != 2 or not values.shape[0]:
+    if len(values.shape) != 2 or not values.shape[0]:
         raise ValueError(f"Cells x genes with at least one cell were expected, not an array of shape {values.shape}.")
     if not isinstance(cells, AnnData):
         return values.mean(axis=0, dtype=np.float64)
-    return mean_log_normalized(values if isinstance(values, np.ndarray) else sparse.csr_matrix(values))
+    return mean_log_normalized((counts for _, counts in row_blocks(by_rows(values))), values.shape[0])

@@ -8,6 +8,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from sclatent.data import totals
+
 from ._cells import BLOCK, CellGroups
 
 
@@ -54,7 +56,7 @@ def independent_genes(
     cells = CellGroups(adata, adata.var_names, groupby, "adata", layer)
     rng = np.random.default_rng(seed)
     sizes = {level: len(rows) if n is None else n for level, rows in cells.rows.items()}
-    counts = [draw_independent_genes(cells.counts(cells.rows[level]), size, rng) for level, size in sizes.items()]
+    counts = [draw_independent_genes(cells, cells.rows[level], size, rng) for level, size in sizes.items()]
     obs = pd.DataFrame(index=[f"cell_{i}" for i in range(sum(sizes.values()))])
     if groupby is not None:
         obs[groupby] = pd.Categorical(np.repeat(list(sizes), list(sizes.values())))
@@ -91,18 +93,20 @@ def cell_mean(adata: AnnData, groupby: str | None = None, layer: str | None = No
     return pd.DataFrame.from_dict(means, orient="index", columns=adata.var_names)
 
 
-def draw_independent_genes(
-    counts: np.ndarray | sparse.csr_matrix, n: int, rng: np.random.Generator
-) -> sparse.csr_matrix:
-    """Fit counts of one condition (cells, genes), and draw (n, genes); see :func:`independent_genes`."""
-    counts = sparse.csr_matrix(counts, dtype=np.float64)
-    n_cells, n_genes = counts.shape
-    sizes = np.asarray(counts.sum(axis=1)).ravel()
+def draw_independent_genes(cells: CellGroups, rows: np.ndarray, n: int, rng: np.random.Generator) -> sparse.csr_matrix:
+    """Fit rows of one condition, and draw (n, genes); see :func:`independent_genes`."""
+    n_cells, n_genes = len(rows), cells.n_genes
+    sizes, (total_of_gene, squared, products) = np.empty(n_cells), np.zeros((3, n_genes))
+    for some, block in cells.blocks(rows):
+        counts = sparse.csr_matrix(block, dtype=np.float64)
+        sizes[some] = totals(counts, axis=1)
+        total_of_gene += totals(counts, axis=0)
+        squared += totals(counts.multiply(counts), axis=0)
+        products += sizes[some] @ counts
     total, squares = max(sizes.sum(), 1.0), max((sizes**2).sum(), 1.0)
-    fraction = np.asarray(counts.sum(axis=0)).ravel() / total  # rho
+    fraction = total_of_gene / total  # rho
     # the sum over cells of (x - l rho)^2 is that of l rho + (l rho)^2 / theta
-    residual = np.asarray(counts.multiply(counts).sum(axis=0)).ravel()
-    residual += fraction**2 * squares - 2 * fraction * (counts.T @ sizes)
+    residual = squared + fraction**2 * squares - 2 * fraction * products
     excess = residual * n_cells / max(n_cells - 1, 1) - fraction * total
     varies = (excess > 0) & (fraction > 0)
     theta = fraction[varies] ** 2 * squares / excess[varies]

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ._cells import CellGroups, check_anndata
 from ._floors import draw_independent_genes
+from ._groups import alike, warn_of_alike
 from ._projection import Projection
 from ._samples import Comparison, Sample
 from ._table import ALL, MEAN, finish, named_sources
@@ -158,6 +159,8 @@ def evaluate_generation(
         real_cells, train_cells = _set_aside(real_cells, seed)
     else:
         train_cells = CellGroups(train, real.var_names, groupby, "train", layer)
+        if groupby is not None:
+            warn_of_alike("train", train_cells.rows, real_cells.rows, groupby)
     named = named_sources(generated, "generated", [*FLOORS, HALF])
     sources = {name: CellGroups(adata, real.var_names, groupby, a) for name, (a, adata) in named.items()}
     levels = _levels(real_cells, sources, groupby)
@@ -209,9 +212,11 @@ def _levels(real: CellGroups, sources: Mapping[str, CellGroups], groupby: str | 
         for level in levels:
             if (n := len(cells.rows.get(level, ()))) < 2 * MIN_CELLS:
                 where = "" if groupby is None else f" with {groupby}={level!r}"
+                written = alike([level], cells.rows)
                 raise ValueError(
                     f"{name} has {n} cells{where}: at least {2 * MIN_CELLS} were expected. Generate more"
                     + ("." if groupby is None else ", or leave this condition out of real.")
+                    + (f" Is it {written[level]!r} in {name}? Then write both alike." if written else "")
                 )
     if groupby is not None and (reserved := {ALL, MEAN} & set(levels)):
         raise ValueError(f"groupby={groupby!r} has the levels {sorted(reserved)}, which the table needs: rename them.")
@@ -293,12 +298,12 @@ class _Trial:
     def _cell_mean(self, origin: Rows, rng: np.random.Generator) -> Sample:
         sizes = list(self._mixes[0].values())
         values = np.stack([self._train.mean(origin[c]) for c in self._size]).repeat(sizes, axis=0)
-        library = np.repeat([self._train.counts(origin[c]).sum() / len(origin[c]) for c in self._size], sizes)
+        library = np.repeat([self._train.sizes(origin[c]).mean() for c in self._size], sizes)
         return Sample(values, self._projection.transform(values), library, self._labels(sizes))
 
     def _independent_genes(self, origin: Rows, rng: np.random.Generator) -> Sample:
         mix = self._mixes[0]
-        counts = [draw_independent_genes(self._train.counts(origin[c]), n, rng) for c, n in mix.items()]
+        counts = [draw_independent_genes(self._train, origin[c], n, rng) for c, n in mix.items()]
         labels = self._labels(list(mix.values()))
         return Sample.of_counts(sparse.vstack(counts, format="csr"), labels, self._projection)
 

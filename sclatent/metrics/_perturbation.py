@@ -18,6 +18,7 @@ from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
 from ._change import pearson, spearman, top_responding
 from ._differential import differentially_expressed, direction_match, overlap_and_precision
 from ._distances import SCALES, energy_distance, median_squared_distance, mmd2
+from ._groups import share_controls, warn_of_alike
 from ._projection import Projection
 from ._shift import ridge_shift
 from ._table import ALL, finish, named_sources
@@ -70,7 +71,8 @@ def evaluate_perturbation(
     control
         Control cells with raw counts. Where ``control.obs[groupby]`` has groups of ``real`` or ``seen``, every group
         is compared with its own control cells (a drug in several patients or cell types); where not, with all of them
-        (several drugs, or genes knocked out).
+        (several drugs, or genes knocked out), and a warning says so where the column has several levels or one that is
+        only written in another way.
     groupby
         Column of obs with the groups: cell types or patients under one perturbation, or perturbations. By default all
         cells are one group, ``"all"``.
@@ -166,8 +168,14 @@ def evaluate_perturbation(
     check_anndata(real, "real")
     genes = real.var_names
     truth = CellGroups(real, genes, groupby, "real", layer).shuffled(seed)
-    seen_cells = truth if seen is None else CellGroups(seen, genes, groupby, "seen", layer).shuffled(seed)
-    controls = _Controls(control, genes, groupby, layer, {**truth.rows, **seen_cells.rows}, seed)
+    seen_cells = truth
+    if seen is not None:
+        seen_cells = CellGroups(seen, genes, groupby, "seen", layer).shuffled(seed)
+        warn_of_alike("seen", seen_cells.rows, truth.rows, groupby)
+    all_groups = {**truth.rows, **seen_cells.rows}
+    controls = _Controls(control, genes, groupby, layer, all_groups, seed)
+    if not controls.shared:
+        warn_of_alike("control", controls.cells.rows, all_groups, groupby)
     sources = _sources(predicted, genes, groupby, list(truth.rows))
     groups = _groups_to_compare(truth, controls, sources)
     n_top = [n for n in n_top if n <= len(genes)]
@@ -282,7 +290,9 @@ class _Controls:
         seed: int,
     ) -> None:
         check_anndata(control, "control")
-        self.shared = groupby not in control.obs or not control.obs[groupby].isin(list(groups)).any()
+        self.shared = groupby not in control.obs or share_controls(
+            control.obs[groupby].dropna().unique().tolist(), groups, groupby
+        )
         self.cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer).shuffled(seed)
         self._means: dict[Hashable, np.ndarray] = {}
 

@@ -7,7 +7,7 @@ from anndata import AnnData
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-from sclatent.data import get_matrix, log_normalize_counts
+from sclatent.data import by_rows, get_matrix, log_normalize_counts, row_blocks
 
 EXACT_GENES = 2_000  # up to here the exact decomposition takes at most a second or two
 
@@ -18,7 +18,7 @@ def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
     Parameters
     ----------
     adata
-        Cells with raw counts, sparse or dense; they stay as they are.
+        Cells with raw counts, in memory or not; they stay as they are.
     layer
         Layer with the counts; X by default.
 
@@ -36,12 +36,16 @@ def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
     >>> np.expm1(values[:3]).sum(axis=1).round().tolist()
     [10000.0, 10000.0, 10000.0]
     """
-    return log_normalize_dense(get_matrix(adata, layer))
+    matrix = by_rows(get_matrix(adata, layer), "adata.X" if layer is None else f"adata.layers[{layer!r}]")
+    values = np.empty(matrix.shape, dtype=np.float32)
+    for rows, counts in row_blocks(matrix):
+        values[rows] = log_normalize_dense(counts)
+    return values
 
 
-def log_normalize_dense(counts: np.ndarray | sparse.spmatrix | sparse.sparray) -> np.ndarray:
+def log_normalize_dense(counts: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     """Log-normalise a matrix of counts (cells, genes) as :func:`log_normalize` does; dense, float32."""
-    values = log_normalize_counts(counts if isinstance(counts, np.ndarray) else sparse.csr_matrix(counts))
+    values = log_normalize_counts(counts)
     return values.toarray() if sparse.issparse(values) else values
 
 

@@ -10,6 +10,8 @@ from anndata import AnnData
 from scipy import sparse
 from tqdm.auto import tqdm
 
+from sclatent.data import totals
+
 from ._cells import BLOCK, CellGroups, check_anndata
 from ._change import pearson
 from ._marginals import concordance
@@ -108,7 +110,7 @@ def evaluate_reconstruction(
                     per_cell["library_size_error"][block] = np.abs(
                         _log_library_size(counts) - _log_library_size(others)
                     )
-                    sums[g] += [x.sum(axis=0), y.sum(axis=0), (x == 0).sum(axis=0), (y == 0).sum(axis=0)]
+                    sums[g] += [totals(v, axis=0) for v in (x, y, x == 0, y == 0)]
                     bar.update(len(block))
             sums[ALL] = sum(sums[g] for g in cells.rows)
             for g, rows in conditions.items():
@@ -164,7 +166,7 @@ def _pearson_and_mse(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _log_library_size(counts: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     """Log10 of the counts of a cell, (cells,); less than one count is taken for one."""
-    return np.log10(np.maximum(np.asarray(counts.sum(axis=1), dtype=np.float64).ravel(), 1.0))
+    return np.log10(np.maximum(totals(counts, axis=1), 1.0))
 
 
 def _partners(names: pd.Index, others: pd.Index, argument: str) -> np.ndarray:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from sclatent.data import totals
+
 from ._classifiers import random_forest_auc, transfer_accuracy
 from ._distances import (
     SCALES,
@@ -50,7 +52,7 @@ class Sample:
     def of_counts(cls, counts: np.ndarray | sparse.csr_matrix, labels: np.ndarray, projection: Projection) -> Sample:
         """Cells of which counts (cells, genes) are known."""
         values = log_normalize_dense(counts)
-        return cls(values, projection.transform(values), np.asarray(counts.sum(axis=1)).ravel(), labels)
+        return cls(values, projection.transform(values), totals(counts, axis=1), labels)
 
     def head(self, n: int) -> Sample:
         """The first n cells."""

@@ -10,6 +10,7 @@ from anndata import AnnData
 from sclatent.data import ChangeRidge, check_categorical
 
 from ._cells import CellGroups
+from ._groups import alike
 from ._table import ALL
 
 
@@ -48,7 +49,7 @@ def mean_shift(
     Raises
     ------
     ValueError
-        If no other group has cells of both conditions.
+        If no other group has cells of both conditions, or ``held_out`` is written in another way than in obs.
 
     Examples
     --------
@@ -64,7 +65,7 @@ def mean_shift(
     >>> pearson_of_change(adata[of_type & ~is_control], change, adata[of_type & is_control]) > 0.4
     True
     """
-    cells, arms = _arms(adata, condition_key, control, treated, group_key, layer)
+    cells, arms = _arms(adata, condition_key, control, treated, group_key, held_out, layer)
     arms.pop(held_out, None)
     if pooled and arms:
         arms = {ALL: [np.concatenate(rows) for rows in zip(*arms.values(), strict=True)]}
@@ -113,7 +114,7 @@ def linear_shift(
     >>> pearson_of_change(adata[of_type & ~is_control], change, adata[of_type & is_control]) > 0.4
     True
     """
-    cells, arms = _arms(adata, condition_key, control, treated, group_key, layer)
+    cells, arms = _arms(adata, condition_key, control, treated, group_key, held_out, layer)
     start, _ = arms.pop(held_out, ([], []))
     if not len(start):
         raise ValueError(
@@ -145,11 +146,21 @@ def ridge_shift(controls: np.ndarray, changes: np.ndarray, target: np.ndarray) -
 
 
 def _arms(
-    adata: AnnData, condition_key: str, control: Hashable, treated: Hashable, group_key: str, layer: str | None
+    adata: AnnData,
+    condition_key: str,
+    control: Hashable,
+    treated: Hashable,
+    group_key: str,
+    held_out: Hashable,
+    layer: str | None,
 ) -> tuple[CellGroups, dict[Hashable, list[np.ndarray]]]:
     """Cells, and for every group the rows of its control and of its treated cells."""
-    check_categorical(adata.obs, condition_key, "condition_key")
     cells = CellGroups(adata, adata.var_names, group_key, "adata", layer)
+    check_categorical(adata.obs, condition_key, "condition_key")
+    if written := alike([held_out], cells.rows):
+        raise ValueError(
+            f"held_out={held_out!r} is no level of adata.obs[{group_key!r}], but {written[held_out]!r} is: give that."
+        )
     condition = adata.obs[condition_key].to_numpy()
     return cells, {g: [rows[condition[rows] == c] for c in (control, treated)] for g, rows in cells.rows.items()}
 

@@ -21,6 +21,7 @@ from sclatent.data import (
     check_counts,
     check_keys,
     check_no_empty_level,
+    check_obs,
     check_size_factors,
     check_var_names,
     gene_loadings,
@@ -194,7 +195,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         Parameters
         ----------
         adata
-            Cells x genes; sparse (CSR, CSC), dense or backed. A view is turned into an AnnData of its own, in place.
+            Cells x genes; sparse, dense, backed, or a dask array of sparse or dense chunks. A view is turned into an
+            AnnData of its own, in place.
         layer
             Layer with the raw counts; X by default.
         condition_keys
@@ -223,6 +225,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         >>> SCLDM(adata).conditions.levels["condition"]
         ['control', 'stimulated']
         """
+        check_obs(adata)
         keys = check_keys(condition_keys)
         check_var_names(adata)
         for key in keys:
@@ -272,6 +275,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             raise ValueError(
                 "adata is missing: this model was loaded without data, so there are no training cells to fall back on."
             )
+        check_obs(adata)
         setup = self.registry["setup_args"]
         matrix = get_matrix(adata, setup["layer"])
         panel = align_genes(adata.var_names, self.genes)

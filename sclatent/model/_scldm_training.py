@@ -16,6 +16,7 @@ from sclatent.data import (
     interaction_effects,
     log_normalize_counts,
     mean_profiles,
+    totals,
     unseen_profiles,
 )
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
@@ -106,7 +107,7 @@ class TrainingMixin:
             after = self._move(some, positions, np.tile(code, (len(cells), 1)))[:, rows.panel.numpy()]
             if is_count:
                 before, after = log_normalize_counts(before), log_normalize_counts(after)
-            decoded[i] += np.asarray(after.mean(axis=0) - before.mean(axis=0)).ravel()
+            decoded[i] += (totals(after, axis=0) - totals(before, axis=0)) / len(cells)
         if is_count:
             foretold, decoded = (np.log(np.expm1(x.clip(min=0)) + PSEUDOCOUNT) for x in (foretold, decoded))
         correction = np.zeros((len(unseen), len(self.genes)))

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from sclatent.metrics import concordance, log_normalize, mean_change, pearson_of_change, top_responding
 from sclatent.metrics._change import pearson
+from sclatent.metrics._groups import share_controls
 
 from ._figures import axes_or_new, grid, levels, save_figure
 from ._names import name_points
@@ -205,7 +206,7 @@ def _by_group(
     for name, cells in predicted.items():
         if missing := [group for group in groups if group not in levels(cells, key)]:
             raise ValueError(f"{name!r} has no cells of {missing}, levels of {key!r} in real: leave them out of real.")
-    own = key in control.obs and set(groups) & set(levels(control, key))
+    own = key in control.obs and not share_controls(levels(control, key), groups, key)
     if own and (missing := [group for group in groups if group not in levels(control, key)]):
         raise ValueError(
             f"control has cells of some groups but not of {missing}: add theirs, or remove the column {key!r} from "

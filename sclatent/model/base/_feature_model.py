@@ -25,6 +25,8 @@ from sclatent.data import (
     check_categorical,
     check_finite,
     check_no_empty_level,
+    check_obs,
+    check_varies,
     feature_shape,
     get_features,
     make_loader,
@@ -164,6 +166,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         >>> JointLDM(adata).shape
         (32, 32, 1)
         """
+        check_obs(adata)
         values, where = get_features(adata, obsm_key, layer)
         shape = feature_shape(values, where, image_shape, adata.uns)
         check_finite(values, where)
@@ -197,6 +200,9 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         if batch_key is not None:
             check_categorical(adata.obs, batch_key, "batch_key")
             check_no_empty_level(adata.obs, batch_key, "batch_key")
+        if adata.n_obs > 1 and "source_registry" not in kwargs:
+            codes = np.zeros(adata.n_obs) if batch_key is None else pd.factorize(adata.obs[batch_key])[0]
+            check_varies(values, where, shape, codes)
         setup_method_args = cls._get_setup_method_args(
             cls=cls,
             adata=adata,
@@ -235,6 +241,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         """Cells of an AnnData, the training data by default."""
         training = adata is None or adata is self.adata
         adata = self._given(adata)
+        check_obs(adata)
         setup = self.registry["setup_args"]
         values, where = get_features(adata, setup["obsm_key"], setup["layer"])
         if not training:
@@ -259,9 +266,10 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
     def _query_shape(self, values: Any, where: str) -> tuple[int, ...]:
         """Shape of the features of other cells; those that are flat are read by the shape of training."""
-        if values.dtype != object and values.ndim == 2 and values.shape[1] != np.prod(self.shape):
+        is_flat = len(values.shape) == 2
+        if is_flat and values.dtype != object and values.shape[1] != np.prod(self.shape):
             return tuple(values.shape[1:])
-        return feature_shape(values, where, self.shape if values.ndim == 2 and self._is_image else None)
+        return feature_shape(values, where, self.shape if is_flat and self._is_image else None)
 
     def _given(self, adata: AnnData | None) -> AnnData:
         adata = self.adata if adata is None else adata

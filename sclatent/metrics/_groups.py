@@ -1,0 +1,84 @@
+"""Names of groups in several AnnData, which are compared as they are written: 1 is not "1", nor "B " "B"."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable, Sequence
+
+
+def alike(names: Iterable[Hashable], others: Iterable[Hashable]) -> dict[Hashable, Hashable]:
+    """Names that are written in another way among other names, and how: as a number, with blanks, in capitals.
+
+    Parameters
+    ----------
+    names, others
+        Names of groups.
+
+    Returns
+    -------
+    dict[Hashable, Hashable]
+        By name, the other name; of names that are not among the others themselves.
+    """
+    others = list(others)
+    read = {_read(other): other for other in others}
+    return {name: read[_read(name)] for name in names if name not in others and _read(name) in read}
+
+
+def warn_of_alike(argument: str, names: Iterable[Hashable], others: Iterable[Hashable], groupby: str) -> None:
+    """Warn of groups of an argument that real cells write in another way.
+
+    Parameters
+    ----------
+    argument
+        The argument.
+    names, others
+        Its groups, and those of the real cells.
+    groupby
+        Column of obs with the groups.
+    """
+    if found := alike(names, others):
+        warnings.warn(
+            f"{argument}.obs[{groupby!r}] has {list(found)[:5]}, real has {list(found.values())[:5]}: these are "
+            f"different groups. {_cure(argument, groupby)}.",
+            stacklevel=3,
+        )
+
+
+def share_controls(names: Sequence[Hashable], groups: Iterable[Hashable], groupby: str) -> bool:
+    """Tell whether all groups are to be compared with all control cells, and warn where that may not be meant.
+
+    Control cells have groups of their own where they have one of the perturbed ones. Without any, one name is that of
+    the control cells, such as "control" among perturbations; several are meant to be groups.
+
+    Parameters
+    ----------
+    names, groups
+        Groups of the control cells, and of the perturbed ones.
+    groupby
+        Column of obs with the groups.
+    """
+    groups = list(groups)
+    if not set(names).isdisjoint(groups):
+        return False
+    if len(names) > 1 or alike(names, groups):
+        warnings.warn(
+            f"control.obs[{groupby!r}] has the groups {list(names)[:5]}, and none of those of real, {groups[:5]}: all "
+            f"groups are compared with all control cells. {_cure('control', groupby)}; if groups share their control "
+            f"cells, remove the column: del control.obs[{groupby!r}].",
+            stacklevel=4,
+        )
+    return True
+
+
+def _cure(argument: str, groupby: str) -> str:
+    column = f"{argument}.obs[{groupby!r}]"
+    return f"If they are the same, write them alike, such as by {column} = {column}.astype(str).str.strip()"
+
+
+def _read(name: Hashable) -> float | str:
+    """A name as it is read."""
+    text = " ".join(str(name).replace("_", " ").split()).casefold()
+    try:
+        return float(text)
+    except ValueError:
+        return text
