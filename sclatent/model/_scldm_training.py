@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,14 @@ class TrainingMixin:
             )
         return rows
 
-    def _contents(self, rows: CellRows) -> list[Any]:
-        arrays = (rows.conditions, rows.batch, rows.library_sizes())
-        return [list(self.genes), *(array.tobytes() for array in arrays)]
+    def _contents(self, rows: CellRows) -> Iterator[Any]:
+        yield from (list(self.genes), self.conditions.levels, self.batches.levels, rows.panel.numpy())
+        yield from (rows.conditions, rows.batch, rows.library)
+        for start in range(0, len(rows), 4096):
+            block = rows.rows(np.arange(start, min(start + 4096, len(rows))))
+            yield np.diff(block.indptr).astype(np.int32)
+            yield block.indices.astype(np.int32)
+            yield block.data.astype(np.float32)  # as training sees them, whatever they are stored as
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "autoencoder":

@@ -227,7 +227,7 @@ class JointPlan(DiffusionPlan):
             raise ValueError(f"n_labelled={n_labelled!r} must be at least 1.")
         self.told = told
         self.classifier_weight, self.n_labelled, self.mixup = classifier_weight, n_labelled, mixup
-        self.consistency_weight, self.threshold = consistency_weight, threshold
+        self.consistency_weight, self.threshold, self.strong_noise = consistency_weight, threshold, strong_noise
         self.earliest = process.time(strong_noise)
         self.equal = process.time(0.5)
         n_labels = denoiser.linear.out_features

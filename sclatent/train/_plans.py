@@ -267,7 +267,7 @@ class DiffusionPlan(StagePlan):
         super().__init__("diffusion", lr, weight_decay, **kwargs)
         self.trained = denoiser
         self.process = LinearFlow() if process is None else process
-        self.dropout_all, self.dropout_key = dropout_all, dropout_key
+        self.dropout_all, self.dropout_key, self.ema_decay = dropout_all, dropout_key, ema_decay
 
         def average(means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
             n = int(n)  # once for all weights: a GPU has to be waited for

@@ -308,9 +308,11 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
     def _training_rows(self) -> FeatureRows:
         return self._rows()
 
-    def _contents(self, rows: FeatureRows) -> list[Any]:
-        some = np.linspace(0, len(rows) - 1, min(len(rows), 64)).astype(int)
-        return [self.shape, len(rows), rows.labels.tobytes(), rows.batch.tobytes(), rows[some].x.numpy().tobytes()]
+    def _contents(self, rows: FeatureRows) -> Iterator[Any]:
+        yield from (self.shape, self.labels.levels, self.batches.levels, rows.labels, rows.batch)
+        n = self._at_most(1024)
+        for start in range(0, len(rows), n):
+            yield rows[np.arange(start, min(start + n, len(rows)))].x.numpy()
 
     def _learn_from(self, rows: FeatureRows) -> None:
         self.batch_codes = rows.batch

@@ -24,9 +24,11 @@ from tqdm.auto import tqdm
 from sclatent.data import Conditions, make_loader
 from sclatent.train import StagePlan
 
+from ._checkpoints import StageDirectory, fingerprint, plan_arguments
 from ._folder import read_model, write_model
 from ._random import Purpose, cell_rng, torch_seed
-from ._stages import StageDirectory, fingerprint, fit_stage, quiet_lightning
+from ._stages import fit_stage, quiet_lightning
+from ._training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +56,17 @@ class StagedModel(BaseModelClass):
     batch_codes: np.ndarray  # of the training cells
     init_params_: dict[str, Any]
     history_: dict[str, pd.DataFrame]
+    train_indices_ = TrainingRows()
+    validation_indices_ = TrainingRows()
 
     def _start(self) -> None:
         """Set what an untrained model has; called at the end of ``__init__``."""
         self.module.eval()
         self.trained_stages: set[str] = set()
         self.history_ = {}
-        self._tokens: Tensor | None = None
+        self._tokens: Tensor | None = None  # of the training cells, all of them
+        self._tokens_are_of: str | None = None  # fingerprint of these cells, as they were
+        self._unfinished: str | None = None  # an interrupted training, which has left the model as it is
         self._unfinished_history: dict[str, pd.DataFrame | None] = {}
 
     @classmethod
@@ -85,8 +91,8 @@ class StagedModel(BaseModelClass):
         """Cells to train on; raises if they cannot be."""
 
     @abstractmethod
-    def _contents(self, rows: Any) -> list[Any]:
-        """What tells these training cells from others."""
+    def _contents(self, rows: Any) -> Iterator[Any]:
+        """All that training sees of these cells: arrays, in blocks, and names."""
 
     @abstractmethod
     def _learn_from(self, rows: Any) -> None:
@@ -166,9 +172,10 @@ class StagedModel(BaseModelClass):
         callbacks
             Further Lightning callbacks, for all stages.
         checkpoint_dir
-            Folder for checkpoints, one an epoch. Call ``train`` again with the same arguments on the same data to go
-            on after an interruption: the result is that of a training without one. The checkpoints are removed at the
-            end.
+            Folder for a checkpoint after every epoch. Call ``train`` again with the same arguments on the same data to
+            go on after an interruption: the result is that of a training without one. A folder of another training
+            is refused; ``callbacks`` and the accelerator may differ. Checkpoints carry checksums, and the one before
+            the last is kept, should the last one be damaged. The folder is removed at the end.
         seed
             Seed of the split, the order of cells and the noise.
         progress_bar
@@ -180,6 +187,8 @@ class StagedModel(BaseModelClass):
         ------
         TrainingDivergedError
             If a loss is no longer finite; the last good weights are kept.
+        ValueError
+            If an argument is not what was expected, or ``checkpoint_dir`` holds another training or is damaged.
 
         Examples
         --------
@@ -211,31 +220,38 @@ class StagedModel(BaseModelClass):
         rows = self._training_rows()
         epochs = {name: self._n_epochs(max_epochs, name, len(rows)) for name in self.STAGES}
         arguments = {name: {"seed": seed, **plan_kwargs.get(name, {})} for name in stages}
-        for name in stages:
-            self._plan(name, arguments[name])  # arguments that do not fit are refused before any work
+        # arguments that do not fit are refused before any work
+        plans = {name: plan_arguments(self._plan(name, arguments[name])) for name in stages}
         order = np.random.default_rng(seed).permutation(len(rows))
         n_train = max(1, round(train_size * len(rows)))
-        directory = None
+        cells = fingerprint(self._contents(rows))
+        directory, began = None, None
         if checkpoint_dir is not None:
             settings = {
-                "model": self.init_params_,
-                "data": fingerprint(*self._contents(rows)),
+                "model": {"class": type(self).__name__, **self.init_params_},
+                "data": cells,
                 "stage": stage,
                 "epochs": epochs,
                 "train_size": train_size,
                 "batch_size": batch_size,
                 "early_stopping": early_stopping,
                 "early_stopping_patience": early_stopping_patience,
-                "plan_kwargs": plan_kwargs,
+                "plan_kwargs": {name: {**plan_kwargs.get(name, {}), **plans[name]} for name in stages},
                 "seed": seed,
+                **trainer_kwargs,
             }
-            directory = StageDirectory(checkpoint_dir, settings, self.STAGES)
-            directory.prepare()
-            self._forget_unfinished_history()
+            directory = StageDirectory(checkpoint_dir, settings, self.STAGES, accelerator)
+            weights = {key: value.detach().cpu().clone() for key, value in self.module.state_dict().items()}
+            start = {"weights": weights, "trained_stages": sorted(self.trained_stages)}
+            began = directory.prepare(start, self._unfinished)
         # only now, when a checkpoint of another training has been refused, is anything of the model changed
+        if cells != self._tokens_are_of:
+            self._tokens, self._tokens_are_of = None, cells
+        if began is not None:
+            self._go_back_to(began, is_own=directory.id == self._unfinished)
+        self._unfinished, self._unfinished_history = directory and directory.id, {}
         self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
         self._learn_from(rows)
-        self._unfinished_history = {}
         quiet_lightning()
         for name in stages:
             data = self._stage_rows(name, rows)
@@ -267,7 +283,7 @@ class StagedModel(BaseModelClass):
                 self.is_trained_ = self.trained_stages == set(self.STAGES)
         if directory is not None:
             directory.clear()
-            self._unfinished_history = {}
+            self._unfinished, self._unfinished_history = None, {}
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         """Stages that one stage builds on: all before it."""
@@ -302,9 +318,11 @@ class StagedModel(BaseModelClass):
                 frame = pd.concat([before, frame.set_index(frame.index + before.index.max() + 1)])
             self.history_[key] = frame.rename_axis("epoch")
 
-    def _forget_unfinished_history(self) -> None:
-        """Go back to the history before an interrupted training that is resumed: its checkpoint has those epochs."""
-        for key, before in self._unfinished_history.items():
+    def _go_back_to(self, began: Mapping[str, Any], is_own: bool) -> None:
+        """Be as at the beginning of a training that is resumed: its checkpoints have what came of it since."""
+        self.module.load_state_dict(began["weights"])
+        self.trained_stages, self._tokens = set(began["trained_stages"]), None
+        for key, before in self._unfinished_history.items() if is_own else ():
             if before is None:
                 del self.history_[key]
             else:

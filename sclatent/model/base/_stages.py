@@ -1,88 +1,24 @@
-"""Training of one stage: checkpoints, resumption, early stopping, the best weights."""
+"""Training of one stage: resumption, early stopping, the best weights."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import logging
-import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LambdaCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.train import Trainer
 from torch.utils.data import DataLoader
 
 from sclatent.train import BestWeights, History, ProgressBar, StagePlan
 
-from ._files import write_atomically
+from ._checkpoints import StageCheckpoints, StageDirectory
 
 logger = logging.getLogger(__name__)
-
-
-class StageDirectory:
-    """Where an interrupted training finds what it needs to go on, one checkpoint a stage.
-
-    Parameters
-    ----------
-    path
-        The folder; made when it is first written to.
-    settings
-        Everything that determines the result. A checkpoint made under other settings is refused.
-    stages
-        Names of the stages.
-    """
-
-    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any], stages: Sequence[str]) -> None:
-        self.stages = stages
-        self.path = Path(path)
-        self.settings = json.loads(json.dumps(settings, default=str))
-        self._settings_file = self.path / "settings.json"
-
-    def prepare(self) -> None:
-        """Make the folder, or check that what is in it belongs to this training."""
-        if self._settings_file.exists():
-            found = json.loads(self._settings_file.read_text())
-            differing = sorted(k for k in self.settings | found if self.settings.get(k) != found.get(k))
-            if differing:
-                raise ValueError(
-                    f"checkpoint_dir={str(self.path)!r} holds an interrupted training with other settings "
-                    f"({', '.join(differing)}): use the same settings to resume it, or another folder."
-                )
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._settings_file, json.dumps(self.settings, indent=1).encode())
-
-    def checkpoint(self, stage: str) -> Path:
-        """File of the checkpoint of a stage in progress."""
-        return self.path / f"{stage}.ckpt"
-
-    def finished(self, stage: str) -> Path:
-        """File of the outcome of a stage that is done."""
-        return self.path / f"{stage}.done.pt"
-
-    def clear(self) -> None:
-        """Remove the files: the training is complete and the model in memory has it all."""
-        files = [file for stage in self.stages for file in (self.checkpoint(stage), self.finished(stage))]
-        for file in (*files, self._settings_file):
-            file.unlink(missing_ok=True)
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
-
-
-def fingerprint(*parts: Any) -> str:
-    """Short hash of what is given, to tell whether two trainings are the same."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(repr(part).encode() if not isinstance(part, bytes) else part)
-    return digest.hexdigest()[:16]
 
 
 def fit_stage(
@@ -109,11 +45,12 @@ def fit_stage(
     were kept. ``on_start`` is called when nothing can be refused any more.
     """
     history, best = History(), BestWeights()
-    if directory is not None and directory.finished(plan.name).exists():
+    newest = None if directory is None else directory.newest(plan.name)
+    if newest is not None and newest == directory.outcome(plan.name):
         logger.info("%s: already trained, taken from %s.", plan.name, directory.path)
         if on_start is not None:
             on_start()
-        outcome = torch.load(directory.finished(plan.name), weights_only=True)
+        outcome = directory.load(newest)
         history.load_state_dict(outcome["history"])
         best.load_state_dict(outcome["best"])
         _finish(plan, history, best)
@@ -126,14 +63,10 @@ def fit_stage(
         watchers.append(EarlyStopping(f"{plan.name}_loss_validation", patience=early_stopping_patience))
     if on_start is not None:
         watchers.append(LambdaCallback(on_train_start=lambda *_: on_start()))
-    resume_from = None
     if directory is not None:
-        watchers.append(
-            ModelCheckpoint(directory.path, plan.name, save_on_train_epoch_end=True, enable_version_counter=False)
-        )
-        if directory.checkpoint(plan.name).exists():
-            resume_from = str(directory.checkpoint(plan.name))
-            logger.info("%s: resumed from %s.", plan.name, resume_from)
+        watchers.append(StageCheckpoints(directory, plan.name))
+    if newest is not None:
+        logger.info("%s: resumed from %s.", plan.name, newest)
 
     trainer = Trainer(
         accelerator=accelerator,
@@ -156,7 +89,7 @@ def fit_stage(
             warnings.filterwarnings("ignore", message=".*exists and is not empty")
             warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")  # train_size=1
             warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, of torch
-            trainer.fit(plan, train_loader, validation_loader, ckpt_path=resume_from)
+            trainer.fit(plan, train_loader, validation_loader, ckpt_path=newest)
     except SIGTERMException:  # a job that is being ended, and no Ctrl-C
         raise
     except SystemExit as stop:  # what Lightning makes of Ctrl-C would end the kernel of a notebook
@@ -167,9 +100,7 @@ def fit_stage(
         _finish(plan, history, best)
         plan.to(trainer.strategy.root_device)
     if directory is not None:
-        outcome = {"history": history.state_dict(), "best": best.state_dict()}
-        torch.save(outcome, buffer := io.BytesIO())
-        write_atomically(directory.finished(plan.name), buffer.getvalue())
+        directory.write_outcome(plan.name, {"history": history.state_dict(), "best": best.state_dict()})
 
 
 def _finish(plan: StagePlan, history: History, best: BestWeights) -> None:
