@@ -18,6 +18,7 @@ from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
+from ._numbers import check_number, check_whole
 from ._profiles import mean_profiles
 
 __all__ = [
@@ -39,8 +40,10 @@ __all__ = [
     "check_finite",
     "check_keys",
     "check_no_empty_level",
+    "check_number",
     "check_size_factors",
     "check_var_names",
+    "check_whole",
     "common_slope",
     "feature_shape",
     "gene_loadings",
