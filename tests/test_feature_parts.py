@@ -536,7 +536,7 @@ def test_mixing_keeps_to_labelled_cells_and_draws_from_the_generator_alone():
     [
         ({"threshold": 1.5}, "threshold=1.5 must be between 0 and 1"),
         ({"strong_noise": 2}, "strong_noise=2 must be between 0 and 1"),
-        ({"n_labelled": 0}, "n_labelled=0 must be a whole number of at least 1"),
+        ({"n_labelled": 0}, "n_labelled=0 must be at least 1"),
     ],
 )
 def test_a_joint_plan_names_the_bad_argument(arguments, message):

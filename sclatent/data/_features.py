@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._checks import get_matrix, positions_of
+from ._checks import check_block_is_finite, get_matrix, positions_of
 
 
 class FeatureBatch(NamedTuple):
@@ -267,15 +267,10 @@ def check_finite(values: Any, where: str, block: int = 4096) -> None:
     >>> check_finite(np.array([[0.0, np.nan]]), "adata.X")
     Traceback (most recent call last):
         ...
-    ValueError: adata.X has values that are NaN or infinite ...
+    ValueError: adata.X has values that are NaN (the first in row 0): remove or replace them.
     """
     for start in range(0, values.shape[0], block):
         part = values[start : start + block]
-        part = part.data if sparse.issparse(part) else np.asarray(part)
         if not np.issubdtype(part.dtype, np.number):
             raise ValueError(f"{where} is of type {part.dtype}: numbers were expected.")
-        if np.issubdtype(part.dtype, np.floating) and not np.isfinite(part).all():
-            raise ValueError(
-                f"{where} has values that are NaN or infinite (the first among rows {start} to "
-                f"{min(start + block, values.shape[0]) - 1}): remove or replace them."
-            )
+        check_block_is_finite(part, where, start)

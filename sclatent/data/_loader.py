@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sclatent.nn import CellSets
 
 from ._checks import positions_of
-from ._numbers import check_whole
 
 
 @dataclass(frozen=True)
@@ -183,8 +182,7 @@ class EpochSampler(Sampler[list[int]]):
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
-        self.n, self.batch_size = n, check_whole(batch_size, "batch_size", least=1)
-        self.seed, self.shuffle = check_whole(seed, "seed"), shuffle
+        self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -6,20 +6,18 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 
-
-def check_whole(value: Any, name: str, least: int = 0) -> int:
-    """Return a whole number as an int; numpy's are whole numbers, too.
+def check_whole(argument: str, value: Any, least: int = 1) -> int:
+    """Return a whole number, of Python or numpy, as Python's.
 
     Parameters
     ----------
+    argument
+        The argument that it was given by.
     value
         What was given.
-    name
-        The argument that it was given by.
     least
-        The smallest that there may be.
+        The smallest that it may be.
 
     Raises
     ------
@@ -30,27 +28,28 @@ def check_whole(value: Any, name: str, least: int = 0) -> int:
     --------
     >>> import numpy as np
     >>> from sclatent.data import check_whole
-    >>> check_whole(np.int64(3), "seed")
-    3
-    >>> check_whole(2.5, "batch_size", least=1)
+    >>> check_whole("batch_size", np.int64(128))
+    128
+    >>> check_whole("batch_size", 2.5)
     Traceback (most recent call last):
         ...
     ValueError: batch_size=2.5 must be a whole number of at least 1.
     """
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or value < least:
+        raise ValueError(f"{argument}={value!r} must be {'' if is_whole else 'a whole number of '}at least {least}.")
     return int(value)
 
 
-def check_number(value: Any, name: str, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> float:
-    """Return a finite number in a range as a float; numpy's are numbers, too.
+def check_number(argument: str, value: Any, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> float:
+    """Return a finite number in a range, of Python or numpy, as Python's.
 
     Parameters
     ----------
+    argument
+        The argument that it was given by.
     value
         What was given.
-    name
-        The argument that it was given by.
     low, high
         The range, with both ends.
     above
@@ -65,18 +64,18 @@ def check_number(value: Any, name: str, low: float = 0.0, high: float = math.inf
     --------
     >>> import numpy as np
     >>> from sclatent.data import check_number
-    >>> check_number(np.float32(0.5), "thinning", high=1, above=True)
+    >>> check_number("thinning", np.float32(0.5), high=1, above=True)
     0.5
-    >>> check_number(float("nan"), "lr")
+    >>> check_number("lr", float("nan"))
     Traceback (most recent call last):
         ...
     ValueError: lr=nan must be a finite number, at least 0.
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool | np.bool_) and math.isfinite(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if is_number and low <= value <= high and not (above and value == low):
         return float(value)
     if math.isinf(high):
         what = f"above {low:g}" if above else f"at least {low:g}"
     else:
         what = f"above {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
-    raise ValueError(f"{name}={value!r} must be {'' if is_number else 'a finite number, '}{what}.")
+    raise ValueError(f"{argument}={value!r} must be {'' if is_number else 'a finite number, '}{what}.")

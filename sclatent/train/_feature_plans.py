@@ -54,7 +54,7 @@ class ReconstructionPlan(StagePlan):
     ) -> None:
         super().__init__("autoencoder", lr, weight_decay, **kwargs)
         self.trained = autoencoder
-        self.token_noise = check_number(token_noise, "token_noise")
+        self.token_noise = check_number("token_noise", token_noise)
 
     def losses(self, batch: FeatureBatch, generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,)."""
@@ -221,14 +221,14 @@ class JointPlan(DiffusionPlan):
     ) -> None:
         super().__init__(denoiser, process, ema_decay=ema_decay, **kwargs)
         self.told = told
-        self.classifier_weight = check_number(classifier_weight, "classifier_weight")
-        self.n_labelled = check_whole(n_labelled, "n_labelled", least=1)
-        self.mixup = check_number(mixup, "mixup")
+        self.classifier_weight = check_number("classifier_weight", classifier_weight)
+        self.n_labelled = check_whole("n_labelled", n_labelled)
+        self.mixup = check_number("mixup", mixup)
         if 0 < self.mixup < LEAST_MIXUP:
             raise ValueError(f"mixup={mixup!r} must be 0, which mixes nothing, or at least {LEAST_MIXUP}.")
-        self.consistency_weight = check_number(consistency_weight, "consistency_weight")
-        self.threshold = check_number(threshold, "threshold", high=1)
-        self.earliest = process.time(check_number(strong_noise, "strong_noise", high=1))
+        self.consistency_weight = check_number("consistency_weight", consistency_weight)
+        self.threshold = check_number("threshold", threshold, high=1)
+        self.earliest = process.time(check_number("strong_noise", strong_noise, high=1))
         self.equal = process.time(0.5)
         n_labels = denoiser.linear.out_features
         self.register_buffer("mean_prediction", torch.full((n_labels,), 1 / n_labels))

@@ -75,11 +75,11 @@ class StagePlan(pl.LightningModule):
         super().__init__()
         if not isinstance(betas, Sequence) or len(betas) != 2 or 1 in betas:
             raise ValueError(f"betas={betas!r} must be two numbers, each at least 0 and below 1.")
-        self.name, self.seed = name, check_whole(seed, "seed")
+        self.name, self.seed = name, check_whole("seed", seed, least=0)
         self.n_good_epochs, self.history = 0, {}  # set at the end of training
-        self.lr, self.weight_decay = check_number(lr, "lr"), check_number(weight_decay, "weight_decay")
-        self.betas = tuple(check_number(beta, "betas", high=1) for beta in betas)
-        self.n_warmup_steps = check_whole(n_warmup_steps, "n_warmup_steps")
+        self.lr, self.weight_decay = check_number("lr", lr), check_number("weight_decay", weight_decay)
+        self.betas = tuple(check_number("betas", beta, high=1) for beta in betas)
+        self.n_warmup_steps = check_whole("n_warmup_steps", n_warmup_steps, least=0)
 
     def make_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
         """AdamW over what is trained; in one operation for all weights, where the device can do that."""
@@ -195,10 +195,10 @@ class AutoencoderPlan(StagePlan):
         **kwargs: Any,
     ) -> None:
         super().__init__("autoencoder", lr, weight_decay, **kwargs)
-        thinning = check_number(thinning, "thinning", high=1, above=True)  # at 1 the encoder sees every molecule
+        thinning = check_number("thinning", thinning, high=1, above=True)  # at 1 the encoder sees every molecule
         self.trained = autoencoder
         self.kl_weight = kl_weight
-        self.dispersion_lr = check_number(dispersion_lr, "dispersion_lr", above=True)
+        self.dispersion_lr = check_number("dispersion_lr", dispersion_lr, above=True)
         self.thinning = thinning if autoencoder.likelihood.is_count else 1.0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -272,9 +272,9 @@ class DiffusionPlan(StagePlan):
         super().__init__("diffusion", lr, weight_decay, **kwargs)
         self.trained = denoiser
         self.process = LinearFlow() if process is None else process
-        self.dropout_all = check_number(dropout_all, "dropout_all", high=1)
-        self.dropout_key = check_number(dropout_key, "dropout_key", high=1)
-        ema_decay = check_number(ema_decay, "ema_decay", high=1)
+        self.dropout_all = check_number("dropout_all", dropout_all, high=1)
+        self.dropout_key = check_number("dropout_key", dropout_key, high=1)
+        ema_decay = check_number("ema_decay", ema_decay, high=1)
 
         def average(means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
             n = int(n)  # once for all weights: a GPU has to be waited for

@@ -9,14 +9,14 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from sclatent.data import check_whole
-
 Purpose = Literal["sizes", "noise", "counts", "transport", "latent", "steps"]
 
 
 def cell_rng(seed: int, purpose: Purpose, cell: int = 0) -> np.random.Generator:
     """Random numbers of one cell for one purpose: no cell's depend on how many others there are."""
-    return np.random.default_rng([check_whole(seed, "seed"), get_args(Purpose).index(purpose), cell])
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number of at least 0.")
+    return np.random.default_rng([seed, get_args(Purpose).index(purpose), cell])
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 from scvi.data.fields import AnnDataField
 from scvi.model.base import BaseModelClass
@@ -28,7 +28,7 @@ from sclatent.train import StagePlan
 from ._folder import read_model, write_model
 from ._random import Purpose, cell_rng, torch_seed
 from ._stages import StageDirectory, StageFit, fingerprint
-from ._trainer import check_callbacks, check_trainer_arguments, one_device
+from ._trainer import check_callbacks, check_trainer_arguments, of_stage, one_device
 
 logger = logging.getLogger(__name__)
 
@@ -213,17 +213,18 @@ class StagedModel(BaseModelClass):
         check_default_dtype()
         plan_kwargs = plan_kwargs or {}
         stages = self._stages_to_train(stage, max_epochs, plan_kwargs)
-        seed = check_whole(seed, "seed")
-        batch_size = check_whole(batch_size, "batch_size", least=1)
-        train_size = check_number(train_size, "train_size", high=1, above=True)
+        seed = check_whole("seed", seed, least=0)
+        batch_size = check_whole("batch_size", batch_size)
+        train_size = check_number("train_size", train_size, high=1, above=True)
         if early_stopping_patience is not None:
-            early_stopping_patience = check_whole(early_stopping_patience, "early_stopping_patience", least=1)
+            early_stopping_patience = check_whole("early_stopping_patience", early_stopping_patience)
         for argument, value in (("early_stopping", early_stopping), ("progress_bar", progress_bar)):
             if not isinstance(value, bool | np.bool_):
                 raise ValueError(f"{argument}={value!r} must be True or False.")
         accelerator, devices = one_device(accelerator, devices)
         callbacks = check_callbacks(callbacks)
-        trainer_kwargs = check_trainer_arguments(trainer_kwargs, has_directory=checkpoint_dir is not None)
+        makes_checkpoints = checkpoint_dir is not None or any(isinstance(c, Checkpoint) for c in callbacks)
+        trainer_kwargs = check_trainer_arguments(trainer_kwargs, makes_checkpoints)
         progress_bar = trainer_kwargs.pop("enable_progress_bar", progress_bar)
         arguments = {name: {"seed": seed, **plan_kwargs.get(name, {})} for name in self.STAGES}
         keeps_best = {name: self._plan(name, arguments[name]).keeps_best for name in self.STAGES}
@@ -252,12 +253,11 @@ class StagedModel(BaseModelClass):
             fits[name] = StageFit(
                 name,
                 keeps_best[name],
-                has_validation=n_train < len(rows),
                 n_cells=n_train,
                 max_epochs=epochs[name],
                 early_stopping=early_stopping,
                 early_stopping_patience=early_stopping_patience or max(15, epochs[name] // 3),
-                callbacks=callbacks,
+                callbacks=of_stage(callbacks, name, self.STAGES),
                 directory=directory,
                 progress_bar=progress_bar,
                 accelerator=accelerator,
@@ -308,11 +308,14 @@ class StagedModel(BaseModelClass):
     def _stages_to_train(self, stage: str, max_epochs: Any, plan_kwargs: Any) -> list[str]:
         """Names of the stages that are asked for; raises if one is no stage, or cannot be trained yet."""
         stages = list(self.STAGES) if stage == "all" else [stage]
+        by_stage = 'plan_kwargs={plan_kwargs!r} must go by stage, such as {{"diffusion": {{"lr": 1e-4}}}}.'
+        if not isinstance(plan_kwargs, Mapping):
+            raise ValueError(by_stage.format(plan_kwargs=plan_kwargs))
         for name in (*stages, *plan_kwargs, *(max_epochs if isinstance(max_epochs, Mapping) else ())):
             if name not in self.STAGES:
                 raise ValueError(f"{name!r} is no stage of training: use {' or '.join(map(repr, self.STAGES))}.")
-        if not isinstance(plan_kwargs, Mapping) or not all(isinstance(v, Mapping) for v in plan_kwargs.values()):
-            raise ValueError(f'plan_kwargs={plan_kwargs!r} must go by stage, such as {{"diffusion": {{"lr": 1e-4}}}}.')
+        if not all(isinstance(arguments, Mapping) for arguments in plan_kwargs.values()):
+            raise ValueError(by_stage.format(plan_kwargs=plan_kwargs))
         for before in self._needs(stages[0]):
             if before not in self.trained_stages:
                 raise RuntimeError(
@@ -332,9 +335,7 @@ class StagedModel(BaseModelClass):
         asked = max_epochs.get(stage) if isinstance(max_epochs, Mapping) else max_epochs
         if asked is None:
             return int(np.clip(round(self._default_epochs(n_cells)), 10, 400))
-        return check_whole(
-            asked, f"max_epochs[{stage!r}]" if isinstance(max_epochs, Mapping) else "max_epochs", least=1
-        )
+        return check_whole("max_epochs" if asked is max_epochs else f"max_epochs[{stage!r}]", asked)
 
     def _copy_of_what_training_changes(self) -> dict[str, Any]:
         """All attributes, the networks and collections among them as copies."""
@@ -387,7 +388,8 @@ class StagedModel(BaseModelClass):
             return self._new_denoiser()
 
     def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
-        batch_size = check_whole(batch_size, "batch_size", least=1)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
         with tqdm(total=n, desc=description, unit=" cells", disable=not progress_bar) as bar:
             for start in range(0, n, batch_size):
                 cells = np.arange(start, min(start + batch_size, n))

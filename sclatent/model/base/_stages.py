@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import signal
 import threading
@@ -95,8 +96,6 @@ class StageFit:
         Name of the stage.
     keeps_best
         Whether the weights of the best epoch are kept, and training may stop early.
-    has_validation
-        Whether there are cells on which the loss is watched.
     n_cells
         Number of cells to train on.
     max_epochs
@@ -117,7 +116,6 @@ class StageFit:
         self,
         name: str,
         keeps_best: bool,
-        has_validation: bool,
         n_cells: int,
         max_epochs: int,
         early_stopping: bool,
@@ -129,15 +127,14 @@ class StageFit:
     ) -> None:
         self.name, self.directory = name, directory
         self.history, self.best = History(), BestWeights()
-        every = arguments.get("check_val_every_n_epoch", 1)
-        has_validation = has_validation and arguments.get("limit_val_batches", 1) > 0
         watchers: list[Callback] = [self.history, self.best, *callbacks]
         if progress_bar and not any(isinstance(callback, LightningProgressBar) for callback in callbacks):
             watchers.append(ProgressBar(name.capitalize(), n_cells))
-        if early_stopping and keeps_best and has_validation:
-            # it counts validations
-            patience = -(-early_stopping_patience // every)
-            watchers.append(EarlyStopping(f"{name}_loss_validation", patience=patience))
+        watched = f"{name}_loss_validation"
+        theirs = any(isinstance(callback, EarlyStopping) and callback.monitor == watched for callback in callbacks)
+        if early_stopping and keeps_best and not theirs:
+            patience = math.ceil(early_stopping_patience / arguments.get("check_val_every_n_epoch", 1))
+            watchers.append(EarlyStopping(watched, patience=patience, check_on_train_epoch_end=False))
         if directory is not None:
             watchers.append(
                 ModelCheckpoint(directory.path, name, save_on_train_epoch_end=True, enable_version_counter=False)

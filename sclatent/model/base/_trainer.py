@@ -12,8 +12,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from scvi.train import Trainer
+from lightning.pytorch.loggers import Logger
+from scvi.train import SaveCheckpoint, Trainer
 
 from sclatent.data import check_number, check_whole
 
@@ -21,8 +21,8 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 KNOWN = {name for cls in (pl.Trainer, Trainer) for name in inspect.signature(cls).parameters} - {"kwargs"}
 ONE_DEVICE = "this version trains on one device"
 OWN_STOPPING = (
-    "what is watched is the validation loss of the stage; for another rule use early_stopping=False, and an "
-    "EarlyStopping of lightning.pytorch in callbacks"
+    "what is watched is the validation loss of the stage; for another rule put an EarlyStopping of lightning.pytorch "
+    "into callbacks"
 )
 OWN_CHECKPOINTS = "use checkpoint_dir, or a ModelCheckpoint of lightning.pytorch in callbacks"
 OWN_PROGRESS = "use progress_bar, or a progress bar of lightning.pytorch in callbacks"
@@ -70,14 +70,21 @@ def one_device(accelerator: Any, devices: Any) -> tuple[Any, Any]:
 
 def check_callbacks(callbacks: Any) -> list[Callback]:
     """Return the callbacks of a user as a list."""
-    callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise ValueError(f"callbacks has {callback!r}: callbacks of lightning.pytorch were expected.")
-    return callbacks
+    callbacks = [] if callbacks is None else [callbacks] if isinstance(callbacks, Callback) else callbacks
+    if not isinstance(callbacks, list | tuple) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise ValueError(f"callbacks={callbacks!r} must be a list of callbacks of lightning.pytorch.")
+    if any(isinstance(callback, SaveCheckpoint) for callback in callbacks):
+        raise ValueError(f"callbacks: SaveCheckpoint is for models of scvi-tools; {OWN_CHECKPOINTS}.")
+    return list(callbacks)
 
 
-def check_trainer_arguments(given: Mapping[str, Any], has_directory: bool) -> dict[str, Any]:
+def of_stage(callbacks: Sequence[Callback], name: str, stages: Sequence[str]) -> list[Callback]:
+    """Return the callbacks for one stage: all, but those that monitor a metric of another."""
+    others = tuple(f"{stage}_" for stage in stages if stage != name)
+    return [callback for callback in callbacks if not str(getattr(callback, "monitor", None)).startswith(others)]
+
+
+def check_trainer_arguments(given: Mapping[str, Any], makes_checkpoints: bool) -> dict[str, Any]:
     """Return the arguments for the trainer that differ from its defaults.
 
     Raises a ``TypeError`` if the trainer has no such argument, and a ``ValueError`` if it cannot be honoured.
@@ -105,22 +112,27 @@ def check_trainer_arguments(given: Mapping[str, Any], has_directory: bool) -> di
         ("min_steps", 0),
     ):
         if name in arguments:
-            arguments[name] = check_whole(arguments[name], name, least)
+            arguments[name] = check_whole(name, arguments[name], least)
     if arguments.get("max_steps", -1) != -1:
-        arguments["max_steps"] = check_whole(arguments["max_steps"], "max_steps", least=1)
+        arguments["max_steps"] = check_whole("max_steps", arguments["max_steps"])
     for name, least in (("limit_train_batches", 1), ("limit_val_batches", 0)):
         value = arguments.get(name)
         if isinstance(value, float | np.floating):  # a share; the loader has the last word on whether it is enough
-            arguments[name] = check_number(value, name, high=1, above=least > 0)
+            arguments[name] = check_number(name, value, high=1, above=least > 0)
         elif value is not None:
-            arguments[name] = check_whole(value, name, least)
+            arguments[name] = check_whole(name, value, least)
     if arguments.get("gradient_clip_val") is not None:
-        arguments["gradient_clip_val"] = check_number(arguments["gradient_clip_val"], "gradient_clip_val")
-    if arguments.pop("enable_checkpointing", has_directory) != has_directory:
+        arguments["gradient_clip_val"] = check_number("gradient_clip_val", arguments["gradient_clip_val"])
+    if arguments.pop("enable_checkpointing", makes_checkpoints) != makes_checkpoints:
         raise ValueError(
-            f"enable_checkpointing={not has_directory} cannot be honoured: "
-            + ("checkpoint_dir asks for checkpoints." if has_directory else f"{OWN_CHECKPOINTS}.")
+            f"enable_checkpointing={not makes_checkpoints} cannot be honoured: "
+            + ("checkpoint_dir or callbacks ask for checkpoints." if makes_checkpoints else f"{OWN_CHECKPOINTS}.")
         )
+    logger = arguments.get("logger", False)
+    if not isinstance(logger, bool | Logger | list | tuple) or (
+        isinstance(logger, list | tuple) and not all(isinstance(one, Logger) for one in logger)
+    ):
+        raise ValueError(f"logger={logger!r} must be a logger of lightning.pytorch, a list of them, or True or False.")
     if arguments.get("learning_rate_monitor") and not arguments.get("logger"):
         raise ValueError("learning_rate_monitor=True needs a logger, such as logger=True.")
     return arguments
@@ -149,10 +161,10 @@ def make_trainer(
             enable_checkpointing=None if has_checkpoint else False,  # True would add one of scvi-tools
             **{"logger": False, "check_val_every_n_epoch": 1, "gradient_clip_val": 1.0, **arguments},
         )
-    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Lightning's are of many kinds
         given = {"accelerator": accelerator, "devices": devices, **arguments}
         given = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ValueError(f"{given} was refused by Lightning: {error}") from error
+        raise ValueError(f"Lightning makes no trainer of these arguments ({given}): {error}") from error
     if str(trainer.precision) not in PRECISIONS:
         raise ValueError(
             f"precision={arguments.get('precision')!r} cannot be honoured: weights and counts are kept in single "
