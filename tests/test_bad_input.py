@@ -60,9 +60,9 @@ def nothing(adata: AnnData) -> None:
 SETUP = {
     "negative": (put(-3), {}, ValueError, "adata.X has negative values .*-3.*raw counts were expected.*layer="),
     "not whole": (put(0.25), {}, ValueError, r"adata.X has values that are not whole .*0\.25.*raw counts.*layer="),
-    "NaN": (put(np.nan), {}, ValueError, "adata.X has values that are NaN or infinite"),
-    "infinite": (put(np.inf), {}, ValueError, "adata.X has values that are NaN or infinite"),
-    "minus infinite": (put(-np.inf), {}, ValueError, "adata.X has values that are NaN or infinite"),
+    "NaN": (put(np.nan), {}, ValueError, "adata.X has values that are NaN .*first in row"),
+    "infinite": (put(np.inf), {}, ValueError, "adata.X has values that are infinite"),
+    "minus infinite": (put(-np.inf), {}, ValueError, "adata.X has values that are infinite"),
     "bad layer": (
         lambda a: a.layers["counts"].data.__setitem__(3, -1), {"layer": "counts"}, ValueError,
         r"adata.layers\['counts'\] has negative",

@@ -132,8 +132,8 @@ def test_the_sampler_depends_on_seed_and_epoch_alone():
     [
         (-1, "negative values.*raw counts were expected"),
         (0.5, r"not whole numbers \(such as 0.5\).*raw counts were expected"),
-        (np.nan, "NaN or infinite"),
-        (np.inf, "NaN or infinite"),
+        (np.nan, "values that are NaN"),
+        (np.inf, "values that are infinite"),
     ],
 )
 def test_check_counts_names_what_is_wrong(kind, value, message):

@@ -101,7 +101,7 @@ SETUP = {
     "too many axes": (images((2, 8, 8, 3)), IMAGE, ValueError, r"has shape \(30, 2, 8, 8, 3\): embeddings .*images"),
     "no pixels": (images((0, 0)), IMAGE, ValueError, r"has shape \(30, 0, 0\): there must be some cells and some"),
     "words": (images((6,), "<U3"), IMAGE, ValueError, r"obsm\['image'\] is of type <U3: numbers were expected"),
-    "NaN": (value("X", np.nan), {}, ValueError, "adata.X has values that are NaN or infinite .*rows 0 to 29.*: remove"),
+    "NaN": (value("X", np.nan), {}, ValueError, "adata.X has values that are NaN .*first in row.*: remove"),
     "infinite": (value("X_emb", np.inf), {"obsm_key": "X_emb"}, ValueError, r"obsm\['X_emb'\] has values.*remove"),
     "NaN in an image": (value("image", np.nan), IMAGE, ValueError, r"adata.obsm\['image'\] has values that are NaN"),
     "flat uint8": (nothing, {"obsm_key": "flat"}, ValueError, r"looks like flat images \(64 values.*give image_shape="),
@@ -390,7 +390,7 @@ def of_another_batch(adata: AnnData) -> AnnData:
 
 QUERIES = {
     "width": (narrow, ValueError, r"adata.X has features of shape \(5,\): this model was trained on \(6,\)"),
-    "NaN": (with_nan, ValueError, "adata.X has values that are NaN or infinite .*: remove or replace them"),
+    "NaN": (with_nan, ValueError, "adata.X has values that are NaN .*: remove or replace them"),
     "no batch": (without_batch, KeyError, "no column 'batch', the batch_key of this model"),
     "batch": (of_another_batch, ValueError, r"'three' is no level of 'batch', which has \['one', 'two'\]"),
 }

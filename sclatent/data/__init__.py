@@ -20,6 +20,7 @@ from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
+from ._numbers import check_number, check_whole
 from ._profiles import mean_profiles
 from ._reading import by_rows, read_rows, row_blocks, totals
 
@@ -43,10 +44,12 @@ __all__ = [
     "check_finite",
     "check_keys",
     "check_no_empty_level",
+    "check_number",
     "check_obs",
     "check_size_factors",
     "check_var_names",
     "check_varies",
+    "check_whole",
     "common_slope",
     "feature_shape",
     "gene_loadings",

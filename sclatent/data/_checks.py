@@ -104,12 +104,12 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
     matrix = by_rows(matrix, where)
     for rows, block in row_blocks(matrix):
         values = block.data if sparse.issparse(block) else block
-        if not np.isfinite(values).all():
-            raise ValueError(f"{where} has values that are NaN or infinite: remove or replace them.")
+        check_block_is_finite(block, where, rows.start)
         if (values < 0).any():
             raise ValueError(
-                f"{where} has negative values (smallest: {values.min():g}); raw counts were expected. Scaled data "
-                "cannot be used: give layer=, the layer that holds the raw counts."
+                f"{where} has negative values (smallest: {values.min():g}; the first in row "
+                f"{rows.start + first_row(block, values < 0)}); raw counts were expected. Scaled data cannot be used: "
+                "give layer=, the layer that holds the raw counts."
             )
         if is_count_data and (values != np.floor(values)).any():
             cure = (
@@ -154,6 +154,30 @@ def not_whole(blocks: Iterable[np.ndarray | sparse.csr_matrix], cure: str) -> st
             "them, adata.X = adata.X.rint() (dense ones: adata.X.round())."
         )
     return f"has values that are not whole numbers (such as {example}); raw counts were expected. {cure}"
+
+
+def check_block_is_finite(block: Any, where: str, start: int) -> None:
+    """Raise a ``ValueError`` if a block of rows, the first of which is row ``start``, has a value that is no number."""
+    values = np.asarray(block.data if sparse.issparse(block) else block)
+    if values.dtype.kind in "biu":
+        return
+    good = np.isfinite(values)
+    if values.dtype.itemsize > 4:
+        good &= np.abs(values) <= np.finfo(np.float32).max  # of which type all is computed
+    if not good.all():
+        value = values[~good].flat[0]
+        what = "NaN" if np.isnan(value) else "infinite" if np.isinf(value) else "too large for single precision"
+        raise ValueError(
+            f"{where} has values that are {what} (the first in row {start + first_row(block, ~good)}): remove or "
+            "replace them."
+        )
+
+
+def first_row(block: Any, wanted: np.ndarray) -> int:
+    """Return the first row of a block with a value, of those that are stored, that is wanted."""
+    if sparse.issparse(block):
+        return int(block.tocoo().row[wanted].min())
+    return int(np.argwhere(wanted)[0, 0])
 
 
 def positions_of(indices: Sequence[int] | slice | None, n: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._checks import get_matrix, positions_of
+from ._checks import check_block_is_finite, get_matrix, positions_of
 from ._reading import by_rows, read_rows, row_blocks
 
 
@@ -264,14 +264,10 @@ def check_finite(values: Any, where: str) -> None:
     >>> check_finite(np.array([[0.0, np.nan]]), "adata.X")
     Traceback (most recent call last):
         ...
-    ValueError: adata.X has values that are NaN or infinite ...
+    ValueError: adata.X has values that are NaN (the first in row 0): remove or replace them.
     """
     for rows, block in row_blocks(by_rows(values, where)):
-        if not np.isfinite(block.data if sparse.issparse(block) else block).all():
-            raise ValueError(
-                f"{where} has values that are NaN or infinite (the first among rows {rows.start} to {rows.stop - 1}): "
-                "remove or replace them."
-            )
+        check_block_is_finite(block, where, rows.start)
 
 
 def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from sclatent.data import (
     CellRows,
     TokenRows,
     additive_effects,
+    check_counts,
     common_slope,
     interaction_effects,
     log_normalize_counts,
@@ -19,6 +20,7 @@ from sclatent.data import (
     totals,
     unseen_profiles,
 )
+from sclatent.diffusion import LinearFlow
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
 
 MOVED = 50, 512  # least and most cells that are moved to see what tokens make of one combination,
@@ -39,6 +41,10 @@ class TrainingMixin:
             )
         return rows
 
+    def _check_values(self, rows: CellRows) -> None:
+        is_count = self.registry["setup_args"]["is_count_data"]
+        check_counts(rows.matrix, "The AnnData of training was changed: it", is_count_data=is_count)
+
     def _contents(self, rows: CellRows) -> Iterator[Any]:
         yield from (list(self.genes), self.conditions.levels, self.batches.levels, rows.panel.numpy())
         yield from (rows.conditions, rows.batch, rows.library)
@@ -51,7 +57,7 @@ class TrainingMixin:
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "autoencoder":
             return AutoencoderPlan(self.module.autoencoder, kl_weight=self.init_params_["kl_weight"], **arguments)
-        return DiffusionPlan(self.module.denoiser, **arguments)
+        return DiffusionPlan(self.module.denoiser, LinearFlow(), **arguments)
 
     def _stage_rows(self, stage: str, rows: CellRows) -> CellRows | TokenRows:
         if stage == "autoencoder":

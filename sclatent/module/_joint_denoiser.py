@@ -106,7 +106,8 @@ class JointDenoiser(CentredDenoiser):
         signal, noise, _, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
         explained = signal * self.variance
         z = (explained / (signal * explained + noise.square()) * x).flatten(1)
-        return v, self.linear(z) + self.perceptron(z) + self.head(pooled)
+        logits = self.linear(z) + self.perceptron(z) + self.head(pooled)
+        return v, logits.float()  # also where precision is mixed: what is made of them has small differences
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the labels (cells, n_labels) of noisy tokens x at times t."""

@@ -173,4 +173,5 @@ class SetAutoencoder(nn.Module):
                 noise = torch.randn(tokens.shape, generator=generator, device=tokens.device)
                 tokens = tokens + log_sd.exp() * noise
         logits = self.decode(tokens, sets.panel, batch)
-        return -self.likelihood.log_prob(logits, library, sets), kl
+        with torch.autocast(logits.device.type, enabled=False):  # sums over all genes need all digits
+            return -self.likelihood.log_prob(logits.float(), library, sets), kl

@@ -15,7 +15,10 @@ from ._figures import save_figure
 
 
 def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None = None) -> np.ndarray:
-    """Draw the losses of training and validation, a panel a stage.
+    """Draw the losses of training and validation, one panel for each stage.
+
+    Where the loss of training is a sum, as that of a denoiser with a classifier, its parts have curves of their own.
+    ``validation`` is comparable with ``denoising loss (train)`` there, as no labels are looked at in validation.
 
     Parameters
     ----------
@@ -41,11 +44,14 @@ def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None 
     >>> [ax.get_title() for ax in axes]
     ['autoencoder', 'diffusion']
     """
+    found = {key.rpartition("_loss_")[0] for key in history if key.endswith(("_loss_train", "_loss_validation"))}
+    # a part of the loss of a stage is called after it: "diffusion_denoising_loss_train"
+    names = [name for name in found if not any(name.startswith(f"{other}_") for other in found)]
     stages: dict[str, dict[str, pd.Series]] = {}
     for key, frame in history.items():
-        stage, _, split = key.partition("_loss_")
-        if split:
-            stages.setdefault(stage, {})[split] = frame.iloc[:, 0]
+        for name in names:
+            if key.startswith(f"{name}_") and key.endswith(("_train", "_validation")):
+                stages.setdefault(name, {})[_label(key.removeprefix(f"{name}_"))] = frame.iloc[:, 0]
     if not stages:
         raise ValueError("history has no losses: call model.train() first and give model.history.")
     figure, axes = plt.subplots(1, len(stages), figsize=(4.5 * len(stages), 3.2), squeeze=False, layout="constrained")
@@ -55,9 +61,16 @@ def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None 
     return axes[0]
 
 
+def _label(metric: str) -> str:
+    """What a curve is called: "loss_train" is "train", "cross_entropy_train" is "cross entropy (train)"."""
+    what, _, split = metric.rpartition("_")
+    return split if what == "loss" else f"{what.replace('_', ' ')} ({split})"
+
+
 def _curves(ax: Axes, stage: str, losses: Mapping[str, pd.Series]) -> None:
-    for split, values in sorted(losses.items()):  # train before validation, whichever was logged first
-        ax.plot(values.index + 1, values.to_numpy(), label=split)
+    # train before validation before parts, whichever was logged first
+    for label, values in sorted(losses.items(), key=lambda item: ("(" in item[0], item[0])):
+        ax.plot(values.index + 1, values.to_numpy(), label=label)
     # the first epochs fall from a height that would flatten all the rest
     settled = np.concatenate([values.to_numpy()[len(values) // 10 :] for values in losses.values()])
     margin = 0.05 * np.ptp(settled)

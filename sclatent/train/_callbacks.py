@@ -89,7 +89,19 @@ class ProgressBar(LightningProgressBar):
             self._bar.close()
 
 
-class History(Callback):
+class _EpochWatcher(Callback):
+    """Knows whether the validation loss at the end of an epoch is of this epoch, and not of one before it."""
+
+    validated = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = True
+
+
+class History(_EpochWatcher):
     """The metrics of every epoch; part of the checkpoint, so that a resumed training has its past.
 
     Examples
@@ -111,6 +123,8 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for key, value in trainer.callback_metrics.items():
+            if key.endswith("_validation") and not self.validated:
+                continue
             self.metrics.setdefault(key, {})[trainer.current_epoch] = float(value)
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,10 +138,11 @@ class History(Callback):
         return {key: pd.DataFrame({key: values}).rename_axis("epoch") for key, values in self.metrics.items()}
 
 
-class BestWeights(Callback):
+class BestWeights(_EpochWatcher):
     """Keeps the weights of the best epoch, and puts them back at the end.
 
-    Of the last one without validation, and where the plan says so (:attr:`StagePlan.keeps_best`).
+    Of the last one without validation, and where the plan says so (:attr:`StagePlan.keeps_best`). Epochs that were not
+    validated do not count, if others were.
 
     ``weights`` starts with what training starts from, so that there is always something good to go back to.
 
@@ -155,13 +170,14 @@ class BestWeights(Callback):
             self._keep(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        watched = trainer.callback_metrics if pl_module.keeps_best else {}
-        value = float(watched.get(f"{pl_module.name}_loss_validation", float("-inf")))
         if not all(torch.isfinite(weight).all() for weight in pl_module.trained.parameters()):
             raise TrainingDivergedError(
                 f"The weights of the {pl_module.name} are no longer finite after epoch {trainer.current_epoch + 1}. "
                 "The last good weights are kept. Train with a lower learning rate."
             )
+        value = float("inf")
+        if pl_module.keeps_best and self.validated:
+            value = float(trainer.callback_metrics[f"{pl_module.name}_loss_validation"])
         if value <= self.best:
             self.best, self.epoch = value, trainer.current_epoch
             self._keep(pl_module)

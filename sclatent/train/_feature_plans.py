@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sclatent.data import FeatureBatch
+from sclatent.data import FeatureBatch, check_number, check_whole
 from sclatent.diffusion import Process
 from sclatent.module import DenoisingAutoencoder, FeatureAutoencoder, JointDenoiser
 from sclatent.nn import OPEN
 
-from ._plans import DiffusionPlan, StagePlan
+from ._plans import MAX_SEED, DiffusionPlan, StagePlan
+
+LEAST_MIXUP = 0.01  # hardly ever mixes: smaller ones would be drawn for ever
 
 
 class ReconstructionPlan(StagePlan):
@@ -33,7 +35,7 @@ class ReconstructionPlan(StagePlan):
     Examples
     --------
     >>> import torch
-    >>> from sclatent.data import FeatureBatch
+    >>> from sclatent.data import FeatureBatch, check_number, check_whole
     >>> from sclatent.module import VectorAutoencoder
     >>> from sclatent.train import ReconstructionPlan
     >>> plan = ReconstructionPlan(VectorAutoencoder(dim=16, n_tokens=2, token_dim=4), token_noise=0.1)
@@ -51,10 +53,8 @@ class ReconstructionPlan(StagePlan):
         **kwargs: Any,
     ) -> None:
         super().__init__("autoencoder", lr, weight_decay, **kwargs)
-        if token_noise < 0:
-            raise ValueError(f"token_noise={token_noise!r} must be at least 0.")
         self.trained = autoencoder
-        self.token_noise = token_noise
+        self.token_noise = check_number("token_noise", token_noise)
 
     def losses(self, batch: FeatureBatch, generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,)."""
@@ -220,21 +220,23 @@ class JointPlan(DiffusionPlan):
         **kwargs: Any,
     ) -> None:
         super().__init__(denoiser, process, ema_decay=ema_decay, **kwargs)
-        for name, value in (("threshold", threshold), ("strong_noise", strong_noise)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r} must be between 0 and 1.")
-        if n_labelled < 1:
-            raise ValueError(f"n_labelled={n_labelled!r} must be at least 1.")
         self.told = told
-        self.classifier_weight, self.n_labelled, self.mixup = classifier_weight, n_labelled, mixup
-        self.consistency_weight, self.threshold, self.strong_noise = consistency_weight, threshold, strong_noise
-        self.earliest = process.time(strong_noise)
+        self.classifier_weight = check_number("classifier_weight", classifier_weight)
+        self.n_labelled = check_whole("n_labelled", n_labelled)
+        self.mixup = check_number("mixup", mixup)
+        if 0 < self.mixup < LEAST_MIXUP:
+            raise ValueError(f"mixup={mixup!r} must be 0, which mixes nothing, or at least {LEAST_MIXUP}.")
+        self.consistency_weight = check_number("consistency_weight", consistency_weight)
+        self.threshold = check_number("threshold", threshold, high=1)
+        self.strong_noise = check_number("strong_noise", strong_noise, high=1)
+        self.earliest = process.time(self.strong_noise)
         self.equal = process.time(0.5)
         n_labels = denoiser.linear.out_features
         self.register_buffer("mean_prediction", torch.full((n_labels,), 1 / n_labels))
 
     def on_train_start(self) -> None:
         """Take the labelled cells, those of the validation split among them."""
+        super().on_train_start()
         rows = self.trainer.train_dataloader.dataset
         labelled = rows.others[0][:, 0] != OPEN
         self._labelled = rows.tokens[labelled].to(self.device), rows.others[0][labelled, 0].to(self.device)
@@ -243,9 +245,10 @@ class JointPlan(DiffusionPlan):
         self._frequency = frequency / frequency.sum()
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """Seed dropout by the step: it draws from the global random numbers, which are left as they were."""
+        """Seed dropout by the minibatch: it draws from the global random numbers, which are left as they were."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+            minibatch = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+            torch.manual_seed((self.seed * 1_000_003 + minibatch) % MAX_SEED)
             return super().training_step(batch, batch_idx)
 
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
@@ -293,7 +296,8 @@ class JointPlan(DiffusionPlan):
         while len(draws) < n:
             u = torch.rand(2, 4 * n, generator=generator, device=generator.device).clamp(min=1e-6)
             a, b = u ** (1 / self.mixup)
-            draws = torch.cat([draws, (a / (a + b))[a + b <= 1]])
+            total = a + b  # 0 where both are too small for a float
+            draws = torch.cat([draws, (a / total)[(total > 0) & (total <= 1)]])
         return draws[:n]
 
     def _consistency(self, z: Tensor, logits: Tensor, learns: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from sclatent.data import CellBatch
+from sclatent.data import CellBatch, check_number, check_whole
 from sclatent.diffusion import LinearFlow, Process
 from sclatent.module import SetAutoencoder
 from sclatent.nn import OPEN, CellSets
+
+MAX_SEED = 2**63  # of torch; larger ones start again at 0
 
 
 class TrainingDivergedError(RuntimeError):
@@ -70,13 +73,17 @@ class StagePlan(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.name, self.seed = name, seed
+        if not isinstance(betas, Sequence) or len(betas) != 2 or 1 in betas:
+            raise ValueError(f"betas={betas!r} must be two numbers, each at least 0 and below 1.")
+        self.name, self.seed = name, check_whole("seed", seed, least=0)
         self.n_good_epochs, self.history = 0, {}  # set at the end of training
-        self.lr, self.weight_decay, self.betas, self.n_warmup_steps = lr, weight_decay, betas, n_warmup_steps
+        self.lr, self.weight_decay = check_number("lr", lr), check_number("weight_decay", weight_decay)
+        self.betas = tuple(check_number("betas", beta, high=1) for beta in betas)
+        self.n_warmup_steps = check_whole("n_warmup_steps", n_warmup_steps, least=0)
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over what is trained."""
-        fused = self.device.type in ("cpu", "cuda")
+    def make_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
+        """AdamW over what is trained; in one operation for all weights, where the device can do that."""
+        fused = fused and self.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(
             self.parameter_groups(), lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=fused
         )
@@ -90,7 +97,8 @@ class StagePlan(pl.LightningModule):
         ]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.make_optimizer()
+        # where precision is mixed, Lightning does not clip the gradients of a fused optimizer
+        optimizer = self.make_optimizer(fused="mixed" not in str(self.trainer.precision))
         n_steps = max(1, int(self.trainer.estimated_stepping_batches))
         n_warmup = min(self.n_warmup_steps, n_steps // 5)
 
@@ -115,7 +123,7 @@ class StagePlan(pl.LightningModule):
         """Leave in the network the weights that are to be used; those it was trained with, unless a plan averages."""
 
     def _new_generator(self, stream: int) -> torch.Generator:
-        return torch.Generator(device=self.device).manual_seed(self.seed * 1_000_003 + stream)
+        return torch.Generator(device=self.device).manual_seed((self.seed * 1_000_003 + stream) % MAX_SEED)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._log_mean(self.losses(batch, self.generator), "train")
@@ -187,13 +195,10 @@ class AutoencoderPlan(StagePlan):
         **kwargs: Any,
     ) -> None:
         super().__init__("autoencoder", lr, weight_decay, **kwargs)
-        if not 0 < thinning <= 1:
-            raise ValueError(f"thinning={thinning!r} must be above 0 and at most 1 (the encoder sees every molecule).")
-        if not dispersion_lr > 0:
-            raise ValueError(f"dispersion_lr={dispersion_lr!r} must be above 0.")
+        thinning = check_number("thinning", thinning, high=1, above=True)  # at 1 the encoder sees every molecule
         self.trained = autoencoder
         self.kl_weight = kl_weight
-        self.dispersion_lr = dispersion_lr
+        self.dispersion_lr = check_number("dispersion_lr", dispersion_lr, above=True)
         self.thinning = thinning if autoencoder.likelihood.is_count else 1.0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -267,7 +272,9 @@ class DiffusionPlan(StagePlan):
         super().__init__("diffusion", lr, weight_decay, **kwargs)
         self.trained = denoiser
         self.process = LinearFlow() if process is None else process
-        self.dropout_all, self.dropout_key, self.ema_decay = dropout_all, dropout_key, ema_decay
+        self.dropout_all = check_number("dropout_all", dropout_all, high=1)
+        self.dropout_key = check_number("dropout_key", dropout_key, high=1)
+        self.ema_decay = ema_decay = check_number("ema_decay", ema_decay, high=1)
 
         def average(means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
             n = int(n)  # once for all weights: a GPU has to be waited for
@@ -295,9 +302,15 @@ class DiffusionPlan(StagePlan):
         noise = torch.randn(tokens.shape, generator=generator, device=generator.device)
         return self.process.loss(lambda x, t: denoiser(x, t, *told), tokens, noise, t)
 
+    def on_train_start(self) -> None:
+        """Begin to count steps, where a resumed training left off."""
+        self._n_steps = self.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the average."""
-        self.averaged.update_parameters(self.trained)
+        """Move the average, once a step: several minibatches may make one."""
+        if self.global_step > self._n_steps:
+            self._n_steps = self.global_step
+            self.averaged.update_parameters(self.trained)
 
     def use_trained_weights(self) -> None:
         """Leave the average in the denoiser: it is what samples."""

@@ -244,10 +244,10 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         check_obs(adata)
         setup = self.registry["setup_args"]
         values, where = get_features(adata, setup["obsm_key"], setup["layer"])
+        shape = self._query_shape(values, where)
+        if shape != self.shape:
+            raise ValueError(f"{where} has features of shape {shape}: this model was trained on {self.shape}.")
         if not training:
-            shape = self._query_shape(values, where)
-            if shape != self.shape:
-                raise ValueError(f"{where} has features of shape {shape}: this model was trained on {self.shape}.")
             check_finite(values, where)
         obs = adata.obs
         codes = np.full((adata.n_obs, len(self.labels.keys)), OPEN)
@@ -307,6 +307,9 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
     def _training_rows(self) -> FeatureRows:
         return self._rows()
+
+    def _check_values(self, rows: FeatureRows) -> None:
+        check_finite(rows.values, "The AnnData of training was changed: it")
 
     def _contents(self, rows: FeatureRows) -> Iterator[Any]:
         yield from (self.shape, self.labels.levels, self.batches.levels, rows.labels, rows.batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import warnings
@@ -14,20 +15,21 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 from scvi.data.fields import AnnDataField
 from scvi.model.base import BaseModelClass
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sclatent.data import Conditions, make_loader
+from sclatent.data import Conditions, check_number, check_whole, make_loader
 from sclatent.train import StagePlan
 
 from ._checkpoints import StageDirectory, fingerprint, plan_arguments
 from ._folder import read_model, write_model
 from ._random import Purpose, cell_rng, torch_seed
-from ._stages import fit_stage, quiet_lightning
+from ._stages import StageFit
+from ._trainer import check_callbacks, check_trainer_arguments, of_stage, one_device
 from ._training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,15 @@ def check_n_samples(n_samples: Any) -> int:
             f"n_samples={n_samples!r} must be a whole number of at least 1: how many cells to make, the first argument."
         )
     return int(n_samples)
+
+
+def check_default_dtype() -> None:
+    """Raise unless torch makes single-precision tensors: weights, cells and noise are all of them."""
+    if torch.get_default_dtype() != torch.float32:
+        raise RuntimeError(
+            f"torch.get_default_dtype() is {torch.get_default_dtype()}: models are made and trained in single "
+            "precision; call torch.set_default_dtype(torch.float32) first."
+        )
 
 
 class StagedModel(BaseModelClass):
@@ -61,6 +72,7 @@ class StagedModel(BaseModelClass):
 
     def _start(self) -> None:
         """Set what an untrained model has; called at the end of ``__init__``."""
+        check_default_dtype()
         self.module.eval()
         self.trained_stages: set[str] = set()
         self.history_ = {}
@@ -89,6 +101,10 @@ class StagedModel(BaseModelClass):
     @abstractmethod
     def _training_rows(self) -> Any:
         """Cells to train on; raises if they cannot be."""
+
+    @abstractmethod
+    def _check_values(self, rows: Any) -> None:
+        """Raise if a value of the cells to train on is none that can be; looks at all of them."""
 
     @abstractmethod
     def _contents(self, rows: Any) -> Iterator[Any]:
@@ -203,27 +219,30 @@ class StagedModel(BaseModelClass):
         2
         >>> axes = sclatent.pl.history(model.history)
         """
-        plan_kwargs = dict(plan_kwargs or {})
-        stages = list(self.STAGES) if stage == "all" else [stage]
-        for name in (*stages, *plan_kwargs, *(max_epochs if isinstance(max_epochs, Mapping) else ())):
-            if name not in self.STAGES:
-                raise ValueError(f"{name!r} is no stage of training: use {' or '.join(map(repr, self.STAGES))}.")
-        for before in self._needs(stages[0]):
-            if before not in self.trained_stages:
-                raise RuntimeError(
-                    f"stage={stage!r} needs a trained {before}: call train() or train(stage={before!r}) first."
-                )
-        if not 0 < train_size <= 1:
-            raise ValueError(f"train_size={train_size!r} must be above 0 and at most 1.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+        check_default_dtype()
+        plan_kwargs = plan_kwargs or {}
+        stages = self._stages_to_train(stage, max_epochs, plan_kwargs)
+        seed = check_whole("seed", seed, least=0)
+        batch_size = check_whole("batch_size", batch_size)
+        train_size = check_number("train_size", train_size, high=1, above=True)
+        if early_stopping_patience is not None:
+            early_stopping_patience = check_whole("early_stopping_patience", early_stopping_patience)
+        for argument, value in (("early_stopping", early_stopping), ("progress_bar", progress_bar)):
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{argument}={value!r} must be True or False.")
+        accelerator, devices = one_device(accelerator, devices)
+        callbacks = check_callbacks(callbacks)
+        makes_checkpoints = checkpoint_dir is not None or any(isinstance(c, Checkpoint) for c in callbacks)
+        trainer_kwargs = check_trainer_arguments(trainer_kwargs, makes_checkpoints)
+        progress_bar = trainer_kwargs.pop("enable_progress_bar", progress_bar)
+        arguments = {name: {"seed": seed, **plan_kwargs.get(name, {})} for name in self.STAGES}
+        plans = {name: self._plan(name, arguments[name]) for name in self.STAGES}
         rows = self._training_rows()
         epochs = {name: self._n_epochs(max_epochs, name, len(rows)) for name in self.STAGES}
-        arguments = {name: {"seed": seed, **plan_kwargs.get(name, {})} for name in stages}
-        # arguments that do not fit are refused before any work
-        plans = {name: plan_arguments(self._plan(name, arguments[name])) for name in stages}
         order = np.random.default_rng(seed).permutation(len(rows))
         n_train = max(1, round(train_size * len(rows)))
+        train, validation = np.sort(order[:n_train]), np.sort(order[n_train:])
+        self._check_values(rows)
         cells = fingerprint(self._contents(rows))
         directory, began = None, None
         if checkpoint_dir is not None:
@@ -236,54 +255,89 @@ class StagedModel(BaseModelClass):
                 "batch_size": batch_size,
                 "early_stopping": early_stopping,
                 "early_stopping_patience": early_stopping_patience,
-                "plan_kwargs": {name: {**plan_kwargs.get(name, {}), **plans[name]} for name in stages},
+                "plan_kwargs": {name: {**arguments[name], **plan_arguments(plans[name])} for name in stages},
                 "seed": seed,
                 **trainer_kwargs,
             }
             directory = StageDirectory(checkpoint_dir, settings, self.STAGES, accelerator)
+        fits = {}
+        for name in stages:
+            fits[name] = StageFit(
+                name,
+                plans[name].keeps_best,
+                n_cells=n_train,
+                max_epochs=epochs[name],
+                early_stopping=early_stopping,
+                early_stopping_patience=early_stopping_patience or max(15, epochs[name] // 3),
+                callbacks=of_stage(callbacks, name, self.STAGES),
+                directory=directory,
+                progress_bar=progress_bar,
+                accelerator=accelerator,
+                devices=devices,
+                **trainer_kwargs,
+            )
+            if "logger" in trainer_kwargs:  # one for all stages, where Lightning makes it
+                trainer_kwargs["logger"] = fits[name].trainer.loggers
+        before = self._copy_of_what_training_changes()
+        if directory is not None:
             weights = {key: value.detach().cpu().clone() for key, value in self.module.state_dict().items()}
             start = {"weights": weights, "trained_stages": sorted(self.trained_stages)}
             began = directory.prepare(start, self._unfinished)
-        # only now, when a checkpoint of another training has been refused, is anything of the model changed
+        # only now, when nothing was refused, is anything of the model changed
         if cells != self._tokens_are_of:
             self._tokens, self._tokens_are_of = None, cells
         if began is not None:
             self._go_back_to(began, is_own=directory.id == self._unfinished)
         self._unfinished, self._unfinished_history = directory and directory.id, {}
-        self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
-        self._learn_from(rows)
-        quiet_lightning()
+        self.train_indices_, self.validation_indices_ = train, validation
+        step = 0
         for name in stages:
-            data = self._stage_rows(name, rows)
-            plan = self._plan(name, arguments[name])
+            plan = None
             try:
-                fit_stage(
-                    plan,
-                    make_loader(data.subset(self.train_indices_), batch_size, seed, shuffle=True),
-                    make_loader(data.subset(self.validation_indices_), batch_size) if n_train < len(rows) else None,
-                    n_cells=n_train,
-                    max_epochs=epochs[name],
-                    accelerator=accelerator,
-                    devices=devices,
-                    early_stopping=early_stopping,
-                    early_stopping_patience=(
-                        max(15, epochs[name] // 3) if early_stopping_patience is None else early_stopping_patience
-                    ),
-                    callbacks=callbacks,
-                    directory=directory,
-                    progress_bar=progress_bar,
-                    on_start=self._tokens_change if name in self._needs("diffusion") else None,
-                    **trainer_kwargs,
-                )
+                if name == stages[0]:
+                    self._learn_from(rows)
+                if name in self._needs("diffusion") and "diffusion" in self.trained_stages:
+                    logger.warning(f"The {name} is trained further: its tokens change, so the denoiser starts anew.")
+                data = self._stage_rows(name, rows)
+                plan = self._plan(name, arguments[name])
+                loader = make_loader(data.subset(train), batch_size, seed, shuffle=True)
+                watched = make_loader(data.subset(validation), batch_size) if len(validation) else None
+                fits[name].run(plan, loader, watched, step)
+                if not plan.n_good_epochs:
+                    raise RuntimeError(f"The {name} was not trained: training ended before the first epoch did.")
+                step += len(loader) * len(plan.history[f"{name}_loss_train"])
             finally:  # also after an interruption: what was learned so far stays
-                self.module.to(plan.device).eval()
-                if plan.n_good_epochs:
+                if plan is not None and plan.n_good_epochs:
+                    if name in self._needs("diffusion"):
+                        self._tokens_changed()
+                    self.module.to(plan.device).eval()
                     self.trained_stages.add(name)
                     self._extend_history(plan.history, unfinished=directory is not None)
-                self.is_trained_ = self.trained_stages == set(self.STAGES)
+                    self.is_trained_ = self.trained_stages == set(self.STAGES)
+                else:  # and what was there before, if nothing was
+                    self.__dict__ = before
+            before = self._copy_of_what_training_changes()
         if directory is not None:
             directory.clear()
             self._unfinished, self._unfinished_history = None, {}
+
+    def _stages_to_train(self, stage: str, max_epochs: Any, plan_kwargs: Any) -> list[str]:
+        """Names of the stages that are asked for; raises if one is no stage, or cannot be trained yet."""
+        stages = list(self.STAGES) if stage == "all" else [stage]
+        by_stage = 'plan_kwargs={plan_kwargs!r} must go by stage, such as {{"diffusion": {{"lr": 1e-4}}}}.'
+        if not isinstance(plan_kwargs, Mapping):
+            raise ValueError(by_stage.format(plan_kwargs=plan_kwargs))
+        for name in (*stages, *plan_kwargs, *(max_epochs if isinstance(max_epochs, Mapping) else ())):
+            if name not in self.STAGES:
+                raise ValueError(f"{name!r} is no stage of training: use {' or '.join(map(repr, self.STAGES))}.")
+        if not all(isinstance(arguments, Mapping) for arguments in plan_kwargs.values()):
+            raise ValueError(by_stage.format(plan_kwargs=plan_kwargs))
+        for before in self._needs(stages[0]):
+            if before not in self.trained_stages:
+                raise RuntimeError(
+                    f"stage={stage!r} needs a trained {before}: call train() or train(stage={before!r}) first."
+                )
+        return stages
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         """Stages that one stage builds on: all before it."""
@@ -297,25 +351,29 @@ class StagedModel(BaseModelClass):
         asked = max_epochs.get(stage) if isinstance(max_epochs, Mapping) else max_epochs
         if asked is None:
             return int(np.clip(round(self._default_epochs(n_cells)), 10, 400))
-        if asked < 1:
-            raise ValueError(f"max_epochs={max_epochs!r} must be at least 1.")
-        return int(asked)
+        return check_whole("max_epochs" if asked is max_epochs else f"max_epochs[{stage!r}]", asked)
 
-    def _tokens_change(self) -> None:
-        """Let go of what was made from the tokens of an autoencoder that is about to change."""
+    def _copy_of_what_training_changes(self) -> dict[str, Any]:
+        """All attributes, the networks and collections among them as copies."""
+        kept = {key: copy.copy(value) if isinstance(value, dict | set) else value for key, value in vars(self).items()}
+        return {**kept, "module": copy.deepcopy(self.module)}
+
+    def _tokens_changed(self) -> None:
+        """Let go of what was made from the tokens of an autoencoder that has changed."""
         self._tokens = None
         if "diffusion" in self.trained_stages:
-            logger.warning("The autoencoder is trained further: its tokens change, so the denoiser starts anew.")
             self.trained_stages.discard("diffusion")
             self.module.denoiser = self._seeded_denoiser()
 
     def _extend_history(self, frames: dict[str, pd.DataFrame], unfinished: bool) -> None:
+        # not every metric has a value in every epoch
+        n_before = max((self.history_[key].index.max() + 1 for key in frames if key in self.history_), default=0)
         for key, frame in frames.items():
             before = self.history_.get(key)
             if unfinished:
                 self._unfinished_history[key] = before
-            if before is not None:
-                frame = pd.concat([before, frame.set_index(frame.index + before.index.max() + 1)])
+            if n_before:
+                frame = pd.concat([before, frame.set_index(frame.index + n_before)])
             self.history_[key] = frame.rename_axis("epoch")
 
     def _go_back_to(self, began: Mapping[str, Any], is_own: bool) -> None:
