@@ -255,7 +255,7 @@ class StagedModel(BaseModelClass):
                 "batch_size": batch_size,
                 "early_stopping": early_stopping,
                 "early_stopping_patience": early_stopping_patience,
-                "plan_kwargs": {name: {**arguments[name], **plan_arguments(plans[name])} for name in stages},
+                "plan_kwargs": {name: {**plan_kwargs.get(name, {}), **plan_arguments(plans[name])} for name in stages},
                 "seed": seed,
                 **trainer_kwargs,
             }
