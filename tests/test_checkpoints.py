@@ -241,6 +241,7 @@ def test_the_same_counts_are_the_same_however_they_are_stored(left, uninterrupte
 @pytest.mark.parametrize("stage", ["all", "diffusion"])
 def test_further_training_of_a_trained_model_resumes_to_the_same_result(tmp_path, stage, same_object):
     adata = counts()
+    adata.obs["kind"] = adata.obs["kind"].map({"a": 3, "b": 8})  # numbers are those of numpy before they are saved
     model = scldm(adata)
     model.train(2, **QUIET)
     model.save(tmp_path / "model")
@@ -430,3 +431,12 @@ def test_checkpoints_of_the_user_are_those_of_lightning(tmp_path):
     own = ModelCheckpoint(tmp_path / "mine", "mine", save_on_train_epoch_end=True)
     joint().train(2, checkpoint_dir=tmp_path / "c", callbacks=[own], **QUIET)
     assert "state_dict" in torch.load(tmp_path / "mine" / "mine.ckpt", weights_only=True)
+
+
+def test_a_callback_that_could_not_be_read_again_is_told_before_there_is_anything_to_lose(tmp_path):
+    class Remembers(Callback):
+        def state_dict(self):
+            return {"when": pd.Timestamp("2020-01-01")}
+
+    with pytest.raises(ValueError, match=r"could not be read again.*Remembers.*must hold tensors, numbers"):
+        joint().train(3, checkpoint_dir=tmp_path / "c", callbacks=[Remembers()], **QUIET)

@@ -279,6 +279,38 @@ def other_settings(cells, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+@message("checkpoint_dir='...': diffusion.ckpt is damaged")
+def damaged_checkpoints(cells, tmp_path):
+    SCLDM.setup_anndata(cells)
+    settings = {"checkpoint_dir": tmp_path / "c", "max_epochs": {"autoencoder": 1, "diffusion": 3}, **QUIET}
+    model = SCLDM(cells, **SMALL)
+
+    class StopLate(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.train(callbacks=[StopLate()], **settings)
+    whole = {file: file.read_bytes() for file in (tmp_path / "c").glob("diffusion*.ckpt")}
+    for file, content in whole.items():
+        file.write_bytes(content[:-8])
+    yield lambda: model.train(**settings)
+    file.write_bytes(whole[file])
+    model.train(**settings)
+
+
+@message("validation_indices_: the cells")
+def rows_of_other_cells(cells):
+    adata = cells.copy()
+    model = fitted(adata)
+    held_out = adata.obs_names[model.validation_indices_]
+    sc.pp.filter_cells(adata, min_counts=np.sort(np.asarray(adata.X.sum(axis=1)).ravel())[3])
+    yield lambda: model.validation_indices_
+    assert len(adata[held_out[held_out.isin(adata.obs_names)]]) > 0
+    model.train(1, **QUIET)
+
+
 @message("The autoencoder is trained further")
 def trained_further(cells):
     model = fitted(cells.copy())

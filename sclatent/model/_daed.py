@@ -60,7 +60,8 @@ class DAED(FeatureModel):
     history
         Losses of every epoch, a table a metric, such as ``history["diffusion_loss_validation"]``.
     train_indices_
-        Rows of the training data that the model was trained on; not saved with the model.
+        Rows of the training data that the model was trained on; not saved with the model, and an error once there are
+        other cells in the AnnData.
     validation_indices_
         Rows on which the loss was watched; none with ``train_size=1``.
     trained_stages

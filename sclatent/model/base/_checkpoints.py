@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import pickle
 import secrets
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,14 +36,14 @@ START_TOLERANCE = 1e-4
 
 
 def fingerprint(parts: Iterable[Any]) -> str:
-    """Hash of arrays, to the last value, and of whatever else is given, to tell whether two trainings are the same."""
+    """Hash of arrays, to the last value, and of whatever JSON can say, to tell whether two trainings are the same."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype} {part.shape}\n".encode())
             digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
         else:
-            digest.update(f"{part!r}\n".encode())
+            digest.update(json.dumps(part, default=_value_of).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -139,11 +140,21 @@ class StageDirectory:
         content = read_checked(file)
         if content is None:
             raise self._damaged(file)
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return _from_bytes(content)
 
     def write_checkpoint(self, stage: str, checkpoint: Mapping[str, Any]) -> None:
         """Write the checkpoint of a stage, and keep the one before."""
-        self._write(self.checkpoint(stage), _to_bytes(checkpoint), self.checkpoint_before(stage))
+        content = _to_bytes(checkpoint)
+        if not self._present(stage):  # else it has been seen that such a checkpoint can be read
+            try:
+                _from_bytes(content)
+            except pickle.UnpicklingError as error:
+                raise ValueError(
+                    f"{self._name}: a checkpoint could not be read again, as code might run. The state_dict of each of "
+                    f"callbacks={list(checkpoint['callbacks'])} must hold tensors, numbers, strings, lists and dicts "
+                    "alone."
+                ) from error
+        self._write(self.checkpoint(stage), content, self.checkpoint_before(stage))
 
     def write_outcome(self, stage: str, outcome: Mapping[str, Any]) -> None:
         """Write the outcome of a stage."""
@@ -208,7 +219,7 @@ class StageDirectory:
                 damaged.append(file)
             else:
                 if damaged:
-                    raise self._damaged(damaged[0], " and there is no whole checkpoint before it")
+                    raise self._damaged(damaged[0], ", and there is no whole checkpoint before it")
             dropped += damaged
         for file in dropped:
             warnings.warn(
@@ -220,8 +231,8 @@ class StageDirectory:
 
     def _damaged(self, file: Path, more: str = "") -> ValueError:
         return ValueError(
-            f"{self._name}: {file.name} is damaged or missing{more}. Delete the folder to train anew, or restore it "
-            "from a copy."
+            f"{self._name}: {file.name} is {'damaged' if file.exists() else 'missing'}{more}. Delete the folder to "
+            "train anew, or restore it from a copy."
         )
 
     def _warn_of_another_environment(self, found: Mapping[str, Any]) -> None:
@@ -242,7 +253,7 @@ class StageDirectory:
             raise OSError(
                 error.errno,
                 f"{self._name}: {file.name} could not be written ({error.strerror or error}). What was written before "
-                "is whole: make room, and call train again with the same arguments to go on from there.",
+                "is whole: mend that, and call train again with the same arguments to go on from there.",
             ) from error
 
     def _remove_litter(self) -> None:
@@ -295,13 +306,18 @@ def _to_bytes(content: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def _from_bytes(content: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
 def _as_json(value: Any) -> Any:
     """Value as JSON gives it back; objects by their class, as nothing else of them is sure to be there again."""
+    return json.loads(json.dumps(value, default=lambda other: _value_of(other, type(other).__qualname__)))
 
-    def describe(other: Any) -> Any:
-        return other.tolist() if isinstance(other, np.generic | np.ndarray) else type(other).__qualname__
 
-    return json.loads(json.dumps(value, default=describe))
+def _value_of(value: Any, otherwise: str | None = None) -> Any:
+    """What JSON can say of a value that it does not know."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else otherwise or repr(value)
 
 
 def _environment(accelerator: Any) -> dict[str, Any]:
