@@ -248,3 +248,14 @@ def test_history_has_a_panel_a_stage(tmp_path):
     pl.history({keys[0]: history[keys[0]].iloc[:1]})  # one epoch, no validation
     with pytest.raises(ValueError, match="no losses"):
         pl.history({})
+
+
+def test_parts_of_a_loss_are_drawn_in_the_panel_of_their_stage():
+    """As joint models have them; any order of the metrics, as of a model that was loaded."""
+    keys = ["diffusion_cross_entropy_train", "diffusion_denoising_loss_train", "autoencoder_loss_train",
+            "diffusion_loss_validation", "diffusion_loss_train", "lr-AdamW"]  # fmt: skip
+    history = {key: pd.DataFrame({key: [3.0 + i, 2.0 + i]}).rename_axis("epoch") for i, key in enumerate(keys)}
+    axes = {ax.get_title(): ax for ax in pl.history(history)}
+    assert axes.keys() == {"autoencoder", "diffusion"}
+    curves = {line.get_label(): line.get_ydata()[0] for line in axes["diffusion"].lines}
+    assert curves == {"train": 7, "validation": 6, "cross entropy (train)": 3, "denoising loss (train)": 4}

@@ -312,7 +312,7 @@ class StagedModel(BaseModelClass):
                         self._tokens_changed()
                     self.module.to(plan.device).eval()
                     self.trained_stages.add(name)
-                    self._extend_history(plan.history, unfinished=directory is not None)
+                    self._extend_history(name, plan.history, unfinished=directory is not None)
                     self.is_trained_ = self.trained_stages == set(self.STAGES)
                 else:  # and what was there before, if nothing was
                     self.__dict__ = before
@@ -365,15 +365,17 @@ class StagedModel(BaseModelClass):
             self.trained_stages.discard("diffusion")
             self.module.denoiser = self._seeded_denoiser()
 
-    def _extend_history(self, frames: dict[str, pd.DataFrame], unfinished: bool) -> None:
-        # not every metric has a value in every epoch
-        n_before = max((self.history_[key].index.max() + 1 for key in frames if key in self.history_), default=0)
+    def _extend_history(self, stage: str, frames: dict[str, pd.DataFrame], unfinished: bool) -> None:
+        n_epochs = {key: int(frame.index.max()) + 1 for key, frame in self.history_.items()}
         for key, frame in frames.items():
             before = self.history_.get(key)
             if unfinished:
                 self._unfinished_history[key] = before
-            if n_before:
-                frame = pd.concat([before, frame.set_index(frame.index + n_before)])
+            # not every metric of a stage has a value in every epoch
+            n_before = n_epochs.get(f"{stage}_loss_train" if key.startswith(f"{stage}_") else key, 0)
+            frame = frame.set_index(frame.index + n_before)
+            if before is not None:
+                frame = pd.concat([before, frame])
             self.history_[key] = frame.rename_axis("epoch")
 
     def _go_back_to(self, began: Mapping[str, Any], is_own: bool) -> None:
