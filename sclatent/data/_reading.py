@@ -33,7 +33,8 @@ def by_rows(matrix: Any, where: str = "adata.X") -> Any:
     Raises
     ------
     ValueError
-        If the values are no numbers of at most 64 bits, or some are masked.
+        If the values are no numbers of at most 64 bits (of a sparse matrix, of a type that scipy can compute with), or
+        some are masked.
 
     Warns
     -----
@@ -62,7 +63,14 @@ def by_rows(matrix: Any, where: str = "adata.X") -> Any:
             stacklevel=3,
         )
         matrix = matrix.to_memory()
-    return matrix.astype(dtype, copy=False).tocsr() if sparse.issparse(matrix) else matrix
+    if not sparse.issparse(matrix):
+        return matrix
+    if matrix.dtype not in (dtype, np.bool_):
+        raise ValueError(
+            f"{where} is sparse and of type {matrix.dtype}, with which scipy cannot compute: convert it, such as by "
+            'adata.X = adata.X.astype("float32").'
+        )
+    return matrix.tocsr()
 
 
 def read_rows(matrix: Any, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray | sparse.csr_matrix:

@@ -17,6 +17,7 @@ from sclatent.data import (
     Conditions,
     LibrarySizes,
     align_genes,
+    by_rows,
     check_categorical,
     check_counts,
     check_keys,
@@ -278,7 +279,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             )
         check_obs(adata)
         setup = self.registry["setup_args"]
-        matrix = get_matrix(adata, setup["layer"])
+        matrix = by_rows(get_matrix(adata, setup["layer"]), "The AnnData of training" if training else "The query")
         panel = align_genes(adata.var_names, self.genes)
         if training:  # the first cells tell whether all were normalised in place
             check_counts(matrix[:1024], "The AnnData of training was changed: it", is_count_data=setup["is_count_data"])
