@@ -77,24 +77,29 @@ def test_what_is_alike_can_be_told_by_other_profiles_than_the_values(answers):
     errors = []
     for of in (profiles, None):
         combinations, beyond = interaction_effects(codes, values, [N_GROUPS, 2], effects, of)
-        i = np.flatnonzero((combinations == (5, 1)).all(axis=1)).item()
-        change = beyond[i] + effects[0][5] + effects[1][1] - means[5]
+        foretold = beyond[(combinations == (5, 1)).all(axis=1)].sum(axis=0)  # 0 if the sum stands
+        change = foretold + effects[0][5] + effects[1][1] - means[5]
         errors.append(np.abs(change - (truth[5, 1] - truth[5, 0])).mean())
-    assert errors[0] < 0.2 < 0.5 * errors[1]
+    assert errors[0] < 0.2  # 0.14 at most in 100 seeds
+    assert errors[0] < 0.5 * errors[1]  # 0.27 times at most
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_sum_stands_where_being_alike_tells_nothing(seed):
-    """Every group answers in its own way: a regression on where it lies would only add to the error."""
-    rng = np.random.default_rng(seed)
+def test_the_sum_stands_where_being_alike_tells_nothing():
+    """Every group answers in its own way: a regression on where it lies would only add to the error.
+
+    By chance it seems to help in a fifth of such data (a standard error is asked for): in half of 40, once in 50,000.
+    """
     group, treated = (a.ravel() for a in np.meshgrid(np.arange(N_GROUPS), [0, 1], indexing="ij"))
-    means = 3 * rng.normal(size=(N_GROUPS, DIM))[group] + treated[:, None] * (2 + rng.normal(size=(len(group), DIM)))
-    codes = np.repeat(np.column_stack([group, treated]), N_CELLS, axis=0)
-    values = np.repeat(means, N_CELLS, axis=0) + rng.normal(size=(len(codes), DIM))
-    seen = ~((codes[:, 0] == 0) & (codes[:, 1] == 1))
-    n_levels = [N_GROUPS, 2]
-    effects = additive_effects(codes[seen], values[seen], n_levels)[1]
-    assert [0, 1] not in interaction_effects(codes[seen], values[seen], n_levels, effects)[0].tolist()
+    n_levels, n_foretold = [N_GROUPS, 2], 0
+    for rng in map(np.random.default_rng, range(40)):
+        answer = treated[:, None] * (2 + rng.normal(size=(len(group), DIM)))
+        means = 3 * rng.normal(size=(N_GROUPS, DIM))[group] + answer
+        codes = np.repeat(np.column_stack([group, treated]), N_CELLS, axis=0)
+        values = np.repeat(means, N_CELLS, axis=0) + rng.normal(size=(len(codes), DIM))
+        seen = ~((codes[:, 0] == 0) & (codes[:, 1] == 1))
+        effects = additive_effects(codes[seen], values[seen], n_levels)[1]
+        n_foretold += [0, 1] in interaction_effects(codes[seen], values[seen], n_levels, effects)[0].tolist()
+    assert n_foretold < 20
 
 
 def test_profiles_are_the_mean_log_normalised_expression_of_a_combination():
