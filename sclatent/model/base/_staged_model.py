@@ -240,10 +240,10 @@ class StagedModel(BaseModelClass):
                 "seed": seed,
                 **trainer_kwargs,
             }
-            directory = StageDirectory(checkpoint_dir, settings, self.STAGES, accelerator)
+            directory = StageDirectory(checkpoint_dir, self.STAGES)
             weights = {key: value.detach().cpu().clone() for key, value in self.module.state_dict().items()}
             start = {"weights": weights, "trained_stages": sorted(self.trained_stages)}
-            began = directory.prepare(start, self._unfinished)
+            began = directory.prepare(settings, start, accelerator, self._unfinished)
         # only now, when a checkpoint of another training has been refused, is anything of the model changed
         if cells != self._tokens_are_of:
             self._tokens, self._tokens_are_of = None, cells
