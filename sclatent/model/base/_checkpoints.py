@@ -65,22 +65,12 @@ class StageDirectory:
     ----------
     path
         The folder; made when it is first written to.
-    settings
-        Everything that determines the result, but for the weights that training begins with. A checkpoint made under
-        other settings is refused.
     stages
         Names of the stages.
-    accelerator
-        What it is trained on. That may be another one when training is resumed, as may versions and the number of
-        threads; then a warning says that the result is not the same to the bit.
     """
 
-    def __init__(
-        self, path: str | os.PathLike, settings: Mapping[str, Any], stages: Sequence[str], accelerator: Any = "auto"
-    ) -> None:
+    def __init__(self, path: str | os.PathLike, stages: Sequence[str]) -> None:
         self.path, self.stages = Path(path), stages
-        self.settings = _as_json({key: value for key, value in settings.items() if key not in WITHOUT_EFFECT})
-        self.environment = _as_json(_environment(accelerator))
         self.id: str | None = None  # of the training
         self._settings_file, self._start_file = self.path / "settings.json", self.path / "start.pt"
 
@@ -100,13 +90,20 @@ class StageDirectory:
         """File to go on from, if there is one."""
         return next(iter(self._present(stage)), None)
 
-    def prepare(self, start: Mapping[str, Any], unfinished: str | None) -> dict[str, Any] | None:
+    def prepare(
+        self, settings: Mapping[str, Any], start: Mapping[str, Any], accelerator: Any, unfinished: str | None
+    ) -> dict[str, Any] | None:
         """Make the folder, or check that what is in it belongs to this training and is whole.
 
         Parameters
         ----------
+        settings
+            Everything that determines the result, but for the start. A checkpoint made under others is refused.
         start
             ``"weights"`` and ``"trained_stages"`` of the model as it is.
+        accelerator
+            What it is trained on. That may be another one when training is resumed, as may versions and the number of
+            threads; then a warning says that the result is not the same to the bit.
         unfinished
             The training that has left the model so, if it was interrupted: it is resumed, whatever the weights are.
 
@@ -115,12 +112,14 @@ class StageDirectory:
         dict[str, Any] | None
             What the training began with, of one that is resumed.
         """
+        settings = _as_json({key: value for key, value in settings.items() if key not in WITHOUT_EFFECT})
+        environment = _as_json(_environment(accelerator))
         described = self._read_settings()
         if described is None:
-            self._begin(start)
+            self._begin(settings, start, environment)
             return None
         found = described["settings"]
-        differing = sorted(key for key in self.settings | found if self.settings.get(key) != found.get(key))
+        differing = sorted(key for key in settings | found if settings.get(key) != found.get(key))
         if not differing:
             began = self.load(self._start_file)
             if described["id"] != unfinished and not _is_same_start(start, began):
@@ -131,7 +130,7 @@ class StageDirectory:
                 "same settings to resume it, or another folder."
             )
         self._drop_damaged()
-        self._warn_of_another_environment(described["environment"])
+        self._warn_of_another_environment(described["environment"], environment)
         self.id = described["id"]
         return began
 
@@ -182,7 +181,7 @@ class StageDirectory:
     def _present(self, stage: str) -> list[Path]:
         return [file for file in self._files(stage) if file.exists()]
 
-    def _begin(self, start: Mapping[str, Any]) -> None:
+    def _begin(self, settings: dict[str, Any], start: Mapping[str, Any], environment: dict[str, Any]) -> None:
         if others := [file.name for stage in self.stages for file in self._present(stage)]:
             raise ValueError(
                 f"{self._name} holds {', '.join(others)}, but no settings.json that would say of which training they "
@@ -191,7 +190,7 @@ class StageDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self._remove_litter()
         self.id = secrets.token_hex(8)
-        described = {"id": self.id, "environment": self.environment, "settings": self.settings}
+        described = {"id": self.id, "environment": environment, "settings": settings}
         self._write(self._start_file, _to_bytes(start))
         content = json.dumps({"checksum": fingerprint([described]), **described}, indent=1)
         self._write(self._settings_file, content.encode())
@@ -235,10 +234,10 @@ class StageDirectory:
             "train anew, or restore it from a copy."
         )
 
-    def _warn_of_another_environment(self, found: Mapping[str, Any]) -> None:
-        differing = [key for key, value in self.environment.items() if found.get(key) != value]
+    def _warn_of_another_environment(self, found: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        differing = [key for key, value in environment.items() if found.get(key) != value]
         if differing:
-            then, now = (", ".join(f"{key}={of.get(key)}" for key in differing) for of in (found, self.environment))
+            then, now = (", ".join(f"{key}={of.get(key)}" for key in differing) for of in (found, environment))
             warnings.warn(
                 f"{self._name} was begun with {then}, and there is now {now}: training goes on, but the result is not "
                 "to the bit that of a training without an interruption.",

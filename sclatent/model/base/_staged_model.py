@@ -242,24 +242,9 @@ class StagedModel(BaseModelClass):
         order = np.random.default_rng(seed).permutation(len(rows))
         n_train = max(1, round(train_size * len(rows)))
         train, validation = np.sort(order[:n_train]), np.sort(order[n_train:])
-        self._check_values(rows)
-        cells = fingerprint(self._contents(rows))
         directory, began = None, None
         if checkpoint_dir is not None:
-            settings = {
-                "model": {"class": type(self).__name__, **self.init_params_},
-                "data": cells,
-                "stage": stage,
-                "epochs": epochs,
-                "train_size": train_size,
-                "batch_size": batch_size,
-                "early_stopping": early_stopping,
-                "early_stopping_patience": early_stopping_patience,
-                "plan_kwargs": {name: {**plan_kwargs.get(name, {}), **plan_arguments(plans[name])} for name in stages},
-                "seed": seed,
-                **trainer_kwargs,
-            }
-            directory = StageDirectory(checkpoint_dir, settings, self.STAGES, accelerator)
+            directory = StageDirectory(checkpoint_dir, self.STAGES)
         fits = {}
         for name in stages:
             fits[name] = StageFit(
@@ -278,11 +263,26 @@ class StagedModel(BaseModelClass):
             )
             if "logger" in trainer_kwargs:  # one for all stages, where Lightning makes it
                 trainer_kwargs["logger"] = fits[name].trainer.loggers
+        self._check_values(rows)
+        cells = fingerprint(self._contents(rows))
         before = self._copy_of_what_training_changes()
         if directory is not None:
+            settings = {
+                "model": {"class": type(self).__name__, **self.init_params_},
+                "data": cells,
+                "stage": stage,
+                "epochs": epochs,
+                "train_size": train_size,
+                "batch_size": batch_size,
+                "early_stopping": early_stopping,
+                "early_stopping_patience": early_stopping_patience,
+                "plan_kwargs": {name: {**plan_kwargs.get(name, {}), **plan_arguments(plans[name])} for name in stages},
+                "seed": seed,
+                **trainer_kwargs,
+            }
             weights = {key: value.detach().cpu().clone() for key, value in self.module.state_dict().items()}
             start = {"weights": weights, "trained_stages": sorted(self.trained_stages)}
-            began = directory.prepare(start, self._unfinished)
+            began = directory.prepare(settings, start, accelerator, self._unfinished)
         # only now, when nothing was refused, is anything of the model changed
         if cells != self._tokens_are_of:
             self._tokens, self._tokens_are_of = None, cells
