@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalObsField
+from scvi.data.fields import AnnDataField, NumericalObsField
+from torch import Tensor
 
 from sclatent.data import (
     CellRows,
@@ -30,11 +31,14 @@ from sclatent.data import (
     make_loader,
 )
 from sclatent.module import LIKELIHOODS, CellDenoiser, CellDiffusion, SetAutoencoder, Standardize
+from sclatent.nn import OPEN
 
 from ._scldm_description import DescriptionMixin
 from ._scldm_generation import GenerationMixin
 from ._scldm_training import TrainingMixin
 from .base import StagedModel, torch_seed
+from .base._fields import KnownConditionsField, KnownLayerField, KnownLevelsField
+from .base._schema import FLAG, LEVELS, NAME, NAMES, POSITIVE, check, check_codes, dict_of, list_of, optional
 
 CONDITIONS_KEY = "conditions"
 
@@ -250,14 +254,18 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             size_factor_key=size_factor_key,
             is_count_data=is_count_data,
         )
+        cls._register(adata, setup_method_args, **kwargs)
+
+    @classmethod
+    def _fields(cls, setup: Mapping[str, Any]) -> list[AnnDataField]:
         fields = [
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
-            CategoricalJointObsField(CONDITIONS_KEY, keys),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
+            KnownLayerField(REGISTRY_KEYS.X_KEY, setup["layer"], is_count_data=False, correct_data_format=False),
+            KnownConditionsField(CONDITIONS_KEY, setup["condition_keys"]),
+            KnownLevelsField(REGISTRY_KEYS.BATCH_KEY, setup["batch_key"]),
         ]
-        if size_factor_key is not None:
-            fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key))
-        cls._register(adata, fields, setup_method_args, **kwargs)
+        if setup["size_factor_key"] is not None:
+            fields.append(NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, setup["size_factor_key"]))
+        return fields
 
     def _rows(
         self,
@@ -332,6 +340,29 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         for genes in (autoencoder.genes_in, autoencoder.genes_out):
             genes.data.copy_(torch.from_numpy(loadings))
 
+    @classmethod
+    def _schema(cls) -> dict[str, Any]:
+        schema = super()._schema()
+        schema["registry"]["setup_args"] |= {
+            "layer": optional(NAME),
+            "condition_keys": list_of(NAME),
+            "size_factor_key": optional(NAME),
+            "is_count_data": FLAG,
+        }
+        fields = schema["registry"]["field_registries"]
+        fields |= {REGISTRY_KEYS.X_KEY: {"state_registry": {"column_names": NAMES}}, CONDITIONS_KEY: {}}
+        return schema | {"size_factor_scale": POSITIVE}
+
+    @classmethod
+    def _check_description(cls, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        super()._check_description(description, weights)
+        registry = description["registry"]
+        levels = registry["field_registries"][CONDITIONS_KEY]["state_registry"].get("mappings", {})
+        check(levels, dict_of(LEVELS), "model.json: levels of conditions")
+        keys = registry["setup_args"]["condition_keys"]
+        if list(levels) != [str(key) for key in keys]:
+            raise ValueError(f"model.json: levels of {list(levels)} are not those of condition_keys={keys}")
+
     def _description(self) -> dict[str, Any]:
         return {"size_factor_scale": self.size_factor_scale}
 
@@ -343,9 +374,14 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         }
 
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        self.size_factor_scale = description["size_factor_scale"]
-        self.batch_codes = arrays["batch_codes"]
-        self.library_sizes = LibrarySizes(arrays["library.codes"], arrays["library.sizes"], self.conditions.n_levels)
+        codes, sizes, batch = (arrays[name] for name in ("library.codes", "library.sizes", "batch_codes"))
+        check_codes(codes, self.conditions.n_levels, "library.codes", least=OPEN)
+        check_codes(batch[:, None], self.batches.n_levels, "batch_codes")
+        if sizes.shape != (len(codes),) or not (np.isfinite(sizes) & (sizes > 0)).all():
+            raise ValueError("library.sizes must be positive numbers, one for each row of library.codes")
+        self.size_factor_scale = float(description["size_factor_scale"])
+        self.batch_codes = batch
+        self.library_sizes = LibrarySizes(codes, sizes, self.conditions.n_levels)
 
     def _check_query(self, adata: AnnData) -> None:
         self._rows(adata, conditions=True)  # checks counts, genes and levels

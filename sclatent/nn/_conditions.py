@@ -104,10 +104,14 @@ class CombinationTable(nn.Module):
         return number
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name in ("combinations", "interactions"):  # how many there are is known from the data alone
-            if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
+        saved = state_dict.get(f"{prefix}combinations")
+        if saved is not None:  # how many there are is known from the data alone
+            self.combinations = self.combinations.new_empty(len(saved))
+            self.interactions = self.interactions.new_empty(len(saved), *self.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        numbers = self.combinations
+        if not numbers.is_meta and not ((numbers.diff() > 0).all() and numbers[-1] == torch.iinfo(torch.int64).max):
+            args[-1].append(f"{prefix}combinations must rise up to the number of none.")  # errors
 
 
 class ConditionMean(CombinationTable):

@@ -35,7 +35,15 @@ def levels(adata: AnnData, key: str) -> list[str]:
     return list(adata.obs[key].astype("category").cat.remove_unused_categories().cat.categories.astype(str))
 
 
-def save_figure(figure: Figure, save: str | os.PathLike | None) -> None:
-    """Write a figure to a file, if one was given; the ending says in which format."""
-    if save is not None:
+def save_figure(figure: Figure, save: str | os.PathLike | None, given: Axes | None = None) -> None:
+    """Write a figure to a file, if one was given, and close it; the ending says in which format.
+
+    A figure that is not written stays open, to be shown, and so does that of axes that a user has given.
+    """
+    if save is None:
+        return
+    try:
         figure.savefig(save, dpi=150, bbox_inches="tight")
+    finally:
+        if given is None:
+            plt.close(figure)

@@ -30,7 +30,7 @@ def gene_statistics(real: AnnData, generated: AnnData, save: str | os.PathLike |
     real, generated
         Cells with raw counts in X; genes are matched by name.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def response(
     n_names
         How many genes to name: those with the largest real change.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def top_genes(
     ax
         Where to draw; a new figure by default.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def top_genes(
     genes = top_responding(x, n_genes)
     genes = genes[np.argsort(x[genes])]
     place = np.arange(len(genes))
-    ax = axes_or_new(ax, (5.5, 0.8 + 0.22 * len(genes)))
+    given, ax = ax, axes_or_new(ax, (5.5, 0.8 + 0.22 * len(genes)))
     ax.barh(place, x[genes], color="0.85", label="real", zorder=1)
     for i, (name, prediction) in enumerate(predicted.items()):
         change = _change(prediction, control)[genes]
@@ -185,7 +185,7 @@ def top_genes(
     ax.tick_params(axis="y", length=0)
     ax.margins(y=0.02)
     ax.legend(frameon=False, loc="lower right")
-    save_figure(ax.figure, save)
+    save_figure(ax.figure, save, given)
     return ax
 
 

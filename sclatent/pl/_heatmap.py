@@ -48,7 +48,7 @@ def metrics_heatmap(
         Name of the floor to measure by, such as ``"independent genes"``; by default the best one for each condition
         and metric. Some metrics have a floor that beats the ceiling: repeating the mean cell has a perfect precision.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------

@@ -25,7 +25,7 @@ def history(history: Mapping[str, pd.DataFrame], save: str | os.PathLike | None 
     history
         ``model.history``: tables by names such as ``"autoencoder_loss_train"``.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------

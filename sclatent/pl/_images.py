@@ -53,7 +53,7 @@ def images(
     ax
         Where to draw; a new figure by default.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------
@@ -86,9 +86,9 @@ def images(
     pixels = _pixels(adata, np.concatenate(rows), obsm_key, image_shape, "adata")
     pictures = np.full((len(rows), max(map(len, rows)), *pixels.shape[1:]), np.nan, dtype=np.float32)
     pictures[[i for i, row in enumerate(rows) for _ in row], [j for row in rows for j in range(len(row))]] = pixels
-    ax = _axes(ax, pictures, names or [""])
+    given, ax = ax, _axes(ax, pictures, names or [""])
     _mosaic(ax, pictures, _limits(pixels, adata, obsm_key), names)
-    save_figure(ax.figure, save)
+    save_figure(ax.figure, save, given)
     return ax
 
 
@@ -118,7 +118,7 @@ def guidance(
     ax
         Where to draw; a new figure by default.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------
@@ -171,10 +171,10 @@ def guidance(
     pixels = _pixels(adata, grid.ravel(), obsm_key, image_shape, "adata")
     pictures = pixels.reshape(*grid.shape, *pixels.shape[1:])
     names = levels(adata, groupby)
-    ax = _axes(ax, pictures, names, header=True)
+    given, ax = ax, _axes(ax, pictures, names, header=True)
     _mosaic(ax, pictures, _limits(pixels, adata, obsm_key), names, [f"{w:g}" for w in weights])
     ax.set_title("guidance weight", fontsize=9)
-    save_figure(ax.figure, save)
+    save_figure(ax.figure, save, given)
     return ax
 
 
@@ -207,7 +207,7 @@ def counterfactuals(
     image_shape
         As in :func:`images`.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------

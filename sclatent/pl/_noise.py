@@ -43,7 +43,7 @@ def reconstruction_error(
     ax
         Where to draw; a new figure by default.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def reconstruction_error(
     """
     table = _table(data, key, "reconstruction_error", ["model", "data_set", "noise_level", "error", "se", "noise"])
     data_sets, models = list(table["data_set"].unique()), list(table["model"].unique())
-    ax = axes_or_new(ax, (4.8 if len(models) == 1 else 6.6, 3.4))
+    given, ax = ax, axes_or_new(ax, (4.8 if len(models) == 1 else 6.6, 3.4))
     styles = [{"ls": ls, "marker": marker} for ls, marker in zip(["-", "--", ":", "-."], "oDs^", strict=True)]
     for (model, data_set), rows in table.groupby(["model", "data_set"], sort=False):
         style = styles[models.index(model) % len(styles)]
@@ -91,7 +91,7 @@ def reconstruction_error(
     ax.set_ylabel(ERROR)
     beside = {} if len(models) == 1 else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     ax.legend(handles=handles, frameon=False, fontsize=8, **beside)
-    save_figure(ax.figure, save)
+    save_figure(ax.figure, save, given)
     return ax
 
 
@@ -113,7 +113,7 @@ def probe(
     ax
         Where to draw; a new figure by default.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def probe(
     """
     needed = ["label_key", "noise_level", "accuracy", "se", "features", "majority"]
     table = _table(data, key, "probe", needed)
-    ax = axes_or_new(ax, (4.8, 3.4))
+    given, ax = ax, axes_or_new(ax, (4.8, 3.4))
     n_labels = table["label_key"].nunique()
     for i, (label, rows) in enumerate(table.groupby("label_key", sort=False)):
         reference = REFERENCE if n_labels == 1 else {**REFERENCE, "color": f"C{i}"}
@@ -153,7 +153,7 @@ def probe(
     what = f" of {table['label_key'].iloc[0]}" if n_labels == 1 else ""
     ax.set_ylabel(f"accuracy{what}\non held-out cells")
     ax.legend(frameon=False, fontsize=8)
-    save_figure(ax.figure, save)
+    save_figure(ax.figure, save, given)
     return ax
 
 
@@ -173,7 +173,7 @@ def denoising(
     ax
         Where to draw; a new figure by default.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
 
     Returns
     -------
@@ -203,7 +203,7 @@ def denoising(
     width = 0.8 / len(models)
     group = max(1.0, 0.36 * len(models))  # in inches
     beside = 0.5 + 0.075 * max(map(len, models))
-    ax = axes_or_new(ax, (0.9 + group * len(data_sets) + beside, 3.2))
+    given, ax = ax, axes_or_new(ax, (0.9 + group * len(data_sets) + beside, 3.2))
     for i, model in enumerate(models):
         rows = table[table["model"] == model].set_index("data_set").reindex(data_sets)
         place = np.arange(len(data_sets)) + (i - (len(models) - 1) / 2) * width
@@ -223,7 +223,7 @@ def denoising(
     ax.set_title(f"noise: {shares} of the variance", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(ax.figure, save)
+    save_figure(ax.figure, save, given)
     return ax
 
 

@@ -51,7 +51,7 @@ def umap(
     seed
         Seed of the UMAP.
     save
-        File to write the picture to.
+        File to write the picture to; a new figure is closed then.
     kwargs
         Further arguments of :func:`scanpy.pl.umap`.
 

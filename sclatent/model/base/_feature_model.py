@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data.fields import CategoricalObsField, LayerField, ObsmField
+from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 
 from sclatent.data import (
@@ -37,7 +37,9 @@ from sclatent.nn import OPEN
 from sclatent.train import DiffusionPlan, StagePlan
 
 from ._feature_generation import FeatureGenerationMixin
+from ._fields import KnownLayerField, KnownLevelsField, KnownObsmField
 from ._random import torch_seed
+from ._schema import COUNT, DTYPE, LEVELS, NAME, NUMBER, check_codes, list_of, optional
 from ._staged_model import StagedModel
 
 LABELS_KEY = "labels"
@@ -217,21 +219,24 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             dtype=str(values.dtype),
             stored_shape=[int(n) for n in values.shape[1:]],
         )
-        features = (
-            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False)
-            if obsm_key is None
-            else ObsmField(REGISTRY_KEYS.X_KEY, obsm_key, is_count_data=False, correct_data_format=False)
-        )
-        fields = [
-            features,
-            CategoricalObsField(LABELS_KEY, labels_key),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-        ]
         # scvi-tools tells of the names that it makes up for pixels
         logging.getLogger("scvi.data.fields._arraylike_field").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fewer than 3 cells")  # labels may be few
-            cls._register(adata, fields, setup_method_args, **kwargs)
+            cls._register(adata, setup_method_args, **kwargs)
+
+    @classmethod
+    def _fields(cls, setup: Mapping[str, Any]) -> list[AnnDataField]:
+        how = {"is_count_data": False, "correct_data_format": False}
+        if setup["obsm_key"] is None:
+            features = KnownLayerField(REGISTRY_KEYS.X_KEY, setup["layer"], **how)
+        else:
+            features = KnownObsmField(REGISTRY_KEYS.X_KEY, setup["obsm_key"], **how)
+        return [
+            features,
+            KnownLevelsField(LABELS_KEY, setup["labels_key"]),
+            KnownLevelsField(REGISTRY_KEYS.BATCH_KEY, setup["batch_key"]),
+        ]
 
     # ---- reading cells
 
@@ -336,6 +341,39 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
     # ---- saving
 
+    @classmethod
+    def _schema(cls) -> dict[str, Any]:
+        schema = super()._schema()
+        schema["registry"]["setup_args"] |= {
+            "obsm_key": optional(NAME),
+            "layer": optional(NAME),
+            "labels_key": optional(NAME),
+            "unlabeled_category": NAME,
+            "labels": optional(LEVELS),
+            "shape": list_of(COUNT, 1, 3),
+            "stored_shape": list_of(COUNT),
+            "dtype": DTYPE,
+        }
+        fields = schema["registry"]["field_registries"]
+        fields[LABELS_KEY] = fields[REGISTRY_KEYS.BATCH_KEY]
+        return schema | {"value_range": list_of(NUMBER, 2)}
+
+    @classmethod
+    def _check_description(cls, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        super()._check_description(description, weights)
+        setup = description["registry"]["setup_args"]
+        shape, stored = setup["shape"], setup["stored_shape"]
+        if math.prod(shape) != math.prod(stored) or (len(shape) == 3 and shape[0] != shape[1]):
+            raise ValueError(f"model.json: features of shape {shape}, stored as {stored}")
+        if (setup["labels"] is None) != (setup["labels_key"] is None):
+            raise ValueError(f"model.json: labels_key={setup['labels_key']!r}, but labels={setup['labels']!r}")
+        if setup["obsm_key"] is None:
+            names = description["registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+            if len(names) != math.prod(shape) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"model.json: names of {len(names)} features, of shape {shape}")
+        if not description["value_range"][0] <= description["value_range"][1]:
+            raise ValueError(f"model.json: value_range={description['value_range']}")
+
     def _description(self) -> dict[str, Any]:
         return {"value_range": self.value_range}
 
@@ -343,7 +381,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         return {"batch_codes": self.batch_codes}
 
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        self.value_range = tuple(description["value_range"])
+        check_codes(arrays["batch_codes"][:, None], self.batches.n_levels, "batch_codes")
+        self.value_range = tuple(map(float, description["value_range"]))
         self.batch_codes = arrays["batch_codes"]
 
     def _check_query(self, adata: AnnData) -> None:

@@ -1,8 +1,8 @@
 """A saved model: a folder of safetensors and JSON, in which nothing can run code.
 
 ``model.json`` names the file of the tensors by its hash. To save into an existing folder, the new tensors are written
-beside the old ones and then ``model.json`` is replaced in one step, so that at every moment the folder holds one
-whole model.
+beside the old ones, then ``model.json`` is replaced in one step, and then the old tensors are removed. One saves at a
+time. So at every moment the folder holds one whole model; who reads it while it is being replaced reads again.
 """
 
 from __future__ import annotations
@@ -10,18 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ._files import write_atomically
+from ._files import only_writer, write_atomically
+from ._schema import COUNT, TEXT, check
 
 FORMAT = 1
 _JSON = "model.json"
+_LOCK = f".{_JSON}.lock"
+# what reading, and building from, contents that nobody has checked may raise
+CONTENT_ERRORS = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, SafetensorError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def _to_json(value: Any) -> Any:
@@ -67,29 +75,47 @@ def write_model(
         Whether a model that is there may be replaced.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"dir_path={str(path)!r} is a file: give the name of a folder.")
-    if path.is_dir() and any(path.iterdir()):
-        ours = [*path.glob("tensors-*.safetensors"), *path.glob(".tensors-*"), *path.glob(f".{_JSON}.*")]
-        if not (path / _JSON).exists() and len(ours) < sum(1 for _ in path.iterdir()):  # else a save that was cut short
-            raise FileExistsError(f"dir_path={str(path)!r} is not empty and holds no saved model: give another folder.")
-        if (path / _JSON).exists() and not overwrite:
-            raise FileExistsError(f"dir_path={str(path)!r} holds a saved model: use overwrite=True to replace it.")
-    path.mkdir(parents=True, exist_ok=True)
+    _check_free(path, overwrite)
     content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     digest = hashlib.sha256(content).hexdigest()
     file = path / f"tensors-{digest[:16]}.safetensors"
-    write_atomically(file, content)
     described = _to_json({"format": FORMAT, **description, "tensors": {"file": file.name, "sha256": digest}})
     described["sha256"] = _digest(described)
-    write_atomically(path / _JSON, json.dumps(described, indent=1).encode())
-    for other in (*path.glob("tensors-*.safetensors"), *path.glob(".tensors-*"), *path.glob(f".{_JSON}.*")):
-        if other != file:
-            other.unlink()  # of the model that was replaced, or of a save that was cut short
+    path.mkdir(parents=True, exist_ok=True)
+    with only_writer(path / _LOCK):
+        _check_free(path, overwrite)
+        write_atomically(file, content)
+        write_atomically(path / _JSON, json.dumps(described, indent=1).encode())
+        for other in path.iterdir():
+            if _is_ours(other.name) and other.name not in (_JSON, _LOCK, file.name):
+                other.unlink(missing_ok=True)  # of the model that was replaced, or of a save that was cut short
 
 
-def read_model(path: str | os.PathLike, class_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _is_ours(name: str) -> bool:
+    """Whether a file is of a saved model, or of one that is being saved."""
+    whole = name == _JSON or (name.startswith("tensors-") and name.endswith(".safetensors"))
+    return whole or name.startswith((".tensors-", f".{_JSON}."))
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"dir_path={str(path)!r} is a file: give the name of a folder.")
+    names = os.listdir(path) if path.is_dir() else []
+    if _JSON in names and not overwrite:
+        raise FileExistsError(f"dir_path={str(path)!r} holds a saved model: use overwrite=True to replace it.")
+    if _JSON not in names and not all(map(_is_ours, names)):  # else there is nothing, or a save that was cut short
+        raise FileExistsError(f"dir_path={str(path)!r} is not empty and holds no saved model: give another folder.")
+
+
+def read_model(path: str | os.PathLike, class_name: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a model folder: the description and the tensors.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    class_name
+        Class of the model; any by default.
 
     Raises
     ------
@@ -101,25 +127,58 @@ def read_model(path: str | os.PathLike, class_name: str) -> tuple[dict[str, Any]
     path = Path(path)
     if not (path / _JSON).is_file():
         raise FileNotFoundError(f"dir_path={str(path)!r} holds no saved model: {_JSON} was expected in it.")
-    damaged = f"dir_path={str(path)!r} is damaged or was changed after it was saved"
-    try:
-        described = json.loads((path / _JSON).read_text())
-        digest = described.pop("sha256")
-        entry = described["tensors"]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{damaged}: {_JSON} cannot be read. Restore it from a copy.") from error
+    before = None
+    while True:
+        with refuse_damaged(path):
+            described = _read_json(path / _JSON)
+        if described["format"] > FORMAT:
+            raise ValueError(
+                f"dir_path={str(path)!r} was saved by a newer sclatent ({described.get('versions')}): update sclatent."
+            )
+        if class_name not in (None, described["class"]):
+            raise ValueError(
+                f"dir_path={str(path)!r} holds a {described['class']}, not a {class_name}: "
+                f"use {described['class']}.load."
+            )
+        with refuse_damaged(path):
+            file = path / Path(described["tensors"]["file"]).name
+            try:
+                content = file.read_bytes()
+            except OSError:
+                content = b""
+            if hashlib.sha256(content).hexdigest() == described["tensors"]["sha256"]:
+                return _from_json(described), safetensors.torch.load(content)
+            if described == before:
+                raise ValueError(f"{file.name} is missing, truncated or changed")
+        before = described  # another model may have taken its place while it was read
+
+
+def read_registry(path: str | os.PathLike) -> dict[str, Any]:
+    """Read the registry of scvi-tools from a model folder of any class."""
+    description, _ = read_model(path)
+    with refuse_damaged(path):
+        check(description, {"registry": {"model_name": TEXT, "setup_args": {}, "field_registries": {}}}, _JSON)
+    return description["registry"]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    described = json.loads(file.read_text())
+    check(described, {"sha256": TEXT}, file.name)
+    digest = described.pop("sha256")
     if digest != _digest(described):
-        raise ValueError(f"{damaged}: {_JSON} does not agree with its checksum. Restore it from a copy.")
-    if described["format"] > FORMAT:
+        raise ValueError(f"{file.name} does not agree with its checksum")
+    check(described, {"format": COUNT, "class": TEXT, "tensors": {"file": TEXT, "sha256": TEXT}}, file.name)
+    return described
+
+
+@contextmanager
+def refuse_damaged(path: str | os.PathLike) -> Iterator[None]:
+    """Say of whatever goes wrong with the contents of a model folder that the folder is damaged."""
+    try:
+        yield
+    except CONTENT_ERRORS as error:
+        said = " ".join(str(error).split()).rstrip(".")  # those of torch have several lines
+        what = said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
         raise ValueError(
-            f"dir_path={str(path)!r} was saved by a newer sclatent ({described['versions']}): update sclatent."
-        )
-    if described["class"] != class_name:
-        raise ValueError(
-            f"dir_path={str(path)!r} holds a {described['class']}, not a {class_name}: use {described['class']}.load."
-        )
-    file = path / Path(entry["file"]).name
-    content = file.read_bytes() if file.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise ValueError(f"{damaged}: {file.name} is missing, truncated or changed. Restore it from a copy.")
-    return _from_json(described), safetensors.torch.load(content)
+            f"dir_path={str(path)!r} is damaged or was changed after it was saved: {what}. Restore it from a copy."
+        ) from error

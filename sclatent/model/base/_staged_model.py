@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
 from scvi.data.fields import AnnDataField
-from scvi.model.base import BaseModelClass
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -26,8 +26,10 @@ from sclatent.data import Conditions, check_number, check_whole, make_loader
 from sclatent.train import StagePlan
 
 from ._checkpoints import StageDirectory, fingerprint, plan_arguments
-from ._folder import read_model, write_model
+from ._folder import read_model, refuse_damaged, write_model
 from ._random import Purpose, cell_rng, torch_seed
+from ._registry import RegistryMixin
+from ._schema import FIELD, LEVELS, LOSSES, NAME, TEXT, check, dict_of, list_of, one_of, optional, parameters
 from ._stages import StageFit
 from ._trainer import check_callbacks, check_trainer_arguments, of_stage, one_device
 from ._training_rows import TrainingRows
@@ -53,7 +55,7 @@ def check_default_dtype() -> None:
         )
 
 
-class StagedModel(BaseModelClass):
+class StagedModel(RegistryMixin):
     """A model of which one part is trained after the other.
 
     A model names its ``STAGES``, the last of which is ``"diffusion"``, and says in the methods below that have no body
@@ -82,12 +84,10 @@ class StagedModel(BaseModelClass):
         self._unfinished_history: dict[str, pd.DataFrame | None] = {}
 
     @classmethod
-    def _register(
-        cls, adata: AnnData, fields: Sequence[AnnDataField], setup_method_args: dict[str, Any], **kwargs: Any
-    ) -> None:
+    def _register(cls, adata: AnnData, setup_method_args: dict[str, Any], **kwargs: Any) -> AnnDataManager:
         """Write the fields of an AnnData into the registry of scvi-tools; a view becomes an AnnData of its own."""
         manager = AnnDataManager(
-            fields=list(fields),
+            fields=cls._fields(setup_method_args["setup_args"]),
             setup_method_args=setup_method_args,
             validation_checks=AnnDataManagerValidationCheck(check_if_view=False),
         )
@@ -95,8 +95,20 @@ class StagedModel(BaseModelClass):
             warnings.filterwarnings("ignore", message=".*view.*")
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+        return manager
+
+    def _transfer_setup(self, adata: AnnData) -> AnnDataManager:
+        setup = self._get_setup_method_args(cls=type(self), adata=adata, **self.registry["setup_args"])
+        manager = self._register(adata, setup, source_registry=self.registry)
+        self._tokens = None  # of the cells before
+        return manager
 
     # ---- what a model says of itself
+
+    @classmethod
+    @abstractmethod
+    def _fields(cls, setup: Mapping[str, Any]) -> list[AnnDataField]:
+        """Return the fields of scvi-tools for what the arguments of ``setup_anndata`` name."""
 
     @abstractmethod
     def _training_rows(self) -> Any:
@@ -130,6 +142,35 @@ class StagedModel(BaseModelClass):
     def _description(self) -> dict[str, Any]:
         """Return what is saved beside the weights, as JSON can say it."""
 
+    @classmethod
+    def _schema(cls) -> dict[str, Any]:
+        """Return what a description has to have at least; what a model saves itself comes on top."""
+        levels = {"state_registry": {"categorical_mapping": LEVELS, "original_key": NAME}}
+        return {
+            "versions": {"sclatent": TEXT},
+            "init_params": parameters(cls.__init__),
+            "registry": {
+                "scvi_version": TEXT,
+                "model_name": one_of(cls.__name__),
+                "setup_args": {"batch_key": optional(NAME)},
+                "field_registries": {REGISTRY_KEYS.X_KEY: {}, REGISTRY_KEYS.BATCH_KEY: levels},
+            },
+            "trained_stages": list_of(one_of(*cls.STAGES)),
+            "history": dict_of(LOSSES),
+        }
+
+    @classmethod
+    def _check_description(cls, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Raise if a description is not one of this model, or asks for larger networks than there are weights."""
+        check(description, cls._schema(), "model.json")
+        for name, field in description["registry"]["field_registries"].items():
+            check(field, FIELD, f"model.json.registry.field_registries.{name}")
+        n_numbers = sum(weight.numel() for weight in weights.values())
+        for name, value in description["init_params"].items():
+            most = len(weights) if name.endswith("blocks") else n_numbers
+            if isinstance(value, int) and name != "seed" and value > most:
+                raise ValueError(f"model.json.init_params.{name}={value} is more than the tensors hold")
+
     @abstractmethod
     def _arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that are saved beside the weights."""
@@ -137,10 +178,6 @@ class StagedModel(BaseModelClass):
     @abstractmethod
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Take back what was saved beside the weights."""
-
-    @abstractmethod
-    def _check_query(self, adata: AnnData) -> None:
-        """Raise if an AnnData does not fit the model."""
 
     # ---- training
 
@@ -521,26 +558,38 @@ class StagedModel(BaseModelClass):
         2
         """
         description, tensors = read_model(dir_path, cls.__name__)
-        model = cls(registry=description["registry"], **description["init_params"])
         prefix = "module."
         weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        with refuse_damaged(dir_path):
+            cls._check_description(description, weights)
+            with torch.device("meta"):  # the shapes alone, which cost nothing
+                outline = cls(registry=description["registry"], **description["init_params"]).module
         try:
-            model.module.load_state_dict(weights)
+            outline.load_state_dict({key: value.to("meta") for key, value in weights.items()})
         except RuntimeError as error:
             raise ValueError(
                 f"dir_path={str(dir_path)!r} was saved by sclatent {description['versions']['sclatent']}, whose "
                 f"{cls.__name__} had other networks than that of this version: train it again."
             ) from error
+        model = cls(registry=description["registry"], **description["init_params"])
+        with refuse_damaged(dir_path):
+            model.module.load_state_dict(weights)
+            for key, weight in model.module.state_dict().items():
+                saved = weights.get(key, weight)
+                if saved.is_floating_point() != weight.is_floating_point():
+                    raise ValueError(f"{key} is {saved.dtype}, not {weight.dtype}")
+                if not weight.isfinite().all():
+                    raise ValueError(f"{key} has numbers that are not finite")
+            model.trained_stages = set(description["trained_stages"])
+            model.is_trained_ = model.trained_stages == set(cls.STAGES)
+            model.history_ = {
+                key: pd.DataFrame({key: dict(items)}).rename_axis("epoch")
+                for key, items in description["history"].items()
+            }
+            model._restore(description, {k: v.numpy() for k, v in tensors.items() if not k.startswith(prefix)})
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model.module.to(device)
-        model.trained_stages = set(description["trained_stages"])
-        model.is_trained_ = model.trained_stages == set(cls.STAGES)
-        model.history_ = {
-            key: pd.DataFrame({key: dict(items)}).rename_axis("epoch") for key, items in description["history"].items()
-        }
-        model._restore(description, {k: v.numpy() for k, v in tensors.items() if not k.startswith(prefix)})
         if adata is not None:
-            model._check_query(adata)
-            model._adata = adata
+            model.adata = adata
         return model
