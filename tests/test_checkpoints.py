@@ -171,7 +171,7 @@ def test_other_embeddings_are_refused_whichever_cell_they_are_of(joint_left, row
         {"limit_train_batches": 1},
         {"limit_val_batches": 1},
         {"max_steps": 3},
-        {"precision": "64-true"},
+        {"precision": "bf16-mixed"},
         {"gradient_clip_algorithm": "value"},
     ],
     ids=lambda argument: next(iter(argument)),
