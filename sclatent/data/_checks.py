@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from ._reading import by_rows, row_blocks, totals
+from ._reading import by_rows, place_of, row_blocks, totals
 
 WHOLE = 1e-3, 1e-5  # how far a whole number may be off by rounding, and times the number, more
 
@@ -117,7 +117,7 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
                 'gene_likelihood="normal" for log-normalised values. Counts with fractions, such as after removal of '
                 "ambient RNA, can be rounded: adata.X.rint()."
             )
-            raise ValueError(f"{where} {not_whole((block for _, block in row_blocks(matrix)), cure)}")
+            raise ValueError(not_whole(where, place_of(where), (block for _, block in row_blocks(matrix)), cure))
         counted = block if columns is None else block[:, columns]
         empty = np.flatnonzero(totals(counted, axis=1) == 0)
         if len(empty):
@@ -128,19 +128,34 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
             )
 
 
-def not_whole(blocks: Iterable[np.ndarray | sparse.csr_matrix], cure: str) -> str:
+def not_whole(where: str, place: str, blocks: Iterable[np.ndarray | sparse.csr_matrix], cure: str) -> str:
     """Say of counts some of which are not whole what is wrong with them, and what to do.
 
     Parameters
     ----------
+    where, place
+        What to call the counts, in words and in code.
     blocks
-        The counts, in parts.
+        They, in parts.
     cure
-        What to do, but where all are whole up to rounding.
+        What to do, unless all are whole but for rounding.
+
+    Returns
+    -------
+    str
+        The message.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sclatent.data import not_whole
+    >>> print(not_whole("adata.X", "adata.X", [np.array([[2.000001, 0.0]])], "Give layer=."))
+    adata.X has values that are not whole numbers (such as 2.000001); raw counts were expected. All are whole but for
+    rounding, ... adata.X = adata.X.round().
     """
-    example = None
+    example, rounded = None, "round"
     for block in blocks:
-        values = block.data if sparse.issparse(block) else block
+        values, rounded = (block.data, "rint") if sparse.issparse(block) else (block, "round")
         off = np.abs(values - np.rint(values))
         far = off > WHOLE[0] + WHOLE[1] * values
         if far.any():
@@ -150,10 +165,10 @@ def not_whole(blocks: Iterable[np.ndarray | sparse.csr_matrix], cure: str) -> st
             example = values[off > 0][0]
     else:
         cure = (
-            "All of them are whole but for rounding, as counts are that were made from log-normalised values: round "
-            "them, adata.X = adata.X.rint() (dense ones: adata.X.round())."
+            "All are whole but for rounding, as counts are that were made from log-normalised values. Round them, "
+            f"{place} = {place}.{rounded}()."
         )
-    return f"has values that are not whole numbers (such as {example}); raw counts were expected. {cure}"
+    return f"{where} has values that are not whole numbers (such as {example}); raw counts were expected. {cure}"
 
 
 def check_block_is_finite(block: Any, where: str, start: int) -> None:

@@ -208,7 +208,8 @@ def feature_shape(
     if not hasattr(values, "dtype") or values.dtype == object:  # awkward arrays have none
         raise ValueError(
             f"{where} holds objects, not numbers: images must all have one size; resize them and stack them as (cells, "
-            "height, width) or (cells, height, width, channels)."
+            "height, width) or (cells, height, width, channels). Numbers that are stored as objects can be converted, "
+            'by .astype("float32").'
         )
     if len(values.shape) not in (2, 3, 4):
         raise ValueError(
@@ -304,7 +305,7 @@ def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.nd
     varies = np.zeros(shape, dtype=bool)
     for rows, block in row_blocks(values):
         varies |= (_dense(block).reshape(-1, *shape) != like[codes[rows]]).any(axis=0)
-    cells = f"all {len(codes)} cells" + (" of a batch, in every batch" if len(first) > 1 else "")
+    cells = f"all {len(codes)} cells" if len(first) == 1 else "all cells of every batch"
     if not varies.any():
         raise ValueError(
             f"{where} has the same values in {cells}: there is nothing to learn from. Was it filled with a placeholder?"

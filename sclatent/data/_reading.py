@@ -53,9 +53,21 @@ def by_rows(matrix: Any, where: str = "adata.X") -> Any:
         ...
     ValueError: adata.X is of type <U1: numbers were expected, ...
     """
-    dtype = _dtype_in_memory(getattr(matrix, "dtype", object), where)
+    place = place_of(where)
+    given = getattr(matrix, "dtype", type(matrix).__name__)
+    dtype = None if isinstance(given, str) else _dtype_in_memory(given)
+    if dtype is None:
+        raise ValueError(
+            f"{where} is of type {given}: numbers were expected, of at most 64 bits. Convert it, {place} = "
+            f'{place}.astype("float32").'
+        )
+    if sparse.issparse(matrix) and given not in (dtype, np.bool_):
+        raise ValueError(
+            f"{where} is sparse and of type {given}, with which scipy cannot compute. Convert it, {place} = "
+            f'{place}.astype("float32").'
+        )
     if np.ma.is_masked(matrix):
-        raise ValueError(f"{where} is a masked array: fill it, {where} = {where}.filled(0), or remove what is masked.")
+        raise ValueError(f"{where} is a masked array: fill it, {place} = {place}.filled(0), or remove what is masked.")
     if isinstance(matrix, CSCDataset):
         warnings.warn(
             f"{where} lies in its file column by column (CSC), where no cell can be read without all others: it is "
@@ -63,14 +75,7 @@ def by_rows(matrix: Any, where: str = "adata.X") -> Any:
             stacklevel=3,
         )
         matrix = matrix.to_memory()
-    if not sparse.issparse(matrix):
-        return matrix
-    if matrix.dtype not in (dtype, np.bool_):
-        raise ValueError(
-            f"{where} is sparse and of type {matrix.dtype}, with which scipy cannot compute: convert it, such as by "
-            'adata.X = adata.X.astype("float32").'
-        )
-    return matrix.tocsr()
+    return matrix.tocsr() if sparse.issparse(matrix) else matrix
 
 
 def read_rows(matrix: Any, rows: Sequence[int] | np.ndarray | slice) -> np.ndarray | sparse.csr_matrix:
@@ -112,7 +117,13 @@ def _in_memory(block: Any) -> np.ndarray | sparse.csr_matrix:
         block = block.compute()
     if not sparse.issparse(block):
         block = np.asarray(block)
-    block = block.astype(_dtype_in_memory(block.dtype, f"A {name}"), copy=False)
+    dtype = _dtype_in_memory(block.dtype)
+    if dtype is None:
+        raise ValueError(
+            f"The rows of a {name} come as {block.dtype} and not as numbers: read it into memory, adata = "
+            "adata.to_memory()."
+        )
+    block = block.astype(dtype, copy=False)
     return sparse.csr_matrix(block) if sparse.issparse(block) else block
 
 
@@ -172,14 +183,15 @@ def totals(values: np.ndarray | sparse.spmatrix | sparse.sparray, axis: int) -> 
     return values @ ones if axis == 1 else ones @ values
 
 
-def _dtype_in_memory(dtype: Any, where: str) -> np.dtype:
-    """The type that values are read as."""
+def place_of(where: str) -> str:
+    """Code for a matrix that a message calls so: itself, or X where it is called by words."""
+    return "adata.X" if " " in where else where
+
+
+def _dtype_in_memory(dtype: Any) -> np.dtype | None:
+    """The type that values are read as; None if one cannot compute with them."""
     dtype = np.dtype(dtype)
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise ValueError(
-            f"{where} is of type {dtype}: numbers were expected, of at most 64 bits. Convert them, such as by adata.X "
-            '= adata.X.astype("float32"); what is not in memory as a numpy array or a scipy sparse matrix may first '
-            "need adata = adata.to_memory()."
-        )
+        return None
     dtype = dtype.newbyteorder("=")
     return np.dtype(np.float32) if dtype in (np.bool_, np.float16) else dtype

@@ -171,11 +171,12 @@ def _counts(
         )
     columns = None
     if not adata.var_names.equals(genes):
-        if adata.is_view:  # whose X is a copy in any case
+        if adata.is_view and not adata.isbacked:  # its X is a copy in any case; a view of a file cannot be indexed
             adata = adata[:, genes]
         else:
             columns = adata.var_names.get_indexer(genes)
-    matrix = by_rows(get_matrix(adata, layer), f"{argument}.X" if layer is None else f"{argument}.layers[{layer!r}]")
+    place = f"{argument}.X" if layer is None else f"{argument}.layers[{layer!r}]"
+    matrix = by_rows(get_matrix(adata, layer), place)
     for counts in _blocks(matrix, columns):
         values = counts.data if sparse.issparse(counts) else counts
         if not np.isfinite(values).all() or (values < 0).any():
@@ -184,7 +185,7 @@ def _counts(
             cure = (
                 "Log-normalised or expected ones cannot be compared: give the layer or the AnnData that has the counts."
             )
-            raise ValueError(f"{argument} {not_whole(_blocks(matrix, columns), cure)}")
+            raise ValueError(not_whole(argument, place, _blocks(matrix, columns), cure))
     return matrix, columns
 
 

@@ -10,6 +10,8 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sclatent.data import check_obs
+
 MAX_COLUMNS = 4
 
 
@@ -32,7 +34,13 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float]) -> Axes:
 
 def levels(adata: AnnData, key: str) -> list[str]:
     """Levels of a column of obs that have cells, as text, in the order of its categories."""
+    check_obs(adata)
     return list(adata.obs[key].astype("category").cat.remove_unused_categories().cat.categories.astype(str))
+
+
+def indexable(adata: AnnData) -> AnnData:
+    """Return cells of which some can be taken, or some genes: a view of a file is read into memory."""
+    return adata.to_memory() if adata.isbacked and adata.is_view else adata
 
 
 def save_figure(figure: Figure, save: str | os.PathLike | None, given: Axes | None = None) -> None:

@@ -13,7 +13,7 @@ from sclatent.metrics import concordance, log_normalize, mean_change, pearson_of
 from sclatent.metrics._change import pearson
 from sclatent.metrics._groups import share_controls
 
-from ._figures import axes_or_new, grid, levels, save_figure
+from ._figures import axes_or_new, grid, indexable, levels, save_figure
 from ._names import name_points
 
 Predicted = Mapping[str, AnnData | np.ndarray]
@@ -46,7 +46,7 @@ def gene_statistics(real: AnnData, generated: AnnData, save: str | os.PathLike |
     >>> [ax.get_title() for ax in axes]
     ['mean (log1p CP10k)', 'variance (log1p CP10k)', 'zero fraction']
     """
-    x, y = (_statistics(cells) for cells in (real[:, generated.var_names], generated))
+    x, y = (_statistics(cells) for cells in (indexable(real)[:, generated.var_names], generated))
     figure, axes = grid(len(x), (3.2, 3.4))
     for ax, name in zip(axes, x, strict=True):
         a, b = x[name], y[name]
@@ -214,7 +214,7 @@ def _by_group(
         )
 
     def of(group: str, cells: AnnData) -> AnnData:
-        return cells[(cells.obs[key].astype(str) == group).to_numpy()]
+        return indexable(cells)[(cells.obs[key].astype(str) == group).to_numpy()]
 
     return {
         group: (

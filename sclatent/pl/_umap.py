@@ -12,9 +12,10 @@ import scanpy as sc
 from anndata import AnnData
 from matplotlib.lines import Line2D
 
+from sclatent.data import check_obs
 from sclatent.metrics import Projection, log_normalize
 
-from ._figures import grid, levels, save_figure
+from ._figures import grid, indexable, levels, save_figure
 
 COLORS = {"real": "#8c8c8c", "generated": "#d62728"}
 OTHERS = "0.92"
@@ -71,12 +72,14 @@ def umap(
     """
     for argument, key in (("color", color), ("groupby", groupby)):
         for name, adata in (("real", real), ("generated", generated)):
+            check_obs(adata, name)
             if key is not None and key not in adata.obs:
                 raise KeyError(
                     f"{argument}={key!r} is not a column of {name}.obs, which has {list(adata.obs.columns)}."
                 )
-    cells = ad.concat({"real": real[:, generated.var_names], "generated": generated}, label="cells", index_unique="-")
-    values = log_normalize(cells)
+    both = {"real": indexable(real)[:, generated.var_names], "generated": generated}
+    values = np.concatenate([log_normalize(adata) for adata in both.values()])
+    cells = ad.concat({name: AnnData(obs=adata.obs) for name, adata in both.items()}, label="cells", index_unique="-")
     cells.obsm["X_pca"] = Projection(values[: real.n_obs], n_pcs, seed).transform(values)
     sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, cells.n_obs - 1), use_rep="X_pca", random_state=seed)
     sc.tl.umap(cells, random_state=seed)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
+from sclatent.data import by_rows, get_features, read_rows
+
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 INTERPOLATIONS = ("bilinear", "bicubic")
 ROUNDING = 1e-3  # of floats that were scaled in half precision
@@ -168,10 +170,10 @@ def _find_images(adata: AnnData, key: str, given: Sequence[int] | None) -> tuple
         raise KeyError(f"image_key={key!r} is not in adata.obsm, which has {list(adata.obsm)}.")
     if adata.n_obs == 0:
         raise ValueError("adata has no cells, so there is nothing to embed.")
-    images = adata.obsm[key]
+    images, place = get_features(adata, key, None)
     is_flat = len(images.shape) == 2
-    where = f"adata.obsm[{key!r}] of shape {images.shape}"
-    if getattr(images, "dtype", None) == np.dtype(object):
+    where = f"{place} of shape {images.shape}"
+    if images.dtype == object:
         raise ValueError(
             f"{where} holds objects, not numbers: images must all have one size; resize them and stack them as (cells, "
             "height, width) or (cells, height, width, channels)."
@@ -181,6 +183,7 @@ def _find_images(adata: AnnData, key: str, given: Sequence[int] | None) -> tuple
             f"{where} does not hold images: (cells, height, width), (cells, height, width, channels) or (cells, height "
             "* width * channels) was expected."
         )
+    images = by_rows(images, place)
     argument = "image_shape" if given is not None else 'adata.uns["image_shape"]'
     if given is None and is_flat:
         if "image_shape" not in adata.uns:
@@ -206,9 +209,9 @@ def _find_images(adata: AnnData, key: str, given: Sequence[int] | None) -> tuple
 
 
 def _block(images: Any, rows: slice) -> np.ndarray:
-    """Bring rows of a matrix into memory: dense, sparse, a data frame, or on disk."""
-    block = images[rows]
-    return block.toarray() if sparse.issparse(block) else np.asarray(block)
+    """Read rows of images into memory, dense."""
+    block = read_rows(images, rows)
+    return block.toarray() if sparse.issparse(block) else block
 
 
 def _check_values(images: Any, batches: list[slice], where: str) -> None:

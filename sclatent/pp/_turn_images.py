@@ -11,7 +11,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from sclatent.data import feature_shape, get_features
+from sclatent.data import check_obs, feature_shape, get_features, read_rows
 
 
 def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int] | None = None) -> AnnData:
@@ -57,6 +57,7 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
     800
     >>> JointLDM.setup_anndata(turned, obsm_key="image", labels_key="phenotype")
     """
+    check_obs(adata)
     values, where = get_features(adata, obsm_key, None)
     shape = feature_shape(values, where, image_shape, adata.uns)
     if len(shape) != 3:
@@ -64,8 +65,9 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
             f"{where} has {shape[0]} features a cell and no image_shape: images were expected. If these are flat "
             "images, give image_shape=(height, width) or (height, width, channels)."
         )
-    values = values[:]  # of a file
-    images = (values.toarray() if sparse.issparse(values) else np.asarray(values)).reshape(-1, *shape)
+    images = read_rows(values, slice(None))
+    images = images.toarray() if sparse.issparse(images) else images
+    images = images.astype(values.dtype, copy=False).reshape(-1, *shape)
     turned = []
     for i, (mirrored, quarter_turns) in enumerate(product((False, True), range(4))):
         seen = np.rot90(images, quarter_turns, axes=(1, 2))
