@@ -19,6 +19,7 @@ from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
 from ._profiles import mean_profiles
+from ._random import random_stream, torch_stream
 
 __all__ = [
     "SHRINKAGE",
@@ -50,6 +51,8 @@ __all__ = [
     "log_normalize_counts",
     "make_loader",
     "mean_profiles",
+    "random_stream",
     "read_features",
+    "torch_stream",
     "unseen_profiles",
 ]

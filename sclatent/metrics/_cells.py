@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from sclatent.data import check_categorical, get_matrix
+from sclatent.data import check_categorical, get_matrix, random_stream
 
 from ._projection import log_normalize_dense
 from ._table import ALL
@@ -52,6 +52,7 @@ class CellGroups:
         whole: bool = True,
     ) -> None:
         check_anndata(adata, argument)
+        self._argument = argument
         self._counts = _counts(adata, genes, argument, layer, whole)
         if groupby is None:
             self.rows: dict[Hashable, np.ndarray] = {ALL: np.arange(adata.n_obs)}
@@ -69,7 +70,7 @@ class CellGroups:
 
     def shuffled(self, seed: int) -> CellGroups:
         """The same cells, rows of every group in random order."""
-        rng = np.random.default_rng(seed)
+        rng = random_stream(seed, f"order of {self._argument}")
         return self.take({group: rng.permutation(rows) for group, rows in self.rows.items()})
 
     def counts(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:

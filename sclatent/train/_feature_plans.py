@@ -11,7 +11,7 @@ from torch import Tensor
 from sclatent.data import FeatureBatch
 from sclatent.diffusion import Process
 from sclatent.module import DenoisingAutoencoder, FeatureAutoencoder, JointDenoiser
-from sclatent.nn import OPEN
+from sclatent.nn import OPEN, Dropout
 
 from ._plans import DiffusionPlan, StagePlan
 
@@ -243,9 +243,8 @@ class JointPlan(DiffusionPlan):
         self._frequency = frequency / frequency.sum()
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """Seed dropout by the step: it draws from the global random numbers, which are left as they were."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        """Seed dropout by the step, as a resumed training does not know what was drawn before."""
+        with Dropout.drawing_from(self._stream("dropout", self.global_step), self.trained):
             return super().training_step(batch, batch_idx)
 
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:

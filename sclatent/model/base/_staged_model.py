@@ -21,11 +21,11 @@ from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sclatent.data import Conditions, make_loader
+from sclatent.data import Conditions, make_loader, random_stream
 from sclatent.train import StagePlan
 
 from ._folder import read_model, refuse_damaged, write_model
-from ._random import Purpose, cell_rng, torch_seed
+from ._random import Purpose, cell_rng, initial_weights
 from ._registry import RegistryMixin
 from ._schema import FIELD, LEVELS, LOSSES, NAME, TEXT, check, dict_of, list_of, one_of, optional, parameters
 from ._stages import StageDirectory, fingerprint, fit_stage, quiet_lightning
@@ -250,7 +250,7 @@ class StagedModel(RegistryMixin):
         arguments = {name: {"seed": seed, **plan_kwargs.get(name, {})} for name in stages}
         for name in stages:
             self._plan(name, arguments[name])  # arguments that do not fit are refused before any work
-        order = np.random.default_rng(seed).permutation(len(rows))
+        order = random_stream(seed, "split").permutation(len(rows))
         n_train = max(1, round(train_size * len(rows)))
         directory = None
         if checkpoint_dir is not None:
@@ -363,7 +363,7 @@ class StagedModel(RegistryMixin):
 
     def _seeded_denoiser(self) -> nn.Module:
         """An untrained denoiser, always the same."""
-        with torch_seed(self.init_params_["seed"] + 1):
+        with initial_weights(self.init_params_["seed"], "denoiser"):
             return self._new_denoiser()
 
     def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
