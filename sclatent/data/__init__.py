@@ -22,6 +22,7 @@ from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
 from ._numbers import check_number, check_whole
 from ._profiles import mean_profiles
+from ._random import random_stream, torch_stream
 from ._reading import by_rows, read_rows, row_blocks, totals
 
 __all__ = [
@@ -60,9 +61,11 @@ __all__ = [
     "make_loader",
     "mean_profiles",
     "not_whole",
+    "random_stream",
     "read_features",
     "read_rows",
     "row_blocks",
+    "torch_stream",
     "totals",
     "unseen_profiles",
 ]

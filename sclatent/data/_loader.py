@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sclatent.nn import CellSets
 
 from ._checks import positions_of
+from ._random import random_stream
 from ._reading import by_rows, read_rows, totals
 
 
@@ -192,7 +193,7 @@ class EpochSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = np.arange(self.n)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+            order = random_stream(self.seed, "order of cells", self.epoch).permutation(self.n)
         for start in range(0, self.n, self.batch_size):
             yield order[start : start + self.batch_size].tolist()
 

@@ -8,6 +8,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ._loader import CellRows
 from ._normalize import log_normalize_counts
+from ._random import random_stream
 
 MAX_SPLITS = 5  # times that the molecules of a cell are split
 TOLERANCE = 1e-3  # of the eigenvalues: embeddings only start here
@@ -56,7 +57,7 @@ def gene_loadings(
     >>> gene_loadings(rows, n_genes=50, dim=8).shape
     (50, 8)
     """
-    rng = np.random.default_rng(seed)
+    rng = random_stream(seed, "loadings of genes")
     positions = np.arange(len(rows))
     if len(rows) > max_cells:
         positions = np.sort(rng.choice(len(rows), max_cells, replace=False))

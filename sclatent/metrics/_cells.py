@@ -18,6 +18,7 @@ from sclatent.data import (
     get_matrix,
     log_normalize_counts,
     not_whole,
+    random_stream,
     read_rows,
     row_blocks,
     totals,
@@ -67,6 +68,7 @@ class CellGroups:
         check_anndata(adata, argument)
         self._matrix, self._columns = _counts(adata, genes, argument, layer, whole)
         self.n_genes = len(genes)
+        self._argument = argument
         if groupby is None:
             self.rows: dict[Hashable, np.ndarray] = {ALL: np.arange(adata.n_obs)}
         else:
@@ -83,7 +85,7 @@ class CellGroups:
 
     def shuffled(self, seed: int) -> CellGroups:
         """The same cells, rows of every group in random order."""
-        rng = np.random.default_rng(seed)
+        rng = random_stream(seed, f"order of {self._argument}")
         return self.take({group: rng.permutation(rows) for group, rows in self.rows.items()})
 
     def counts(self, rows: np.ndarray) -> np.ndarray | sparse.csr_matrix:

@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from sclatent.data import totals
+from sclatent.data import random_stream, totals
 
 from ._cells import BLOCK, CellGroups
 
@@ -54,7 +54,7 @@ def independent_genes(
     if n is not None and n < 1:
         raise ValueError(f"n={n} is not possible: at least 1 cell must be generated for every condition.")
     cells = CellGroups(adata, adata.var_names, groupby, "adata", layer)
-    rng = np.random.default_rng(seed)
+    rng = random_stream(seed, "independent genes")
     sizes = {level: len(rows) if n is None else n for level, rows in cells.rows.items()}
     counts = [draw_independent_genes(cells, cells.rows[level], size, rng) for level, size in sizes.items()]
     obs = pd.DataFrame(index=[f"cell_{i}" for i in range(sum(sizes.values()))])

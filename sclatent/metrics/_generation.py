@@ -12,6 +12,8 @@ from anndata import AnnData
 from scipy import sparse
 from tqdm.auto import tqdm
 
+from sclatent.data import random_stream
+
 from ._cells import CellGroups, check_anndata
 from ._floors import draw_independent_genes
 from ._groups import alike, warn_of_alike
@@ -165,7 +167,7 @@ def evaluate_generation(
     sources = {name: CellGroups(adata, real.var_names, groupby, a) for name, (a, adata) in named.items()}
     levels = _levels(real_cells, sources, groupby)
 
-    some = np.random.default_rng(seed).permutation(np.concatenate(list(train_cells.rows.values())))
+    some = random_stream(seed, "cells of the components").permutation(np.concatenate(list(train_cells.rows.values())))
     projection = Projection(train_cells.values(some[: PCA_CELLS * max_cells]), n_components, seed)
 
     groups = [real_cells, *sources.values()]
@@ -258,12 +260,15 @@ class _Trial:
         number: int,
     ) -> None:
         self._real, self._train, self._size, self._projection = real, train, size, projection
-        self._seed = [seed, number]
+        self._seed, self._number = seed, number
         halves = self._split(real)
         self._halves = [self._sample(real, rows) for rows in halves]
         # what is compared with one half has the conditions of the other, as the ceiling has
         self._mixes = [{c: len(rows) for c, rows in half.items()} for half in reversed(halves)]
         self._comparison = Comparison(self._halves, projection, seed)
+
+    def _stream(self, purpose: str) -> np.random.Generator:
+        return random_stream(self._seed, purpose, self._number)
 
     def ceiling(self) -> list[dict]:
         """Records of one half as compared with the other."""
@@ -276,7 +281,7 @@ class _Trial:
 
     def floor(self, name: str) -> list[dict]:
         """Records of a floor as compared with one half; none where there are no cells to make it from."""
-        rng = np.random.default_rng([*self._seed, 2])
+        rng = self._stream(f"floor: {name}")
         if name == OTHERS:  # not of the training cells, which the components know
             origin = {c: rows for c, rows in self._real.rows.items() if c not in self._size}
             enough = sum(map(len, origin.values())) >= MIN_CELLS and len(self._size) == 1
@@ -312,7 +317,7 @@ class _Trial:
 
         Halves of the same mix would be more alike than samples of one distribution, and unbiased estimates below 0.
         """
-        rng = np.random.default_rng([*self._seed, 0])
+        rng = self._stream("halves")
         rows = np.concatenate([rng.choice(cells.rows[c], 2 * n, replace=False) for c, n in self._size.items()])
         labels = self._labels([2 * n for n in self._size.values()])
         halves = np.split(rng.permutation(len(rows)), 2)
@@ -320,7 +325,7 @@ class _Trial:
 
     def _draw(self, cells: CellGroups) -> list[Rows]:
         """Rows for both halves, of which none is in both."""
-        rng = np.random.default_rng([*self._seed, 1])
+        rng = self._stream("generated cells")
         rows = {c: rng.choice(cells.rows[c], 2 * n, replace=False) for c, n in self._size.items()}
         first = {c: r[: self._mixes[0][c]] for c, r in rows.items()}
         return [first, {c: r[len(first[c]) :] for c, r in rows.items()}]

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
-from sclatent.data import TARGET_SUM
+from sclatent.data import TARGET_SUM, random_stream
 
 from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
 from ._change import pearson, spearman, top_responding
@@ -196,9 +196,12 @@ def evaluate_perturbation(
         arms = _Arms(controls, g, space, max_cells, n_cells=min(len(halves[g][1]), max_cells))
         half, other_half = (arms.of_cells(truth, rows) for rows in halves[g])
         whole = replace(half, change=changes[g], n=len(truth.rows[g]))
-        predictions = {("generated", name): arms.of_prediction(p, g, [seed, i, 0]) for name, p in sources.items()}
+        predictions = {
+            ("generated", name): arms.of_prediction(p, g, random_stream(seed, "predicted cells", i))
+            for name, p in sources.items()
+        }
         if floors:
-            found = _floors(g, arms, seen_means, controls, [seed, i, 1])
+            found = _floors(g, arms, seen_means, controls, random_stream(seed, "cells of the floors", i))
             predictions |= {("floor", name): arm for name, arm in found.items()}
         predictions["ceiling", CEILING] = other_half
 
@@ -260,11 +263,11 @@ class _Arms:
         points = self.space.transform(self._to_move + change)
         return _Arm(change, 0, points, np.full(len(change), change.any()))
 
-    def of_prediction(self, prediction: Source, group: Hashable, seed: list[int]) -> _Arm:
+    def of_prediction(self, prediction: Source, group: Hashable, rng: np.random.Generator) -> _Arm:
         """Arm of predicted cells, the same ones whichever predictions stand beside them, or of a predicted change."""
         if isinstance(prediction, np.ndarray):
             return self.of_change(prediction)
-        return self.of_cells(prediction, np.random.default_rng(seed).permutation(prediction.rows[group]))
+        return self.of_cells(prediction, rng.permutation(prediction.rows[group]))
 
 
 class _Controls:
@@ -338,11 +341,11 @@ def _space(
     origins = [(controls.cells, controls.cells.rows)]
     if seen is not None:
         origins.append((seen, {g: rows for g, rows in seen.rows.items() if g not in compared}))
-    values = []
+    values, rng = [], random_stream(seed, "cells of the components")
     for cells, rows in origins:
         others = {g: r[len(_kept(r)) :] for g, r in rows.items()}
         if others:
-            values.append(cells.values(take_turns(others, np.random.default_rng(seed))[:max_cells]))
+            values.append(cells.values(take_turns(others, rng)[:max_cells]))
     return Projection(np.concatenate(values), n_components, seed)
 
 
@@ -351,14 +354,16 @@ def _kept(rows: np.ndarray) -> np.ndarray:
     return rows[: len(rows) // 2]
 
 
-def _floors(group: Hashable, arms: _Arms, seen: _Means, controls: _Controls, seed: list[int]) -> dict[str, _Arm]:
+def _floors(
+    group: Hashable, arms: _Arms, seen: _Means, controls: _Controls, rng: np.random.Generator
+) -> dict[str, _Arm]:
     """Floors of a group, by name, from what was seen of the other groups."""
     floors = {CONTROL: arms.of_change(np.zeros_like(arms.control_mean))}
     others = [g for g in seen.changes if g != group]
     if not others:
         return floors
     rows = {g: seen.cells.rows[g] for g in others}
-    some = take_turns({g: _kept(r) for g, r in rows.items()}, np.random.default_rng(seed))
+    some = take_turns({g: _kept(r) for g, r in rows.items()}, rng)
     cell_mean = arms.of_cells(seen.cells, some, np.mean([seen.means[g] for g in others], axis=0))
     floors[CELL_MEAN] = replace(cell_mean, n=sum(map(len, rows.values())))
     changes = np.array([seen.changes[g] for g in others])

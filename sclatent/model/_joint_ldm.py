@@ -12,7 +12,7 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 from torch import nn
 
-from sclatent.data import SHRINKAGE, FeatureRows, TokenRows
+from sclatent.data import SHRINKAGE, FeatureRows, TokenRows, random_stream
 from sclatent.diffusion import LinearFlow
 from sclatent.module import DiT, ImageAutoencoder, JointDenoiser, VectorAutoencoder
 from sclatent.train import JointPlan, ReconstructionPlan, StagePlan
@@ -133,7 +133,7 @@ class JointLDM(JointMixin, FeatureModel):
         autoencoder = self.module.autoencoder
         if isinstance(autoencoder, VectorAutoencoder):  # it starts from the principal components
             seed = self.init_params_["seed"]
-            some = np.random.default_rng(seed).permutation(len(rows))[:20_000]
+            some = random_stream(seed, "cells of the components").permutation(len(rows))[:20_000]
             batch = rows[np.sort(some)]
             x = autoencoder.scale(batch.x, batch.batch).numpy()
             k = min(autoencoder.n_tokens * autoencoder.token_dim, *x.shape)

@@ -36,7 +36,7 @@ from sclatent.nn import OPEN
 from ._scldm_description import DescriptionMixin
 from ._scldm_generation import GenerationMixin
 from ._scldm_training import TrainingMixin
-from .base import StagedModel, torch_seed
+from .base import StagedModel, initial_weights
 from .base._fields import KnownConditionsField, KnownLayerField, KnownLevelsField
 from .base._schema import FLAG, LEVELS, NAME, NAMES, POSITIVE, check, check_codes, dict_of, list_of, optional
 
@@ -162,7 +162,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         self.genes = pd.Index(self._state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str)
         self.conditions = Conditions(self._state(CONDITIONS_KEY).get("mappings", {}))
         self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")
-        with torch_seed(seed):
+        with initial_weights(seed, "autoencoder"):
             autoencoder = SetAutoencoder(
                 len(self.genes), self.batches.n_levels[0], n_tokens, token_dim, width, n_blocks, n_heads,
                 gene_likelihood=gene_likelihood, variational=kl_weight > 0,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sclatent.diffusion import Process
-from sclatent.nn import OPEN
+from sclatent.nn import OPEN, Dropout
 
 from ._centred_denoiser import CentredDenoiser
 from ._dit import DiT
@@ -73,10 +73,10 @@ class JointDenoiser(CentredDenoiser):
         pooled = (trunk.n_activations + 1) * width
         self.linear = nn.Linear(latent, n_labels)
         self.perceptron = nn.Sequential(
-            nn.Linear(latent, head_width), nn.GELU(), nn.Dropout(dropout), nn.Linear(head_width, n_labels)
+            nn.Linear(latent, head_width), nn.GELU(), Dropout(dropout), nn.Linear(head_width, n_labels)
         )
         self.head = nn.Sequential(
-            nn.LayerNorm(pooled), nn.Linear(pooled, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, n_labels)
+            nn.LayerNorm(pooled), nn.Linear(pooled, width), nn.GELU(), Dropout(dropout), nn.Linear(width, n_labels)
         )
         for layer in (self.linear, self.perceptron[-1], self.head[-1]):
             nn.init.zeros_(layer.weight)

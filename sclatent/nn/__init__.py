@@ -2,6 +2,7 @@
 
 from ._attention import AdaLNBlock, Block, SelfAttention
 from ._conditions import OPEN, CombinationTable, ConditionEmbedding, ConditionMean
+from ._dropout import Dropout
 from ._set_attention import SetPooling, SetReadout
 from ._sets import CellSets
 from ._time import TimeEmbedding
@@ -14,6 +15,7 @@ __all__ = [
     "CombinationTable",
     "ConditionEmbedding",
     "ConditionMean",
+    "Dropout",
     "SelfAttention",
     "SetPooling",
     "SetReadout",

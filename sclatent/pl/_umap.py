@@ -12,7 +12,7 @@ import scanpy as sc
 from anndata import AnnData
 from matplotlib.lines import Line2D
 
-from sclatent.data import check_obs
+from sclatent.data import check_obs, random_stream
 from sclatent.metrics import Projection, log_normalize
 
 from ._figures import grid, indexable, levels, save_figure
@@ -83,7 +83,7 @@ def umap(
     cells.obsm["X_pca"] = Projection(values[: real.n_obs], n_pcs, seed).transform(values)
     sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, cells.n_obs - 1), use_rep="X_pca", random_state=seed)
     sc.tl.umap(cells, random_state=seed)
-    cells = cells[np.random.default_rng(seed).permutation(cells.n_obs)].copy()
+    cells = cells[random_stream(seed, "order of points").permutation(cells.n_obs)].copy()
 
     if groupby is None:
         panels = {"real and generated": np.ones(cells.n_obs, dtype=bool)}

@@ -88,7 +88,7 @@ def clean_cells(model: FeatureModel, adata: AnnData, where: str, n_cells: int, s
         Features ``(cells, *shape)`` in units of their standard deviation; for a latent model tokens (cells, n_tokens,
         token_dim) in units of theirs.
     """
-    order = np.random.default_rng(seed).permutation(adata.n_obs)[: max(n_cells, MOMENTS_CELLS)]
+    order = cell_rng(seed, "cells").permutation(adata.n_obs)[: max(n_cells, MOMENTS_CELLS)]
     try:
         x = torch.from_numpy(model.get_features(adata, order))
     except (KeyError, ValueError) as error:

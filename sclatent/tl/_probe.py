@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sclatent.model.base import FeatureModel
+from sclatent.model.base import FeatureModel, cell_rng
 
 from ._noise import check_model, check_n_cells
 
@@ -95,7 +95,7 @@ def probe(
     setup = model.registry["setup_args"]
     labels = adata.obs[label_key].astype(object)
     known = labels.notna() & ((label_key != setup["labels_key"]) | (labels != setup["unlabeled_category"]))
-    cells = np.random.default_rng(seed).permutation(np.flatnonzero(known))[:n_cells]
+    cells = cell_rng(seed, "cells").permutation(np.flatnonzero(known))[:n_cells]
     y = labels.iloc[cells].astype(str).to_numpy()
     train, test = _split(y, label_key, seed)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from sclatent.data import FeatureBatch, check_number, check_whole
 from sclatent.diffusion import Process
 from sclatent.module import DenoisingAutoencoder, FeatureAutoencoder, JointDenoiser
-from sclatent.nn import OPEN
+from sclatent.nn import OPEN, Dropout
 
-from ._plans import MAX_SEED, DiffusionPlan, StagePlan
+from ._plans import DiffusionPlan, StagePlan
 
 LEAST_MIXUP = 0.01  # hardly ever mixes: smaller ones would be drawn for ever
 
@@ -245,10 +245,9 @@ class JointPlan(DiffusionPlan):
         self._frequency = frequency / frequency.sum()
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """Seed dropout by the minibatch: it draws from the global random numbers, which are left as they were."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            minibatch = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-            torch.manual_seed((self.seed * 1_000_003 + minibatch) % MAX_SEED)
+        """Seed dropout by the minibatch, as a resumed training does not know what was drawn before."""
+        minibatch = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        with Dropout.drawing_from(self._stream("dropout", minibatch), self.trained):
             return super().training_step(batch, batch_idx)
 
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:

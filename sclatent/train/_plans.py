@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from sclatent.data import CellBatch, check_number, check_whole
+from sclatent.data import CellBatch, check_number, check_whole, torch_stream
 from sclatent.diffusion import LinearFlow, Process
 from sclatent.module import SetAutoencoder
 from sclatent.nn import OPEN, CellSets
-
-MAX_SEED = 2**63  # of torch; larger ones start again at 0
 
 
 class TrainingDivergedError(RuntimeError):
@@ -113,17 +111,17 @@ class StagePlan(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed the noise of this epoch by its number, so that a resumed training draws what it would have drawn."""
-        self.generator = self._new_generator(1 + self.current_epoch)
+        self.generator = self._stream("training", self.current_epoch)
 
     def on_validation_epoch_start(self) -> None:
         """Draw the same noise in every validation, so that losses can be compared."""
-        self.validation_generator = self._new_generator(0)
+        self.validation_generator = self._stream("validation")
 
     def use_trained_weights(self) -> None:
         """Leave in the network the weights that are to be used; those it was trained with, unless a plan averages."""
 
-    def _new_generator(self, stream: int) -> torch.Generator:
-        return torch.Generator(device=self.device).manual_seed((self.seed * 1_000_003 + stream) % MAX_SEED)
+    def _stream(self, purpose: str, *position: int) -> torch.Generator:
+        return torch_stream(self.seed, f"{purpose} of the {self.name}", *position, device=self.device)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._log_mean(self.losses(batch, self.generator), "train")

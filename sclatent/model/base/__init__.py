@@ -2,7 +2,7 @@
 
 from ._feature_model import FeatureModel
 from ._joint import JointMixin
-from ._random import cell_rng, torch_seed
+from ._random import cell_rng, initial_weights
 from ._staged_model import StagedModel, check_n_samples
 
-__all__ = ["FeatureModel", "JointMixin", "StagedModel", "cell_rng", "check_n_samples", "torch_seed"]
+__all__ = ["FeatureModel", "JointMixin", "StagedModel", "cell_rng", "check_n_samples", "initial_weights"]

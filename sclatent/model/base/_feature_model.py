@@ -38,7 +38,7 @@ from sclatent.train import DiffusionPlan, StagePlan
 
 from ._feature_generation import FeatureGenerationMixin
 from ._fields import KnownLayerField, KnownLevelsField, KnownObsmField
-from ._random import torch_seed
+from ._random import initial_weights
 from ._schema import COUNT, DTYPE, LEVELS, NAME, NUMBER, check_codes, list_of, optional
 from ._staged_model import StagedModel
 
@@ -83,7 +83,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         if setup["labels_key"] is not None:
             self.labels = Conditions({setup["labels_key"]: setup["labels"]}, "labels")
         self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")
-        with torch_seed(seed):
+        with initial_weights(seed, "autoencoder"):
             autoencoder = self._new_autoencoder()
         shape = autoencoder.n_tokens, autoencoder.token_dim
         self.module = LatentDiffusion(autoencoder, Standardize(*shape), nn.Identity())

@@ -4,24 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-Purpose = Literal["sizes", "noise", "counts", "transport", "latent", "steps"]
+from sclatent.data import random_stream, torch_stream
+
+Purpose = Literal["sizes", "noise", "counts", "transport", "latent", "steps", "cells"]
+
+OF_TORCH = "bernoulli", "binomial", "multinomial", "normal", "poisson", "rand", "randint", "randn", "randperm"
+OF_TENSORS = (
+    "bernoulli", "bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "multinomial", "normal_",
+    "random_", "uniform_",
+)  # fmt: skip
+DRAWS = {getattr(torch, name) for name in OF_TORCH} | {getattr(Tensor, name) for name in OF_TENSORS}
 
 
 def cell_rng(seed: int, purpose: Purpose, cell: int = 0) -> np.random.Generator:
     """Random numbers of one cell for one purpose: no cell's depend on how many others there are."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed={seed!r} must be a whole number of at least 0.")
-    return np.random.default_rng([seed, get_args(Purpose).index(purpose), cell])
+    return random_stream(seed, f"{purpose} of cells", cell)
+
+
+class _DrawsFrom(TorchFunctionMode):
+    """Whatever torch draws in this thread comes from a generator, where none is given."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if (func in DRAWS or "generator" in kwargs) and kwargs.get("generator") is None:
+            kwargs = {**kwargs, "generator": self.generator}
+        return func(*args, **kwargs)
 
 
 @contextmanager
-def torch_seed(seed: int) -> Iterator[None]:
-    """Draw the random numbers of torch from a seed, and leave the global ones as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+def initial_weights(seed: int, part: str) -> Iterator[None]:
+    """Draw the initial weights of a part of a model from the seed; the global random numbers are not touched.
+
+    They belong to all threads, so that models that are made at once would get weights of each other.
+    """
+    if torch.get_default_device().type == "meta":  # there is nothing to draw
+        yield
+        return
+    with _DrawsFrom(torch_stream(seed, f"initial weights of the {part}")):
         yield

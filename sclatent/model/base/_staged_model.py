@@ -22,12 +22,12 @@ from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sclatent.data import Conditions, check_number, check_whole, make_loader
+from sclatent.data import Conditions, check_number, check_whole, make_loader, random_stream
 from sclatent.train import StagePlan
 
 from ._checkpoints import StageDirectory, fingerprint, plan_arguments
 from ._folder import read_model, refuse_damaged, write_model
-from ._random import Purpose, cell_rng, torch_seed
+from ._random import Purpose, cell_rng, initial_weights
 from ._registry import RegistryMixin
 from ._schema import FIELD, LEVELS, LOSSES, NAME, TEXT, check, dict_of, list_of, one_of, optional, parameters
 from ._stages import StageFit
@@ -276,7 +276,7 @@ class StagedModel(RegistryMixin):
         plans = {name: self._plan(name, arguments[name]) for name in self.STAGES}
         rows = self._training_rows()
         epochs = {name: self._n_epochs(max_epochs, name, len(rows)) for name in self.STAGES}
-        order = np.random.default_rng(seed).permutation(len(rows))
+        order = random_stream(seed, "split").permutation(len(rows))
         n_train = max(1, round(train_size * len(rows)))
         train, validation = np.sort(order[:n_train]), np.sort(order[n_train:])
         directory, began = None, None
@@ -441,7 +441,7 @@ class StagedModel(RegistryMixin):
 
     def _seeded_denoiser(self) -> nn.Module:
         """An untrained denoiser, always the same."""
-        with torch_seed(self.init_params_["seed"] + 1):
+        with initial_weights(self.init_params_["seed"], "denoiser"):
             return self._new_denoiser()
 
     def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
