@@ -12,7 +12,8 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._checks import get_matrix, positions_of
+from ._checks import get_matrix, is_whole, positions_of
+from ._levels import short_repr
 
 
 class FeatureBatch(NamedTuple):
@@ -227,11 +228,12 @@ def feature_shape(
                 "width) or (height, width, channels)."
             )
     if image_shape is not None:
-        given = tuple(int(n) for n in np.atleast_1d(image_shape))
-        if len(given) not in (2, 3) or min(given) < 1 or np.prod(given) != np.prod(shape):
+        sides = [image_shape] if isinstance(image_shape, str) or np.ndim(image_shape) == 0 else list(image_shape)
+        given = tuple(int(n) if is_whole(n) else n for n in sides)
+        if len(given) not in (2, 3) or not all(map(is_whole, given)) or np.prod(given) != np.prod(shape):
             raise ValueError(
-                f"image_shape={given} does not fit {where}, which has {int(np.prod(shape))} values a cell: (height, "
-                "width) or (height, width, channels) was expected."
+                f"image_shape={short_repr(given)} does not fit {where}, which has {int(np.prod(shape))} values per "
+                "cell: (height, width) or (height, width, channels) was expected."
             )
         shape = given
     if len(shape) == 1:
@@ -272,7 +274,7 @@ def check_finite(values: Any, where: str, block: int = 4096) -> None:
     for start in range(0, values.shape[0], block):
         part = values[start : start + block]
         part = part.data if sparse.issparse(part) else np.asarray(part)
-        if not np.issubdtype(part.dtype, np.number):
+        if not (np.issubdtype(part.dtype, np.number) or part.dtype.kind == "b"):
             raise ValueError(f"{where} is of type {part.dtype}: numbers were expected.")
         if np.issubdtype(part.dtype, np.floating) and not np.isfinite(part).all():
             raise ValueError(

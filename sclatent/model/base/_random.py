@@ -9,13 +9,20 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from sclatent.data import is_whole, short_repr
+
 Purpose = Literal["sizes", "noise", "counts", "transport", "latent", "steps"]
+
+
+def check_seed(seed: int) -> None:
+    """Raise a ``ValueError`` unless this is a seed: a whole number, of Python or numpy, of at most 63 bits."""
+    if not is_whole(seed, least=0) or seed >= 2**63:
+        raise ValueError(f"seed={short_repr(seed)} must be a whole number of at least 0, and below 2**63.")
 
 
 def cell_rng(seed: int, purpose: Purpose, cell: int = 0) -> np.random.Generator:
     """Random numbers of one cell for one purpose: no cell's depend on how many others there are."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number of at least 0.")
+    check_seed(seed)
     return np.random.default_rng([seed, get_args(Purpose).index(purpose), cell])
 
 
