@@ -152,7 +152,7 @@ class GenerationMixin:
             Cells to move, with their conditions in ``obs``; the training data by default. A condition that is missing
             there is left open.
         conditions
-            Where to: levels by key for all cells, or a DataFrame with a row a cell. Other keys stay as they are.
+            Where to: levels by key for all cells, or a DataFrame with one row per cell. Other keys stay as they are.
         keep
             How much of the cell is kept: the time in [0, 1] to which it is carried back. At 1 it is not carried back
             at all: it moves by the effect of the conditions alone; at 0 nothing but its noise is kept, and the

@@ -77,9 +77,9 @@ class FeatureGenerationMixin:
         Parameters
         ----------
         n_samples
-            Number of cells; may be left out when ``labels`` has one a cell.
+            Number of cells; may be left out when ``labels`` has one per cell.
         labels
-            Label of all cells, or one a cell. Missing ones are left open.
+            Label of all cells, or one per cell. Missing ones are left open.
         guidance_weight
             Weight w of guidance: 1 is plain conditional sampling, 0 is unconditional, above 1 pushes cells towards
             their labels. By default 1, and 4 for images by a classifier alone. With ``guidance="both"`` it is that of
@@ -116,7 +116,7 @@ class FeatureGenerationMixin:
         >>> cells.obs["phenotype"].tolist()
         ['Metaphase', 'Metaphase', 'Metaphase', 'Metaphase']
 
-        One label a cell; and none, which leaves them open:
+        One label per cell; and none, which leaves them open:
 
         >>> model.sample(labels=["Metaphase", "Interphase"]).n_obs
         2
@@ -170,7 +170,7 @@ class FeatureGenerationMixin:
         adata
             Cells, labelled or not, of the training data or new; the training data by default.
         labels
-            Label to reach, one for all cells or one a cell.
+            Label to reach, one for all cells or one per cell.
         noise_level
             Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1 goes
             back to noise alone. By default 0.2, without a classifier 0.4; of images 0.55, without a classifier 0.95 and
