@@ -107,7 +107,7 @@ SETUP = {
     "flat uint8": (nothing, {"obsm_key": "flat"}, ValueError, r"looks like flat images \(64 values.*give image_shape="),
     "image_shape that does not fit": (
         nothing, {"obsm_key": "flat", "image_shape": (8, 9)}, ValueError,
-        r"image_shape=\(8, 9\) does not fit adata.obsm\['flat'\], which has 64 values a cell: \(height, width\) or",
+        r"image_shape=\(8, 9\) does not fit adata.obsm\['flat'\], which has 64 values per cell: \(height, width\) or",
     ),
     "image_shape that is not square": (
         nothing, {"obsm_key": "flat", "image_shape": (4, 16)}, ValueError, "images of 4 x 16 pixels: square",
@@ -282,7 +282,7 @@ WRONG = [
     ({"labels": "NK"}, ValueError, r"labels: 'NK' is no level of 'type', which has \['B', 'T'\]"),
     ({"labels": "unknown"}, ValueError, r"labels: 'unknown' is no level of 'type', which has \['B', 'T'\]"),
     ({"labels": ["B", "NK", "T"]}, ValueError, "labels: 'NK' is no level of 'type'"),
-    ({"labels": ["B"] * 2}, ValueError, "labels has 2 entries, but 3 cells are asked for: give one a cell"),
+    ({"labels": ["B"] * 2}, ValueError, "labels has 2 entries, but 3 cells are asked for: give one per cell"),
     ({"guidance": "classifierfree"}, ValueError, "guidance='classifierfree' is not one that .* has: use one of"),
     ({"guidance_weight": float("nan")}, ValueError, "guidance_weight=nan must be a finite number"),
     ({"guidance_weight": float("inf")}, ValueError, "guidance_weight=inf must be a finite number"),

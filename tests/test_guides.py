@@ -13,6 +13,7 @@ from typing import Any
 import anndata as ad
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 import torch
@@ -189,6 +190,22 @@ def level_without_cells(cells):
     SCLDM.setup_anndata(adata, condition_keys=KEYS)
 
 
+@message("batch_key: 'patient_id' was given by condition_keys")
+def two_roles(cells):
+    yield lambda: SCLDM.setup_anndata(cells.copy(), condition_keys=KEYS, batch_key="patient_id")
+    SCLDM.setup_anndata(cells.copy(), condition_keys="condition", batch_key="patient_id")
+
+
+@message("condition_keys: adata.obs['age'] has levels of type Interval")
+def intervals(cells):
+    adata = cells.copy()
+    adata.obs["age"] = pd.cut(np.arange(adata.n_obs) % 40, [-1, 20, 40])
+    yield lambda: SCLDM.setup_anndata(adata, condition_keys="age")
+    adata.obs["age"] = adata.obs["age"].astype(str)
+    SCLDM.setup_anndata(adata, condition_keys="age")
+    assert SCLDM(adata, **SMALL).conditions.levels["age"] == ["(-1, 20]", "(20, 40]"]
+
+
 @message("adata.var_names has duplicates")
 def duplicated_genes(cells):
     adata = cells.copy()
@@ -325,6 +342,18 @@ def untrained(cells):
     yield lambda: model.sample(3)
     model.train(1, **QUIET)
     model.sample(3, progress_bar=False)
+
+
+@message("conditions='ctrl' must be a dict")
+def a_level_alone(model):
+    yield lambda: model.sample(3, "ctrl")
+    model.sample(3, {"condition": "ctrl"}, progress_bar=False)
+
+
+@message("guidance_weight=1e+30 took cells beyond")
+def far_too_much_guidance(model):
+    yield lambda: model.sample(3, {"condition": "ctrl"}, 1e30, progress_bar=False)
+    model.sample(3, {"condition": "ctrl"}, 10.0, progress_bar=False)
 
 
 @message("conditions: 'treated' is no level")
@@ -519,6 +548,18 @@ def missing_labels(nuclei):
     yield lambda: JointLDM.setup_anndata(adata, labels_key="phenotype")
     adata.obs["phenotype"] = adata.obs["phenotype"].astype(object).fillna("unknown")
     JointLDM.setup_anndata(adata, labels_key="phenotype")
+
+
+@message("labels_key: adata.obs['phenotype'] has labels that")
+def mistyped_labels(nuclei):
+    adata = nuclei.copy()
+    JointDiffusion.setup_anndata(adata, labels_key="phenotype")
+    model = JointDiffusion(adata, denoiser_width=16, denoiser_blocks=1)
+    right = adata.obs["phenotype"].astype(str)
+    adata.obs["phenotype"] = right.replace({"Metaphase": "Metafase"})
+    yield lambda: model.train(1, **QUIET)
+    adata.obs["phenotype"] = right.replace({"Metaphase": "unknown"})
+    model.train(1, **QUIET)
 
 
 @message("predict needs labels")

@@ -2,25 +2,32 @@
 
 from ._additive import additive_effects, common_slope
 from ._checks import (
+    check_adata,
     check_categorical,
     check_counts,
     check_keys,
     check_no_empty_level,
     check_obs,
+    check_place,
+    check_roles,
     check_size_factors,
     check_var_names,
     get_matrix,
     not_whole,
+    raw_counts_hint,
+    warn_of_copies,
 )
 from ._conditions import Conditions
 from ._features import FeatureBatch, FeatureRows, check_finite, check_varies, feature_shape, get_features, read_features
 from ._genes import align_genes
 from ._interactions import SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
-from ._library import LibrarySizes
+from ._labels import UNLABELED, check_labels, label_codes
+from ._levels import check_levels, factorize, level_key, plain_level, short_repr
+from ._library import LibrarySizes, check_library_size
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
-from ._numbers import check_number, check_whole
+from ._numbers import check_number, check_whole, is_number, is_whole
 from ._profiles import mean_profiles
 from ._random import random_stream, torch_stream
 from ._reading import by_rows, read_rows, row_blocks, totals
@@ -28,6 +35,7 @@ from ._reading import by_rows, read_rows, row_blocks, totals
 __all__ = [
     "SHRINKAGE",
     "TARGET_SUM",
+    "UNLABELED",
     "CellBatch",
     "CellRows",
     "ChangeRidge",
@@ -40,32 +48,47 @@ __all__ = [
     "additive_effects",
     "align_genes",
     "by_rows",
+    "check_adata",
     "check_categorical",
     "check_counts",
     "check_finite",
     "check_keys",
+    "check_labels",
+    "check_levels",
+    "check_library_size",
     "check_no_empty_level",
     "check_number",
     "check_obs",
+    "check_place",
+    "check_roles",
     "check_size_factors",
     "check_var_names",
     "check_varies",
     "check_whole",
     "common_slope",
+    "factorize",
     "feature_shape",
     "gene_loadings",
     "get_features",
     "get_matrix",
     "interaction_effects",
+    "is_number",
+    "is_whole",
+    "label_codes",
+    "level_key",
     "log_normalize_counts",
     "make_loader",
     "mean_profiles",
     "not_whole",
+    "plain_level",
     "random_stream",
+    "raw_counts_hint",
     "read_features",
     "read_rows",
     "row_blocks",
+    "short_repr",
     "torch_stream",
     "totals",
     "unseen_profiles",
+    "warn_of_copies",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from ._levels import factorize, short_repr
 from ._reading import by_rows, place_of, row_blocks, totals
 
 WHOLE = 1e-3, 1e-5  # how far a whole number may be off by rounding, and times the number, more
@@ -195,17 +198,84 @@ def first_row(block: Any, wanted: np.ndarray) -> int:
     return int(np.argwhere(wanted)[0, 0])
 
 
+def raw_counts_hint(adata: AnnData) -> str:
+    """Where counts are that were not found elsewhere: a sentence if ``adata.raw`` holds some, else nothing.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+
+    Returns
+    -------
+    str
+        What to add to a message.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import sclatent
+    >>> from sclatent.data import raw_counts_hint
+    >>> adata = sclatent.datasets.simulate(10, 20)
+    >>> adata.raw = adata.copy()
+    >>> raw_counts_hint(adata)
+    ' adata.raw, which is not looked at, holds counts: adata = adata.raw.to_adata() has them in X.'
+    """
+    if adata.raw is None:
+        return ""
+    try:
+        check_counts(adata.raw.X[:1024], "adata.raw.X")
+    except ValueError:
+        return ""
+    return " adata.raw, which is not looked at, holds counts: adata = adata.raw.to_adata() has them in X."
+
+
 def positions_of(indices: Sequence[int] | slice | None, n: int) -> np.ndarray:
     """Rows of n cells that indices name: numbers, a mask or a slice; all by default. Raises if there are none."""
+    which = slice(None) if indices is None else list(indices) if isinstance(indices, tuple) else indices
     try:
-        cells = np.atleast_1d(np.arange(n)[slice(None) if indices is None else indices])
+        cells = np.atleast_1d(np.arange(n)[which])
+        if isinstance(which, bool | np.bool_) or cells.ndim > 1:
+            raise IndexError
     except IndexError as error:
         raise IndexError(
-            f"indices={indices!r} must be rows of {n} cells: numbers from 0 to {n - 1}, or a mask."
+            f"indices={short_repr(indices)} must be rows of {n} cells: numbers from 0 to {n - 1}, or a mask."
         ) from error
     if not len(cells):
-        raise ValueError(f"indices={indices!r} names no cell.")
+        raise ValueError(f"indices={short_repr(indices)} names no cell.")
     return cells
+
+
+def check_adata(adata: Any, argument: str = "adata") -> None:
+    """Raise a ``TypeError`` unless this is an AnnData whose obs is in memory.
+
+    Parameters
+    ----------
+    adata
+        What was given.
+    argument
+        The argument that it was given by.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sclatent.data import check_adata
+    >>> check_adata(pd.DataFrame({"gene": [1.0]}))
+    Traceback (most recent call last):
+        ...
+    TypeError: adata is of type DataFrame: an AnnData was expected.
+    """
+    if isinstance(adata, AnnData):
+        check_obs(adata, argument)
+        return
+    modalities = getattr(adata, "mod", None)
+    if isinstance(modalities, Mapping) and modalities:
+        one = "rna" if "rna" in modalities else next(iter(modalities))
+        raise TypeError(
+            f"{argument} is of type {type(adata).__name__}, with the modalities {list(modalities)}: a model takes one "
+            f'of them, such as mdata["{one}"].'
+        )
+    raise TypeError(f"{argument} is of type {type(adata).__name__}: an AnnData was expected.")
 
 
 def check_var_names(adata: AnnData) -> None:
@@ -235,7 +305,26 @@ def check_var_names(adata: AnnData) -> None:
         )
 
 
-def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: int = 1) -> None:
+def _only_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:
+    """The column of a name; raises unless there is one, and one alone."""
+    names = list(obs.columns)
+    if key not in names:
+        raise KeyError(f"{argument}: {key!r} is not a column of adata.obs, which has {names}.")
+    if names.count(key) > 1:
+        raise ValueError(
+            f"{argument}: adata.obs has {names.count(key)} columns with the name {key!r}. Keep the first of each by "
+            "adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]."
+        )
+    return obs[key]
+
+
+def check_categorical(
+    obs: pd.DataFrame,
+    key: str,
+    argument: str,
+    min_levels: int = 1,
+    cure: str = "fill it in or remove those cells",
+) -> None:
     """Raise unless a column of obs is complete and has enough levels to condition on.
 
     Parameters
@@ -248,13 +337,15 @@ def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: in
         What a message calls the argument that it was given by.
     min_levels
         How many different levels there must be.
+    cure
+        What to do where values are missing.
 
     Raises
     ------
     KeyError
         If there is no such column.
     ValueError
-        If values are missing, or levels too few.
+        If there are two such columns, values are missing, or levels too few.
 
     Examples
     --------
@@ -266,15 +357,19 @@ def check_categorical(obs: pd.DataFrame, key: str, argument: str, min_levels: in
         ...
     ValueError: condition_keys: adata.obs['condition'] has only the level 'control'; ...
     """
-    if key not in obs:
-        raise KeyError(f"{argument}: {key!r} is not a column of adata.obs, which has {list(obs.columns)}.")
-    column = obs[key]
+    column = _only_column(obs, key, argument)
+    if not len(column):
+        raise ValueError(f"{argument}: adata.obs[{key!r}] has no cells.")
     if column.isna().any():
+        raise ValueError(f"{argument}: adata.obs[{key!r}] is missing for {int(column.isna().sum())} cells: {cure}.")
+    try:
+        levels = factorize(column)[1]
+    except TypeError as error:
         raise ValueError(
-            f"{argument}: adata.obs[{key!r}] is missing for {int(column.isna().sum())} cells: fill it in or remove "
-            "those cells."
-        )
-    levels = column.unique()
+            f"{argument}: adata.obs[{key!r}] has values that cannot be levels, such as "
+            f"{short_repr(column.iloc[0])} of type {type(column.iloc[0]).__name__}. Text was expected: "
+            f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str) makes text of them."
+        ) from error
     if len(levels) < min_levels:
         raise ValueError(
             f"{argument}: adata.obs[{key!r}] has only the level {levels[0]!r}; a condition needs at least {min_levels} "
@@ -340,10 +435,10 @@ def check_size_factors(obs: pd.DataFrame, key: str) -> None:
         ...
     ValueError: size_factor_key: adata.obs['size_factor'] must be a positive finite number for every cell.
     """
-    if key not in obs:
-        raise KeyError(f"size_factor_key: {key!r} is not a column of adata.obs, which has {list(obs.columns)}.")
-    values = pd.to_numeric(obs[key], errors="coerce").to_numpy(float)
-    if not (np.isfinite(values) & (values > 0)).all():
+    column = _only_column(obs, key, "size_factor_key")
+    is_time = column.dtype.kind in "mM"
+    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
+    if is_time or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"size_factor_key: adata.obs[{key!r}] must be a positive finite number for every cell.")
 
 
@@ -353,20 +448,136 @@ def check_keys(condition_keys: Sequence[str] | str | None) -> list[str]:
     Parameters
     ----------
     condition_keys
-        One name or several, or None.
+        One name or several (a list, tuple, array or Index), or None.
 
     Raises
     ------
     ValueError
-        If a name is there twice.
+        If a name is there twice or is no string, or if names are in no order.
 
     Examples
     --------
+    >>> import pandas as pd
     >>> from sclatent.data import check_keys
-    >>> check_keys("cell_type"), check_keys(["cell_type", "condition"]), check_keys(None)
+    >>> check_keys("cell_type"), check_keys(pd.Index(["cell_type", "condition"])), check_keys(None)
     (['cell_type'], ['cell_type', 'condition'], [])
     """
-    keys = [condition_keys] if isinstance(condition_keys, str) else list(condition_keys or [])
+    if condition_keys is None:
+        return []
+    if isinstance(condition_keys, Set | Mapping | pd.DataFrame):
+        raise ValueError(
+            f"condition_keys={short_repr(condition_keys)} is of type {type(condition_keys).__name__}: a list of names "
+            'was expected, whose order is that of the codes, such as ["cell_type", "condition"].'
+        )
+    several = isinstance(condition_keys, Sequence | np.ndarray | pd.Index | pd.Series)
+    keys = list(condition_keys) if several and not isinstance(condition_keys, str | bytes) else [condition_keys]
+    for key in keys:
+        check_column_name(key, "condition_keys")
     if len(set(keys)) < len(keys):
-        raise ValueError(f"condition_keys={keys} names a column twice.")
-    return keys
+        raise ValueError(f"condition_keys={short_repr(keys)} names a column twice.")
+    return [str(key) for key in keys]
+
+
+def check_place(**names: str | None) -> None:
+    """Raise a ``ValueError`` unless names of a layer or an entry of obsm, by their arguments, are strings or None.
+
+    Parameters
+    ----------
+    **names
+        Names by argument.
+
+    Examples
+    --------
+    >>> from sclatent.data import check_place
+    >>> check_place(layer=["counts"])
+    Traceback (most recent call last):
+        ...
+    ValueError: layer=['counts'] must be a string, or None for X.
+    """
+    for argument, name in names.items():
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"{argument}={short_repr(name)} must be a string, or None for X.")
+
+
+def check_column_name(name: Any, argument: str) -> None:
+    """Raise a ``ValueError`` unless this may be the name of a column of obs: a string that is not taken.
+
+    Parameters
+    ----------
+    name
+        The name.
+    argument
+        What a message calls the argument that it was given by.
+    """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{argument}: {short_repr(name)} must be a string, the name of a column of adata.obs. Columns that are "
+            "named by numbers get strings by adata.obs.columns = adata.obs.columns.astype(str)."
+        )
+    if name.startswith("_scvi"):
+        raise ValueError(
+            f"{argument}: columns with names such as {name!r} are written by scvi-tools, and generated cells lack "
+            "them: give the column that it was made from, or rename it."
+        )
+
+
+def check_roles(written: Sequence[str] = (), **roles: Sequence[str] | str | None) -> None:
+    """Raise a ``ValueError`` if a column of obs has two roles, or the name of one that is written.
+
+    Parameters
+    ----------
+    written
+        Columns that generated cells have besides.
+    **roles
+        Name or names of columns, by the argument that they were given by.
+
+    Examples
+    --------
+    >>> from sclatent.data import check_roles
+    >>> check_roles(condition_keys=["donor", "treatment"], batch_key="donor")
+    Traceback (most recent call last):
+        ...
+    ValueError: batch_key: 'donor' was given by condition_keys, too: a column can be one of the two alone. ...
+    """
+    taken: dict[str, str] = {}
+    for argument, names in roles.items():
+        for name in names if isinstance(names, list) else [names] * (names is not None):
+            check_column_name(name, argument)
+            if name in written:
+                raise ValueError(
+                    f"{argument}: {name!r} is a column that is written for generated cells. Rename yours by "
+                    f'adata.obs = adata.obs.rename(columns={{"{name}": "my_{name}"}}).'
+                )
+            if name in taken:
+                raise ValueError(
+                    f"{argument}: {name!r} was given by {taken[name]}, too: a column can be one of the two alone. "
+                    f"Leave it out of {taken[name]} or of {argument}."
+                )
+            taken[name] = argument
+
+
+def warn_of_copies(obs: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Warn of columns that say the same of every cell, so that their effects cannot be told apart.
+
+    Parameters
+    ----------
+    obs
+        Table of cells.
+    keys
+        Columns that the model is told.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sclatent.data import warn_of_copies
+    >>> warn_of_copies(pd.DataFrame({"donor": ["A", "A", "B"], "dose": [0, 1, 1]}), ["donor", "dose"])
+    """
+    codes = {key: factorize(obs[key])[0].astype(np.int64) for key in keys}
+    for one, other in combinations(keys, 2):
+        n_pairs = len(np.unique(codes[one] * len(obs) + codes[other]))
+        if n_pairs == len(np.unique(codes[one])) == len(np.unique(codes[other])) > 1:
+            warnings.warn(
+                f"adata.obs[{one!r}] and adata.obs[{other!r}] say the same of every cell, so that their effects cannot "
+                "be told apart: leave one of them out.",
+                stacklevel=3,
+            )

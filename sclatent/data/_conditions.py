@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import warnings
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_scalar
 
 from sclatent.nn import OPEN
+
+from ._levels import factorize, level_key, plain_level, short_repr
+
+ONE = {  # what to give in place of several levels, by the argument
+    "conditions": " Give one level per key, or a DataFrame with one row per cell.",
+    "labels": " Give one label for all cells, or a list of one per cell.",
+}
 
 
 class Conditions:
@@ -39,8 +49,10 @@ class Conditions:
 
     def __init__(self, levels: Mapping[str, list[Any]], argument: str = "conditions") -> None:
         self.argument = argument
-        self.levels = {key: [_plain(level) for level in values] for key, values in levels.items()}
-        self._codes = {key: {level: i for i, level in enumerate(values)} for key, values in self.levels.items()}
+        self.levels = {key: [plain_level(level) for level in values] for key, values in levels.items()}
+        self._codes = {
+            key: {level_key(level): i for i, level in enumerate(values)} for key, values in self.levels.items()
+        }
 
     @property
     def keys(self) -> list[str]:
@@ -63,8 +75,9 @@ class Conditions:
         Parameters
         ----------
         conditions
-            One level a key for all cells, or a DataFrame with a row a cell. Keys that are not given, and missing values
-            in a DataFrame, are left open. Columns of a DataFrame that are no condition are ignored.
+            One level per key for all cells, as a dict or a row of a DataFrame; or a DataFrame with one row per cell.
+            Keys that are not given, and missing values in a DataFrame, are left open. What else a DataFrame or a row
+            has is ignored.
         n_cells
             Number of cells; may be left out with a DataFrame.
         argument
@@ -76,21 +89,25 @@ class Conditions:
             Codes (cells, n_keys), -1 where a key is open.
         """
         argument = self.argument if argument is None else argument
+        if isinstance(conditions, pd.Series) and not conditions.index.intersection(self.keys).empty:
+            row = {key: level for key, level in conditions.items() if key in self.levels}
+            conditions = {key: None if is_scalar(level) and pd.isna(level) else level for key, level in row.items()}
         if isinstance(conditions, pd.DataFrame):
             if n_cells is not None and len(conditions) != n_cells:
                 raise ValueError(
-                    f"{argument} has {len(conditions)} rows, but {n_cells} cells are asked for: give a row a cell."
+                    f"{argument} has {len(conditions)} rows, but {n_cells} cells are asked for: give one row per cell."
                 )
-            given = {key: conditions[key] for key in self.keys if key in conditions}
-            if not given and self.keys:
+            if self.keys and conditions.columns.intersection(self.keys).empty:
                 raise KeyError(
                     f"{argument} has columns {list(conditions.columns)}, none of which is one of {self.keys}."
                 )
-            codes = np.full((len(conditions), len(self.keys)), OPEN)
-            for key, column in given.items():
-                codes[:, self.keys.index(key)] = [OPEN if pd.isna(v) else self._code(key, v, argument) for v in column]
-            return codes
-        conditions = dict(conditions or {})
+            return self.encode_rows(conditions, argument)
+        if conditions is not None and not isinstance(conditions, Mapping):
+            raise ValueError(
+                f"{argument}={short_repr(conditions)} must be a dict of one level per key, or a DataFrame with one row "
+                f"per cell; the keys are {self.keys}."
+            )
+        conditions = conditions or {}
         unknown = [key for key in conditions if key not in self.levels]
         if unknown:
             raise KeyError(f"{argument}: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
@@ -99,10 +116,69 @@ class Conditions:
         ]
         return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
 
+    def encode_rows(self, table: pd.DataFrame, argument: str) -> np.ndarray:
+        """Turn the columns of a table that are condition keys into codes; keys that it lacks are left open.
+
+        Parameters
+        ----------
+        table
+            One row per cell, such as ``adata.obs``.
+        argument
+            What a message calls the table.
+
+        Returns
+        -------
+        np.ndarray
+            Codes (cells, n_keys), -1 where a key is open.
+        """
+        names = list(table.columns)
+        others = {str(name).casefold(): name for name in names if name not in self.levels}
+        codes = np.full((len(table), len(self.keys)), OPEN)
+        for k, key in enumerate(self.keys):
+            if names.count(key) > 1:
+                raise ValueError(f"{argument} has {names.count(key)} columns with the name {key!r}: keep one of them.")
+            if key in names:
+                codes[:, k] = self.codes_of(key, table[key], argument)
+            elif like := get_close_matches(key.casefold(), others, n=1, cutoff=0.8):
+                warnings.warn(
+                    f"{argument} has no column {key!r}, so that this condition is left open, but {others[like[0]]!r}: "
+                    "rename it if it is the same.",
+                    stacklevel=4,
+                )
+        return codes
+
+    def codes_of(self, key: str, column: pd.Series, argument: str) -> np.ndarray:
+        """Turn levels of one key into codes.
+
+        Parameters
+        ----------
+        key
+            The key.
+        column
+            One level per cell; missing ones are left open.
+        argument
+            What a message calls the table that the column is from.
+
+        Returns
+        -------
+        np.ndarray
+            Codes (cells,), -1 where the level is open.
+        """
+        try:
+            codes, levels = factorize(column)
+        except TypeError as error:
+            raise ValueError(f"{argument}: {key!r} has values that cannot be levels, such as lists.") from error
+        of_level = [self._code(key, level, argument) for level in levels]
+        return np.array([*of_level, OPEN], dtype=np.int64)[codes]
+
     def _code(self, key: str, level: Any, argument: str) -> int:
-        code = self._codes[key].get(level) if isinstance(level, Hashable) else None
+        code = self._codes[key].get(level_key(level))
         if code is None:
-            raise ValueError(f"{argument}: {_plain(level)!r} is no level of {key!r}, which has {self.levels[key]}.")
+            one = "" if is_scalar(level) else ONE.get(self.argument, "")
+            raise ValueError(
+                f"{argument}: {short_repr(plain_level(level))} is no level of {key!r}, which has "
+                f"{short_repr(self.levels[key])}.{one}"
+            )
         return code
 
     def decode(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
@@ -118,7 +194,7 @@ class Conditions:
         Returns
         -------
         pd.DataFrame
-            A column a key.
+            One column per key.
         """
         return pd.DataFrame(
             {
@@ -127,8 +203,3 @@ class Conditions:
             },
             index=index,
         )
-
-
-def _plain(level: Any) -> Any:
-    """A level as Python says it: ``1.0`` and not ``np.float64(1.0)``, before a model is saved as after."""
-    return level.item() if isinstance(level, np.generic) else level

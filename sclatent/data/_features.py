@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ._checks import check_block_is_finite, get_matrix, positions_of
+from ._levels import short_repr
+from ._numbers import is_whole
 from ._reading import by_rows, read_rows, row_blocks
 
 
@@ -227,11 +229,12 @@ def feature_shape(
                 "width) or (height, width, channels)."
             )
     if image_shape is not None:
-        given = tuple(int(n) for n in np.atleast_1d(image_shape))
-        if len(given) not in (2, 3) or min(given) < 1 or np.prod(given) != np.prod(shape):
+        sides = [image_shape] if isinstance(image_shape, str) or np.ndim(image_shape) == 0 else list(image_shape)
+        given = tuple(int(n) if is_whole(n) else n for n in sides)
+        if len(given) not in (2, 3) or not all(map(is_whole, given)) or np.prod(given) != np.prod(shape):
             raise ValueError(
-                f"image_shape={given} does not fit {where}, which has {int(np.prod(shape))} values a cell: (height, "
-                "width) or (height, width, channels) was expected."
+                f"image_shape={short_repr(given)} does not fit {where}, which has {int(np.prod(shape))} values per "
+                "cell: (height, width) or (height, width, channels) was expected."
             )
         shape = given
     if len(shape) == 1:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sclatent.nn import CellSets
 
 from ._checks import positions_of
+from ._numbers import check_whole
 from ._random import random_stream
 from ._reading import by_rows, read_rows, totals
 
@@ -229,7 +230,7 @@ def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = F
     >>> [len(tokens) for tokens, codes in make_loader(rows, batch_size=64, shuffle=True)]
     [64, 36]
     """
-    sampler = EpochSampler(len(data), batch_size, seed, shuffle)
+    sampler = EpochSampler(len(data), check_whole("batch_size", batch_size), seed, shuffle)
     own = torch.Generator().manual_seed(0)  # DataLoader would draw from the global random numbers
     return DataLoader(data, sampler=sampler, batch_size=None, collate_fn=_as_is, generator=own)
 

@@ -173,7 +173,7 @@ def solve(
     1.0
     """
     solvers = {"heun": heun, "euler": euler, "adaptive": adaptive}
-    if solver not in solvers:
+    if not isinstance(solver, str) or solver not in solvers:
         raise ValueError(f"solver={solver!r} is not known: use one of {', '.join(map(repr, solvers))}.")
     if n_steps is None:
         n_steps = DEFAULT_STEPS[solver]

@@ -12,12 +12,12 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
-from sclatent.data import SHRINKAGE, FeatureBatch, FeatureRows, TokenRows
+from sclatent.data import SHRINKAGE, FeatureBatch, FeatureRows, TokenRows, is_number, is_whole, short_repr
 from sclatent.diffusion import VariancePreserving, lower_bound
 from sclatent.module import CentredDenoiser, DenoisingAutoencoder, new_denoiser
 from sclatent.train import DenoisingPlan, PriorPlan, StagePlan
 
-from .base import FeatureModel, cell_rng
+from .base import FeatureModel, cell_rng, check_sizes
 
 
 class DAED(FeatureModel):
@@ -105,8 +105,13 @@ class DAED(FeatureModel):
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        if not 0 < noise_level < 1:
-            raise ValueError(f"noise_level={noise_level!r} must be above 0 and below 1, such as 0.1 or 0.001.")
+        if not (is_number(noise_level) and 0 < noise_level < 1):
+            raise ValueError(
+                f"noise_level={short_repr(noise_level)} must be above 0 and below 1, such as 0.1 or 0.001."
+            )
+        check_sizes(optional=True, patch=patch, width=width, n_blocks=n_blocks)
+        check_sizes(optional=True, denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks)
+        check_sizes(n_heads=n_heads)
         super().__init__(
             adata, registry, noise_level=noise_level, patch=patch, width=width, n_blocks=n_blocks,
             denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks, n_heads=n_heads, seed=seed,
@@ -256,8 +261,11 @@ class DAED(FeatureModel):
         self, x1: Tensor, codes: np.ndarray, n_draws: int, n_steps: int, seed: int, cells: np.ndarray
     ) -> Tensor:
         """Lower bound of ln p(x1 | labels), (cells,)."""
-        if n_draws < 1 or n_steps < 2:
-            raise ValueError(f"n_draws={n_draws!r} must be at least 1, and n_steps={n_steps!r} at least 2.")
+        if not (is_whole(n_draws) and is_whole(n_steps, least=2)):
+            raise ValueError(
+                f"n_draws={short_repr(n_draws)} must be at least 1, and n_steps={short_repr(n_steps)} at least 2, both "
+                "whole numbers."
+            )
         labels = torch.from_numpy(codes).to(self.device)
         draws = [cell_rng(seed, "steps", i) for i in cells]
         uniforms = np.stack([(rng.random() + np.arange(n_draws)) / n_draws % 1 for rng in draws], axis=1)

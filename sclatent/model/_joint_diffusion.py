@@ -9,11 +9,12 @@ import numpy as np
 from anndata import AnnData
 from torch import nn
 
+from sclatent.data import is_number, short_repr
 from sclatent.diffusion import VariancePreserving
 from sclatent.module import JointDenoiser, Patches, new_denoiser
 from sclatent.train import JointPlan, StagePlan
 
-from .base import FeatureModel, JointMixin
+from .base import FeatureModel, JointMixin, check_sizes
 
 
 class JointDiffusion(JointMixin, FeatureModel):
@@ -92,6 +93,8 @@ class JointDiffusion(JointMixin, FeatureModel):
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
+        check_sizes(optional=True, patch=patch, denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks)
+        check_sizes(n_heads=n_heads)
         super().__init__(
             adata, registry, patch=patch, denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks,
             n_heads=n_heads, seed=seed,
@@ -148,9 +151,10 @@ class JointDiffusion(JointMixin, FeatureModel):
         (10, 1024)
         """
         self._check_stage("diffusion", "denoise")
-        if not 0 <= noise_level < 1:
+        if not (is_number(noise_level) and 0 <= noise_level < 1):
             raise ValueError(
-                f"noise_level={noise_level!r} must be at least 0 (clean cells) and below 1 (noise alone), such as 0.1."
+                f"noise_level={short_repr(noise_level)} must be at least 0 (clean cells) and below 1 (noise alone), "
+                "such as 0.1."
             )
         return self._denoise(adata, noise_level, indices, batch_size, progress_bar)
 

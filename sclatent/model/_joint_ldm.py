@@ -17,7 +17,7 @@ from sclatent.diffusion import LinearFlow
 from sclatent.module import DiT, ImageAutoencoder, JointDenoiser, VectorAutoencoder
 from sclatent.train import JointPlan, ReconstructionPlan, StagePlan
 
-from .base import FeatureModel, JointMixin
+from .base import FeatureModel, JointMixin, check_sizes
 
 
 class JointLDM(JointMixin, FeatureModel):
@@ -101,9 +101,8 @@ class JointLDM(JointMixin, FeatureModel):
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
-        for name, value in {"n_tokens": n_tokens, "token_dim": token_dim, "width": width}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value!r} must be at least 1, or None for the default.")
+        check_sizes(optional=True, n_tokens=n_tokens, token_dim=token_dim, width=width)
+        check_sizes(denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks, n_heads=n_heads)
         super().__init__(
             adata, registry, n_tokens=n_tokens, token_dim=token_dim, width=width, denoiser_width=denoiser_width,
             denoiser_blocks=denoiser_blocks, n_heads=n_heads, seed=seed,
@@ -137,7 +136,7 @@ class JointLDM(JointMixin, FeatureModel):
             batch = rows[np.sort(some)]
             x = autoencoder.scale(batch.x, batch.batch).numpy()
             k = min(autoencoder.n_tokens * autoencoder.token_dim, *x.shape)
-            pca = PCA(k, random_state=seed).fit(x)
+            pca = PCA(k, random_state=seed % 2**32).fit(x)
             autoencoder.start_from(torch.from_numpy(pca.components_), float(np.sqrt(pca.explained_variance_.mean())))
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:

@@ -19,16 +19,23 @@ from sclatent.data import (
     LibrarySizes,
     align_genes,
     by_rows,
+    check_adata,
     check_categorical,
     check_counts,
     check_keys,
+    check_levels,
     check_no_empty_level,
-    check_obs,
+    check_place,
+    check_roles,
     check_size_factors,
     check_var_names,
     gene_loadings,
     get_matrix,
+    is_number,
     make_loader,
+    raw_counts_hint,
+    short_repr,
+    warn_of_copies,
 )
 from sclatent.module import LIKELIHOODS, CellDenoiser, CellDiffusion, SetAutoencoder, Standardize
 from sclatent.nn import OPEN
@@ -36,11 +43,12 @@ from sclatent.nn import OPEN
 from ._scldm_description import DescriptionMixin
 from ._scldm_generation import GenerationMixin
 from ._scldm_training import TrainingMixin
-from .base import StagedModel, initial_weights
+from .base import StagedModel, check_seed, check_sizes, initial_weights
 from .base._fields import KnownConditionsField, KnownLayerField, KnownLevelsField
 from .base._schema import FLAG, LEVELS, NAME, NAMES, POSITIVE, check, check_codes, dict_of, list_of, optional
 
 CONDITIONS_KEY = "conditions"
+WRITTEN = ("library_size",)  # columns of obs that cells of sample() have besides conditions and batch
 
 
 class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
@@ -135,11 +143,19 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             raise ValueError(
                 "adata is missing: give an AnnData that was set up by SCLDM.setup_anndata, or use SCLDM.load."
             )
-        super().__init__(adata, registry)
-        if kl_weight < 0:
+        check_sizes(n_tokens=n_tokens, token_dim=token_dim, width=width, n_blocks=n_blocks, n_heads=n_heads)
+        check_sizes(denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks)
+        for name, value in {"token_dim": token_dim, "width": width, "denoiser_width": denoiser_width}.items():
+            if value % n_heads:
+                raise ValueError(f"{name}={value!r} must be a multiple of n_heads={n_heads!r}.")
+        check_seed(seed)
+        if not (is_number(kl_weight) and kl_weight >= 0):
             raise ValueError(f"kl_weight={kl_weight!r} must be 0 (a plain autoencoder) or above.")
-        if gene_likelihood not in LIKELIHOODS:
+        if not isinstance(gene_likelihood, str) or gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
+        if adata is not None:
+            check_adata(adata)
+        super().__init__(adata, registry)
         setup = self.registry["setup_args"]
         is_count = LIKELIHOODS[gene_likelihood].is_count
         if is_count != setup["is_count_data"]:
@@ -206,9 +222,11 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         layer
             Layer with the raw counts; X by default.
         condition_keys
-            One or more categorical columns of obs to condition on, such as cell type and perturbation.
+            One or more categorical columns of obs to condition on, such as cell type and perturbation. Levels are text,
+            numbers or booleans.
         batch_key
-            Categorical column of obs that the decoder is told, so that the latent need not carry it.
+            Categorical column of obs that the decoder is told, so that the latent need not carry it; none of
+            ``condition_keys``.
         size_factor_key
             Column of obs with size factors, in any unit; by default the library size is the total count of the cell.
         is_count_data
@@ -231,19 +249,30 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         >>> SCLDM(adata).conditions.levels["condition"]
         ['control', 'stimulated']
         """
-        check_obs(adata)
+        check_adata(adata)
+        check_place(layer=layer)
         keys = check_keys(condition_keys)
+        check_roles(WRITTEN, condition_keys=keys, batch_key=batch_key, size_factor_key=size_factor_key)
+        if not isinstance(is_count_data, bool | np.bool_):
+            raise ValueError(f"is_count_data={short_repr(is_count_data)} must be True or False.")
         check_var_names(adata)
-        for key in keys:
-            check_categorical(adata.obs, key, "condition_keys", min_levels=1 if "source_registry" in kwargs else 2)
-            check_no_empty_level(adata.obs, key, "condition_keys")
-        if batch_key is not None:
-            check_categorical(adata.obs, batch_key, "batch_key")
-            check_no_empty_level(adata.obs, batch_key, "batch_key")
+        is_query = "source_registry" in kwargs
+        named = [(key, "condition_keys") for key in keys] + [(batch_key, "batch_key")] * (batch_key is not None)
+        for key, argument in named:
+            least = 1 if is_query or key == batch_key else 2
+            check_categorical(adata.obs, key, argument, min_levels=least)
+            check_no_empty_level(adata.obs, key, argument)
+            check_levels(adata.obs, key, argument)
         if size_factor_key is not None:
             check_size_factors(adata.obs, size_factor_key)
         where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        check_counts(get_matrix(adata, layer), where, is_count_data=is_count_data)
+        try:
+            check_counts(get_matrix(adata, layer), where, is_count_data=is_count_data)
+        except ValueError as error:
+            hint = "" if "without any counts" in str(error) else raw_counts_hint(adata)
+            raise ValueError(f"{error}{hint}") from error
+        if not is_query:
+            warn_of_copies(adata.obs, [key for key, _ in named])
 
         setup_method_args = cls._get_setup_method_args(
             cls=cls,
@@ -252,7 +281,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             condition_keys=keys,
             batch_key=batch_key,
             size_factor_key=size_factor_key,
-            is_count_data=is_count_data,
+            is_count_data=bool(is_count_data),
         )
         cls._register(adata, setup_method_args, **kwargs)
 
@@ -280,12 +309,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         Conditions and batch are looked up only where they are needed: to encode a cell takes neither.
         """
         training = adata is None or adata is self.adata
-        adata = self.adata if adata is None else adata
-        if adata is None:
-            raise ValueError(
-                "adata is missing: this model was loaded without data, so there are no training cells to fall back on."
-            )
-        check_obs(adata)
+        adata = self._given(adata)
         setup = self.registry["setup_args"]
         matrix = by_rows(get_matrix(adata, setup["layer"]), "The AnnData of training" if training else "The query")
         panel = align_genes(adata.var_names, self.genes)
@@ -295,16 +319,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             known_genes = None if (panel >= 0).all() else np.flatnonzero(panel >= 0)
             check_counts(matrix, "The query", is_count_data=setup["is_count_data"], columns=known_genes)
         obs = adata.obs
-        known = [key for key in self.conditions.keys if key in obs] if conditions else []
-        codes = self.conditions.encode(obs[known] if known else None, adata.n_obs, "adata.obs")
-        batch_key = setup["batch_key"]
-        batch_codes = np.zeros(adata.n_obs, dtype=np.int64)
-        if batch and batch_key is not None:
-            if batch_key not in obs:
-                raise KeyError(f"adata.obs has no column {batch_key!r}, the batch_key of this model.")
-            batch_codes = self.batches.encode(
-                pd.DataFrame({"batch": obs[batch_key]}), argument=f"adata.obs[{batch_key!r}]"
-            )[:, 0]
+        codes = self.conditions.encode_rows(obs if conditions else obs[[]], "adata.obs")
+        batch_codes = self._batch_codes(obs) if batch else np.zeros(adata.n_obs, dtype=np.int64)
         library = None
         if not setup["is_count_data"]:
             library = np.ones(adata.n_obs)  # log-normalised values have no library size

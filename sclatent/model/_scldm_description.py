@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sclatent.data import CellBatch, CellRows, make_loader
+from sclatent.data import CellBatch, CellRows, check_library_size, make_loader, short_repr
 
 
 class DescriptionMixin:
@@ -62,7 +62,7 @@ class DescriptionMixin:
         self,
         adata: AnnData | None = None,
         indices: Sequence[int] | None = None,
-        gene_list: Sequence[str] | None = None,
+        gene_list: Sequence[str] | str | None = None,
         library_size: float | Literal["observed"] = 1.0,
         batch_size: int = 1024,
         return_numpy: bool = False,
@@ -74,9 +74,9 @@ class DescriptionMixin:
         adata, indices, batch_size
             As in :meth:`get_latent_representation`.
         gene_list
-            Genes to return; all by default.
+            Gene or genes to return; all by default.
         library_size
-            Total to scale each cell to, or ``"observed"`` for its own.
+            Total to scale each cell to, a number up to 1e12, or ``"observed"`` for its own.
         return_numpy
             Whether to return an array and not a DataFrame.
 
@@ -94,14 +94,15 @@ class DescriptionMixin:
         [10000.0]
         """
         self._check_stage("autoencoder", "get_normalized_expression")
+        is_observed = isinstance(library_size, str) and library_size == "observed"
+        if not is_observed:
+            check_library_size(library_size, instead=', or "observed"')
+        genes = self._genes_of(gene_list)
         rows = self._rows(adata, indices)
-        genes = self.genes if gene_list is None else pd.Index(gene_list)
         columns = self.genes.get_indexer(genes)
-        if (columns < 0).any():
-            raise ValueError(f"gene_list: {genes[columns < 0][0]!r} is no gene of this model.")
         means = []
         for batch in make_loader(rows, batch_size):
-            library = batch.library.numpy() if library_size == "observed" else np.full(len(batch), float(library_size))
+            library = batch.library.numpy() if is_observed else np.full(len(batch), float(library_size))
             tokens = self.module.standardize(self._encode_batch(batch))
             means.append(self._mean(tokens, batch.batch.numpy(), library)[:, columns].astype(np.float32))
         result = np.concatenate(means)
@@ -109,6 +110,20 @@ class DescriptionMixin:
             return result
         index = (self.adata if adata is None else adata).obs_names[rows.cells]
         return pd.DataFrame(result, index=index, columns=genes)
+
+    def _genes_of(self, gene_list: Sequence[str] | str | None) -> pd.Index:
+        """Names of genes that were asked for; raises if the model does not know one."""
+        if gene_list is None:
+            return self.genes
+        try:
+            genes = pd.Index([gene_list] if isinstance(gene_list, str) else gene_list)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"gene_list={short_repr(gene_list)} must be a name of a gene, or several.") from error
+        unknown = genes[~genes.isin(self.genes)]
+        if len(unknown) or genes.empty:
+            what = f"{unknown[0]!r} is no gene of this model" if len(unknown) else "no gene is named"
+            raise ValueError(f"gene_list: {what}: its genes are {short_repr(list(self.genes[:5]))} and others.")
+        return genes
 
     @torch.inference_mode()
     def get_reconstruction_error(

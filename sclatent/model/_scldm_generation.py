@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,14 +13,16 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
-from sclatent.data import CellRows
+from sclatent.data import CellRows, check_library_size, is_number, short_repr
 from sclatent.diffusion import DEFAULT_STEPS, classifier_free, solve
 from sclatent.nn import OPEN
 
-from .base import cell_rng, check_n_samples
+from .base import cell_rng, check_n_samples, check_seed, check_steps
 
 ConditionsLike = Mapping[str, Any] | pd.DataFrame
 Solver = Literal["heun", "euler", "adaptive"]
+AMPLE = 20  # counts of a cell that is hardly ever empty by chance
+EXACT = 2**24  # from here on float32, as which minibatches have counts, leaves out whole numbers
 
 
 class GenerationMixin:
@@ -47,7 +49,7 @@ class GenerationMixin:
             Number of cells; may be left out when ``conditions`` is a DataFrame.
         conditions
             Levels by key for all cells, such as ``{"cell_type": "B cells", "condition": "stimulated"}``, or a
-            DataFrame with a row a cell, in the order of its rows (``adata.obs`` works as it is). Keys that are not
+            DataFrame with one row per cell, in the order of its rows (``adata.obs`` works as it is). Keys that are not
             given are left open.
         guidance_weight
             Weight w of classifier-free guidance, :math:`v = v(\varnothing) + w (v(c) - v(\varnothing))`: 1 is plain
@@ -55,9 +57,9 @@ class GenerationMixin:
             conditions. With a dict, ``{"condition": 2.0}``, each key is pushed on its own: :math:`v = v(c) + \sum_k
             (w_k - 1) (v(c) - v(c \setminus c_k))`.
         library_size
-            Total counts of each cell, a number or one a cell. By default drawn from the training cells of the same
-            combination of conditions; for a combination never seen, from an additive model of its logarithm over the
-            keys, with residuals drawn from the training cells.
+            Total counts of each cell, a number up to 1e12 or one per cell. By default drawn from the training cells of
+            the same combination of conditions; for a combination never seen, from an additive model of its logarithm
+            over the keys, with residuals drawn from the training cells.
         batch
             Level of ``batch_key`` to decode under; by default drawn as in training.
         solver, n_steps
@@ -74,8 +76,8 @@ class GenerationMixin:
         Returns
         -------
         AnnData
-            Integer counts (CSR) over the genes of training. ``obs`` has the conditions, ``uns["sclatent"]``
-            what made it.
+            Integer counts (CSR; int32, or int64 where one of them needs it) over the genes of training. ``obs`` has the
+            conditions, ``uns["sclatent"]`` what made it.
 
         Examples
         --------
@@ -101,6 +103,7 @@ class GenerationMixin:
         if n_samples is None and isinstance(conditions, pd.DataFrame):
             n_samples = len(conditions)
         n_samples = check_n_samples(n_samples)
+        check_steps(n_steps)
         codes = self.conditions.encode(conditions, n_samples)
         weight = self._guidance(guidance_weight)
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
@@ -110,13 +113,16 @@ class GenerationMixin:
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
             code, size = torch.from_numpy(codes[cells]).to(self.device), self._size(library[cells])
-            tokens = self._flow(self._noise(seed, cells), code, size, weight, 0.0, 1.0, solver, n_steps)
+            noise = self._noise(seed, cells)
+            tokens = self._flow(noise, code, size, weight, 0.0, 1.0, solver, n_steps)
             mean = self._mean(tokens, batches[cells], library[cells], self._correction(code, weight))
+            self._check_generated(noise, tokens, mean, guidance_weight)
             blocks.append(self._draw(mean, seed, cells))
 
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
         return self._generated(
             blocks, self._obs(self.conditions, codes, batches, index).assign(library_size=library), "sample",
+            lambda empty: library[empty],
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps, library_size=library_rule,
         )  # fmt: skip
 
@@ -146,7 +152,7 @@ class GenerationMixin:
             Cells to move, with their conditions in ``obs``; the training data by default. A condition that is missing
             there is left open.
         conditions
-            Where to: levels by key for all cells, or a DataFrame with a row a cell. Other keys stay as they are.
+            Where to: levels by key for all cells, or a DataFrame with one row per cell. Other keys stay as they are.
         keep
             How much of the cell is kept: the time in [0, 1] to which it is carried back. At 1 it is not carried back
             at all: it moves by the effect of the conditions alone; at 0 nothing but its noise is kept, and the
@@ -178,9 +184,12 @@ class GenerationMixin:
         self._check_stage("diffusion", "counterfactual")
         if conditions is None:
             raise ValueError("conditions is missing: say where to move the cells, such as {'condition': 'stimulated'}.")
-        if not 0 <= keep <= 1:
+        check_seed(seed)
+        check_steps(n_steps)
+        if not (is_number(keep) and 0 <= keep <= 1):
             raise ValueError(
-                f"keep={keep!r} must be between 0 (made anew) and 1 (kept, but for the effect of the conditions)."
+                f"keep={short_repr(keep)} must be between 0 (made anew) and 1 (kept, but for the effect of the "
+                "conditions)."
             )
         weight = self._guidance(guidance_weight)
         if keep == 1 and np.not_equal(weight, 1).any():
@@ -202,16 +211,16 @@ class GenerationMixin:
         new_obs = self._obs(self.conditions, target, rows.batch[rows.cells], obs.index)
         obs[new_obs.columns] = new_obs
         return self._generated(
-            blocks, obs, "counterfactual", keep=keep, library_size="of the cell",
+            blocks, obs, "counterfactual", lambda empty: rows.subset(empty).totals(),
+            keep=keep, library_size="of the cell",
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps,
         )  # fmt: skip
 
     def _guidance(self, weight: float | Mapping[str, float]) -> float | list[float]:
-        for w in weight.values() if isinstance(weight, Mapping) else [weight]:
-            if not isinstance(w, int | float | np.number) or not np.isfinite(w):
-                raise ValueError(
-                    f"guidance_weight={weight!r} must be a finite number, or a dict of one a condition key."
-                )
+        if not all(map(is_number, weight.values() if isinstance(weight, Mapping) else [weight])):
+            raise ValueError(
+                f"guidance_weight={short_repr(weight)} must be a finite number, or a dict of one per condition key."
+            )
         if not isinstance(weight, Mapping):
             return float(weight)
         for key in weight:
@@ -225,12 +234,7 @@ class GenerationMixin:
         self, library_size: float | Sequence[float] | None, codes: np.ndarray, uniforms: np.ndarray
     ) -> tuple[np.ndarray, str]:
         if library_size is not None:
-            library = np.array(library_size, dtype=np.float64)
-            if library.shape not in ((), (len(codes),)) or not (np.isfinite(library) & (library > 0)).all():
-                raise ValueError(
-                    f"library_size={library_size!r} must be a positive number, or one for each of {len(codes)} cells."
-                )
-            return np.broadcast_to(library, len(codes)), "given"
+            return np.broadcast_to(check_library_size(library_size, len(codes)), len(codes)), "given"
         library, seen = self.library_sizes.draw(codes, uniforms)
         rules = {True: "training cells of the combination", False: "additive model over the conditions"}
         return library, ", ".join(rules[s] for s in (True, False) if s in seen)
@@ -285,6 +289,8 @@ class GenerationMixin:
         """Counts of measured cells, by position among the rows, under other conditions (cells, n_keys)."""
         batch, panel = rows[cells], rows.panel.numpy()
         x = batch.sets.dense().numpy().astype(np.float64)
+        if x.max(initial=0) >= EXACT:
+            x = rows.rows(cells).toarray().astype(np.float64)
         old, new = (codes.to(self.device) for codes in (batch.conditions, torch.from_numpy(target)))
         tokens = self.module.standardize(self._encode_batch(batch))
         codes = batch.batch.numpy()
@@ -302,6 +308,7 @@ class GenerationMixin:
         # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
         mean = library[:, None] * share
         new_mean = library[:, None] * self._mean(moved, codes, np.ones(len(cells)), correction)
+        self._check_generated(tokens, moved, new_mean, weight)
         whole = len(panel) == len(self.genes)
         drawn = np.empty_like(new_mean) if whole else self._draw(new_mean, seed, cells).toarray()
         likelihood = self.module.autoencoder.likelihood
@@ -316,9 +323,29 @@ class GenerationMixin:
         rows = [likelihood.draw(mean[r], genes, cell_rng(seed, "counts", i)) for r, i in enumerate(cells)]
         return sparse.csr_matrix(np.stack(rows))
 
-    def _generated(self, blocks: list[sparse.csr_matrix], obs: pd.DataFrame, method: str, **how: Any) -> AnnData:
+    def _generated(
+        self,
+        blocks: list[sparse.csr_matrix],
+        obs: pd.DataFrame,
+        method: str,
+        sizes: Callable[[np.ndarray], np.ndarray],
+        **how: Any,
+    ) -> AnnData:
+        """Cells that were made; ``sizes`` tells the library sizes of those that turned out to have no counts."""
         x = sparse.vstack(blocks, format="csr")
-        x = x.astype(np.int32 if self.module.autoencoder.likelihood.is_count else np.float32)
+        if self.module.autoencoder.likelihood.is_count:
+            x = x.astype(np.int32 if x.max() <= np.iinfo(np.int32).max else np.int64)
+            empty = np.flatnonzero(x.getnnz(axis=1) == 0)
+            n_empty = int((sizes(empty) >= AMPLE).sum()) if len(empty) else 0
+            if n_empty:
+                warnings.warn(
+                    f"{n_empty} of the {len(obs)} cells have no counts, where {AMPLE} or more were expected: the "
+                    "autoencoder has learned nothing of them, as with too high a learning rate. Look at "
+                    "sclatent.pl.history(model.history), and train it anew with a lower one.",
+                    stacklevel=3,
+                )
+        else:
+            x = x.astype(np.float32)
         result = AnnData(x, obs=obs, var=pd.DataFrame(index=self.genes.copy()))
         how["n_steps"] = how["n_steps"] or DEFAULT_STEPS[how["solver"]]
         result.uns["sclatent"] = self._provenance(method, **how)

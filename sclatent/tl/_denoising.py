@@ -7,9 +7,19 @@ from collections.abc import Mapping
 import pandas as pd
 from anndata import AnnData
 
-from sclatent.model.base import FeatureModel
+from sclatent.model.base import FeatureModel, check_adata, check_seed
 
-from ._noise import check_model, check_n_cells, check_noise_level, clean_cells, denoised, draw_noise, error_of, noisy
+from ._noise import (
+    check_key_added,
+    check_model,
+    check_n_cells,
+    check_noise_level,
+    clean_cells,
+    denoised,
+    draw_noise,
+    error_of,
+    noisy,
+)
 
 NOISY = "noisy cells"
 
@@ -90,6 +100,10 @@ def denoising(
     if NOISY in models:
         raise ValueError(f"models has the name {NOISY!r}, which is that of the cells as they are: choose another.")
     check_n_cells(n_cells)
+    check_seed(seed)
+    check_key_added(key_added)
+    for data_set, adata in adatas.items():
+        check_adata(adata, f"adatas[{data_set!r}]")
     rows = []
     for data_set, adata in adatas.items():
         estimates = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anndata as ad
@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from sclatent.model.base import FeatureModel
 
-from ._noise import check_model
+from ._noise import check_model, check_n_cells, check_numbers
+
+WRITTEN = ("guidance_weight", "noise")  # columns of obs
 
 
 def guidance(
@@ -71,11 +73,19 @@ def guidance(
     [0.0, 1.0, 4.0]
     """
     check_model(model, "model", "diffusion")
+    check_n_cells(n, 1, "n")
     if not model.labels.keys:
         raise ValueError("model was trained without labels, so nothing guides it: set up the data with labels_key.")
     (key,) = model.labels.keys
-    labels = model.labels.levels[key] if labels is None else [labels] if isinstance(labels, str) else list(labels)
-    weights = [float(weight) for weight in np.atleast_1d(weights)]
+    taken = [name for name in (key, model.registry["setup_args"]["batch_key"]) if name in WRITTEN]
+    if taken:
+        raise ValueError(
+            f"model was set up with the column {taken[0]!r}, which is written here for cells: rename it in its AnnData "
+            "and train the model anew."
+        )
+    several = isinstance(labels, Iterable) and not isinstance(labels, str)
+    labels = model.labels.levels[key] if labels is None else list(labels) if several else [labels]
+    weights = check_numbers("weights", weights)
     if not labels or not weights:
         raise ValueError(f"labels={labels!r} and weights={weights!r} must each have an entry.")
     wanted = [(label, weight) for label in labels for weight in weights]

@@ -18,6 +18,7 @@ from sclatent.module import Standardize
 
 MOMENTS_CELLS = 2000  # cells that mean and standard deviation are taken from
 BATCH_SIZE = 256
+KEPT = ("sclatent", "image_shape", "guidance", "sclatent_embed_images")  # entries of uns that are no results of tl
 
 
 def check_model(model: Any, where: str, stage: str | None = None) -> None:
@@ -51,16 +52,33 @@ def check_model(model: Any, where: str, stage: str | None = None) -> None:
 
 def check_noise_level(model: FeatureModel, where: str, noise_level: float) -> None:
     """Raise a ``ValueError`` unless a model can denoise cells of this level."""
-    if not 0 < noise_level < 1:
+    if len(check_numbers(where, noise_level)) != 1 or not 0 < noise_level < 1:
         raise ValueError(f"{where}={noise_level!r} must be above 0 and below 1: a share of noise in the variance.")
     if isinstance(model, DAED) and not math.isclose(noise_level, own := model.module.autoencoder.noise_level):
         raise ValueError(f"{where}={noise_level!r}: a DAED denoises cells of its own level alone, here {own}.")
 
 
-def check_n_cells(n_cells: int, least: int = 2) -> None:
+def check_n_cells(n_cells: int, least: int = 2, argument: str = "n_cells") -> None:
     """Raise a ``ValueError`` unless this is a number of cells."""
     if isinstance(n_cells, bool) or not isinstance(n_cells, int | np.integer) or n_cells < least:
-        raise ValueError(f"n_cells={n_cells!r} must be a whole number of at least {least}.")
+        raise ValueError(f"{argument}={n_cells!r} must be a whole number of at least {least}.")
+
+
+def check_numbers(argument: str, values: float | Sequence[float]) -> list[float]:
+    """Return a number or several as a list of Python's; raise a ``ValueError`` unless all are finite."""
+    try:
+        numbers = [math.nan if isinstance(v, bool | np.bool_) else float(v) for v in np.atleast_1d(values)]
+    except (TypeError, ValueError, OverflowError):
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{argument}={values!r} must be a finite number, or several.")
+    return numbers
+
+
+def check_key_added(key_added: str) -> None:
+    """Raise a ``ValueError`` unless this can be a key of uns."""
+    if not isinstance(key_added, str) or key_added in KEPT:
+        raise ValueError(f"key_added={key_added!r} must be a string, and none of {list(KEPT)}, which say other things.")
 
 
 def clean_cells(model: FeatureModel, adata: AnnData, where: str, n_cells: int, seed: int) -> Tensor:
@@ -153,7 +171,7 @@ def check_levels(model: FeatureModel, noise_levels: Sequence[float] | None, defa
     """Noise levels in order; by default all that a model can denoise."""
     if noise_levels is None:
         return [model.module.autoencoder.noise_level] if isinstance(model, DAED) else list(default)
-    levels = sorted({float(level) for level in np.atleast_1d(noise_levels)})
+    levels = sorted(set(check_numbers("noise_levels", noise_levels)))
     if not levels:
         raise ValueError("noise_levels is empty: give shares of noise in the variance, such as [0.01, 0.1, 0.5].")
     for level in levels:

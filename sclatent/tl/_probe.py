@@ -13,9 +13,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sclatent.model.base import FeatureModel, cell_rng
+from sclatent.model.base import FeatureModel, cell_rng, check_adata, check_seed
 
-from ._noise import check_model, check_n_cells
+from ._noise import check_key_added, check_model, check_n_cells, check_numbers
 
 NOISE_LEVELS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95)
 HELD_OUT = 0.3  # share of the cells
@@ -87,10 +87,13 @@ def probe(
     """
     check_model(model, "model", "diffusion")
     check_n_cells(n_cells, least=10)
-    levels = sorted({float(level) for level in np.atleast_1d(noise_levels)})
+    check_adata(adata)
+    check_seed(seed)
+    check_key_added(key_added)
+    levels = sorted(set(check_numbers("noise_levels", noise_levels)))
     if not levels or levels[0] < 0 or levels[-1] > 1:
         raise ValueError(f"noise_levels={noise_levels!r} must be shares of noise in the variance, from 0 to 1.")
-    if label_key not in adata.obs:
+    if not isinstance(label_key, str) or label_key not in adata.obs:
         raise KeyError(f"label_key={label_key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
     setup = model.registry["setup_args"]
     labels = adata.obs[label_key].astype(object)
@@ -129,4 +132,4 @@ def _split(y: np.ndarray, label_key: str, seed: int) -> tuple[np.ndarray, np.nda
             f"label_key={label_key!r} has {len(names)} labels among {len(y)} cells, {few or 'too many'}: every label "
             "needs a cell to train and one to test on. Raise n_cells, or leave rare labels out of adata."
         )
-    return train_test_split(np.arange(len(y)), test_size=HELD_OUT, random_state=seed, stratify=y)
+    return train_test_split(np.arange(len(y)), test_size=HELD_OUT, random_state=seed % 2**32, stratify=y)

@@ -7,9 +7,19 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from anndata import AnnData
 
-from sclatent.model.base import FeatureModel
+from sclatent.model.base import FeatureModel, check_adata, check_seed
 
-from ._noise import check_levels, check_model, check_n_cells, clean_cells, denoised, draw_noise, error_of, noisy
+from ._noise import (
+    check_key_added,
+    check_levels,
+    check_model,
+    check_n_cells,
+    clean_cells,
+    denoised,
+    draw_noise,
+    error_of,
+    noisy,
+)
 
 NOISE_LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.25, 0.4, 0.6, 0.9)
 
@@ -94,6 +104,17 @@ def reconstruction_error(
     check_model(model, "model")
     levels = check_levels(model, noise_levels, NOISE_LEVELS)
     check_n_cells(n_cells)
+    check_seed(seed)
+    check_key_added(key_added)
+    if others is not None and not isinstance(others, Mapping):
+        raise TypeError(f"others is of type {type(others).__name__}: a dict of AnnData by name was expected.")
+    for where, cells in {
+        "adata": adata,
+        **{f"others[{key!r}]": cells for key, cells in (others or {}).items()},
+    }.items():
+        check_adata(cells, where)
+    if not isinstance(name, str):
+        raise ValueError(f"name={name!r} must be a string.")
     if name in (others or {}):
         raise ValueError(f"name={name!r} is the name of one of others, too: call one of them something else.")
     data_sets = {name: clean_cells(model, adata, "adata", n_cells, seed)}

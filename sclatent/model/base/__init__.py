@@ -1,8 +1,21 @@
 """What the models share: training in stages, saved models; images and embeddings, labels that are predicted."""
 
+from sclatent.data import check_adata
+
 from ._feature_model import FeatureModel
 from ._joint import JointMixin
-from ._random import cell_rng, initial_weights
-from ._staged_model import StagedModel, check_n_samples
+from ._random import cell_rng, check_seed, initial_weights
+from ._staged_model import StagedModel, check_n_samples, check_sizes, check_steps
 
-__all__ = ["FeatureModel", "JointMixin", "StagedModel", "cell_rng", "check_n_samples", "initial_weights"]
+__all__ = [
+    "FeatureModel",
+    "JointMixin",
+    "StagedModel",
+    "cell_rng",
+    "check_adata",
+    "check_n_samples",
+    "check_seed",
+    "check_sizes",
+    "check_steps",
+    "initial_weights",
+]

@@ -12,13 +12,13 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sclatent.data import FeatureBatch
+from sclatent.data import FeatureBatch, is_number, short_repr
 from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
 from sclatent.module import CentredDenoiser
 from sclatent.nn import OPEN
 
-from ._random import cell_rng
-from ._staged_model import check_n_samples
+from ._random import cell_rng, check_seed
+from ._staged_model import check_n_samples, check_steps
 
 Guidance = Literal["classifier-free", "classifier", "both"]
 Solver = Literal["heun", "euler", "adaptive"]
@@ -26,6 +26,7 @@ Noise = Literal["drawn", "own"]
 LabelsLike = str | Sequence[Any] | pd.Series | pd.Index | None
 Weight = float | Mapping[str, float]
 
+DIFFERENCE = "difference"  # entry of obsm with what a counterfactual changes of images
 # weight of a classifier alone that sees what is foretold of images: its gradient falls short; chosen on training cells
 IMAGE_CLASSIFIER_WEIGHT = 4.0
 # noise level and weight of counterfactuals by default, chosen on training cells
@@ -41,6 +42,16 @@ COUNTERFACTUAL: dict[str, dict[Guidance, tuple[float, Weight]]] = {
         "both": (0.6, {"classifier-free": 4.0, "classifier": 100.0}),
     },
 }
+
+
+def _range_of(dtype: np.dtype) -> tuple[np.float32, np.float32]:
+    """Extremes of a type of whole numbers or booleans, as float32 that do not exceed them; else infinite ones."""
+    if dtype.kind == "b":
+        return np.float32(0), np.float32(1)
+    if not np.issubdtype(dtype, np.integer):
+        return np.float32(-np.inf), np.float32(np.inf)
+    least, most = np.float32(np.iinfo(dtype).min), np.float32(np.iinfo(dtype).max)
+    return least, most if int(most) <= np.iinfo(dtype).max else np.nextafter(most, np.float32(0))
 
 
 class FeatureGenerationMixin:
@@ -66,9 +77,9 @@ class FeatureGenerationMixin:
         Parameters
         ----------
         n_samples
-            Number of cells; may be left out when ``labels`` has one a cell.
+            Number of cells; may be left out when ``labels`` has one per cell.
         labels
-            Label of all cells, or one a cell. Missing ones are left open.
+            Label of all cells, or one per cell. Missing ones are left open.
         guidance_weight
             Weight w of guidance: 1 is plain conditional sampling, 0 is unconditional, above 1 pushes cells towards
             their labels. By default 1, and 4 for images by a classifier alone. With ``guidance="both"`` it is that of
@@ -105,7 +116,7 @@ class FeatureGenerationMixin:
         >>> cells.obs["phenotype"].tolist()
         ['Metaphase', 'Metaphase', 'Metaphase', 'Metaphase']
 
-        One label a cell; and none, which leaves them open:
+        One label per cell; and none, which leaves them open:
 
         >>> model.sample(labels=["Metaphase", "Interphase"]).n_obs
         2
@@ -116,6 +127,7 @@ class FeatureGenerationMixin:
         if n_samples is None and self._is_one_a_cell(labels):
             n_samples = len(labels)
         n_samples = check_n_samples(n_samples)
+        check_steps(n_steps)
         codes = self._label_codes(labels, n_samples)
         guidance = self.GUIDANCE[0] if guidance is None else guidance
         if guidance_weight is None:
@@ -128,6 +140,7 @@ class FeatureGenerationMixin:
             noise = self._noise(seed, cells)
             tokens = self._flow(noise, codes[cells], 0.0, 1.0, weights, solver, n_steps)
             blocks.append(self._decode(tokens, batches[cells]).cpu().numpy())
+            self._check_generated(noise, tokens, blocks[-1], guidance_weight)
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
         values = self._in_range(np.concatenate(blocks))
         return self._generated(
@@ -157,7 +170,7 @@ class FeatureGenerationMixin:
         adata
             Cells, labelled or not, of the training data or new; the training data by default.
         labels
-            Label to reach, one for all cells or one a cell.
+            Label to reach, one for all cells or one per cell.
         noise_level
             Share of noise in the variance of what the cell is reconstructed from: 0 leaves the cell as it is, 1 goes
             back to noise alone. By default 0.2, without a classifier 0.4; of images 0.55, without a classifier 0.95 and
@@ -196,19 +209,23 @@ class FeatureGenerationMixin:
         self._check_stage("diffusion", "counterfactual")
         if labels is None:
             raise ValueError("labels is missing: say which label to reach.")
-        if noise not in ("drawn", "own"):
-            raise ValueError(f"noise={noise!r} is not known: use 'drawn' or 'own'.")
-        cell_rng(seed, "noise")  # a wrong seed is said even where nothing is drawn
+        if not isinstance(noise, str) or noise not in ("drawn", "own"):
+            raise ValueError(f"noise={short_repr(noise)} is not known: use 'drawn' or 'own'.")
+        check_seed(seed)  # a wrong seed is said even where nothing is drawn
+        check_steps(n_steps)
         if guidance is None:
             wanted = "both" if self._is_image else "classifier"
             guidance = wanted if wanted in self.GUIDANCE else self.GUIDANCE[0]
         defaults = COUNTERFACTUAL["image" if self._is_image else "embedding"]
-        default_level, default_weight = defaults.get(guidance, (1.0, 1.0))
+        default_level, default_weight = defaults.get(guidance if isinstance(guidance, str) else "", (1.0, 1.0))
         noise_level = default_level if noise_level is None else noise_level
         # guidance that is not known has no defaults, and is refused here
-        guidance, weights = self._guidance(guidance, default_weight if guidance_weight is None else guidance_weight)
-        if not 0 <= noise_level <= 1:
-            raise ValueError(f"noise_level={noise_level!r} must be between 0 (the cell as it is) and 1 (made anew).")
+        used_weight = default_weight if guidance_weight is None else guidance_weight
+        guidance, weights = self._guidance(guidance, used_weight)
+        if not (is_number(noise_level) and 0 <= noise_level <= 1):
+            raise ValueError(
+                f"noise_level={short_repr(noise_level)} must be between 0 (the cell as it is) and 1 (made anew)."
+            )
         origin, rows = self._given(adata), self._rows(adata, indices)
         codes = self._label_codes(labels, len(rows))
         values, differences = [], []
@@ -224,6 +241,7 @@ class FeatureGenerationMixin:
             moved = self._flow(x, codes[cells], start, 1.0, weights, solver, n_steps)
             old = batch.x.numpy()
             change = (self._decode(moved, batches) - self._decode(z, batches)).cpu().numpy()
+            self._check_generated(z, moved, change, used_weight)
             values.append(self._in_range(old + change, old))
             differences.append(values[-1] - old)
         obs = self._obs_of(origin, rows.cells)
@@ -234,7 +252,7 @@ class FeatureGenerationMixin:
             guidance_weight=guidance_weight, guidance=guidance, solver=solver, n_steps=n_steps or DEFAULT_STEPS[solver],
         )  # fmt: skip
         if self._is_image:
-            result.obsm["difference"] = np.concatenate(differences)
+            result.obsm[DIFFERENCE] = np.concatenate(differences)
         return result
 
     # ---- parts of these
@@ -336,8 +354,8 @@ class FeatureGenerationMixin:
 
     def _in_range(self, values: np.ndarray, old: np.ndarray | None = None) -> np.ndarray:
         """Images and whole numbers are between the extremes of training, or of the cell that they were made from."""
-        dtype = np.dtype(self.registry["setup_args"]["dtype"])
-        is_whole = np.issubdtype(dtype, np.integer)
+        least, most = _range_of(np.dtype(self.registry["setup_args"]["dtype"]))
+        is_whole = np.isfinite(most)
         if not self._is_image and not is_whole:
             return values
         low, high = self.value_range
@@ -345,37 +363,39 @@ class FeatureGenerationMixin:
             places = tuple(range(1, old.ndim))
             low = np.minimum(low, old.min(axis=places, keepdims=True))
             high = np.maximum(high, old.max(axis=places, keepdims=True))
-        if is_whole:
-            low, high = np.maximum(low, np.iinfo(dtype).min), np.minimum(high, np.iinfo(dtype).max)
-        values = np.clip(values, low, high)
+        values = np.clip(values, np.maximum(low, least), np.minimum(high, most))
         return np.rint(values) if is_whole else values
 
     @staticmethod
     def _is_one_a_cell(labels: LabelsLike) -> bool:
         """Whether labels are several, not one for all cells."""
         several = isinstance(labels, Sequence | pd.Series | pd.Index | pd.Categorical | np.ndarray)
-        return several and not isinstance(labels, str)
+        return several and not isinstance(labels, str | bytes) and getattr(labels, "ndim", 1) > 0
 
     def _label_codes(self, labels: LabelsLike, n: int) -> np.ndarray:
         if labels is None:
             return np.full((n, len(self.labels.keys)), OPEN)
         if not self.labels.keys:
             raise ValueError(
-                f"labels={labels!r}: this model was trained without labels. Set up the data with labels_key to have "
-                "them."
+                f"labels={short_repr(labels)}: this model was trained without labels. Set up the data with labels_key "
+                "to have them."
             )
         (key,) = self.labels.keys
         if not self._is_one_a_cell(labels):
             return self.labels.encode({key: labels}, n)
+        if getattr(labels, "ndim", 1) > 1:
+            raise ValueError(f"labels={short_repr(labels)} has {labels.ndim} dimensions: give one label per cell.")
         if len(labels) != n:
-            raise ValueError(f"labels has {len(labels)} entries, but {n} cells are asked for: give one a cell.")
-        return self.labels.encode(pd.DataFrame({key: np.asarray(labels, dtype=object)}))
+            raise ValueError(f"labels has {len(labels)} entries, but {n} cells are asked for: give one per cell.")
+        column = labels if isinstance(labels, pd.Series) else pd.Series(labels, dtype=getattr(labels, "dtype", object))
+        return self.labels.codes_of(key, column, "labels")[:, None]
 
     def _guidance(self, guidance: Guidance, weight: Weight) -> tuple[Guidance | None, tuple[float, float]]:
         """What guides, and the weights of classifier-free guidance and of the classifier."""
-        if guidance not in self.GUIDANCE:
+        if not isinstance(guidance, str) or guidance not in self.GUIDANCE:
             raise ValueError(
-                f"guidance={guidance!r} is not one that {type(self).__name__} has: use one of {list(self.GUIDANCE)}."
+                f"guidance={short_repr(guidance)} is not one that {type(self).__name__} has: use one of "
+                f"{list(self.GUIDANCE)}."
             )
         ways = ("classifier-free", "classifier")
         if isinstance(weight, Mapping):
@@ -387,16 +407,15 @@ class FeatureGenerationMixin:
             weights = [weight[way] for way in ways]
         else:
             weights = [weight if guidance in (way, "both") else 0.0 for way in ways]
-        for w in weights:
-            if isinstance(w, bool) or not isinstance(w, int | float | np.number) or not np.isfinite(w):
-                raise ValueError(f"guidance_weight={weight!r} must be a finite number.")
+        if not all(map(is_number, weights)):
+            raise ValueError(f"guidance_weight={short_repr(weight)} must be a finite number.")
         free, by_classifier = map(float, weights)
         return (guidance, (free, by_classifier)) if self.labels.keys else (None, (0.0, 0.0))
 
     def _generated(self, values: np.ndarray, obs: pd.DataFrame, method: str, **how: Any) -> AnnData:
         setup = self.registry["setup_args"]
         dtype = np.dtype(setup["dtype"])
-        values = values.astype(dtype if np.issubdtype(dtype, np.integer) else np.float32)
+        values = values.astype(dtype if np.isfinite(_range_of(dtype)[1]) else np.float32)
         flat = values.reshape(len(values), -1)
         if setup["obsm_key"] is None:
             var = pd.DataFrame(index=pd.Index(self._state("X")["column_names"]).astype(str))

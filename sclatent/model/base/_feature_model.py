@@ -18,27 +18,37 @@ from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 
 from sclatent.data import (
+    UNLABELED,
     Conditions,
     FeatureBatch,
     FeatureRows,
     TokenRows,
+    check_adata,
     check_categorical,
     check_finite,
+    check_labels,
+    check_levels,
     check_no_empty_level,
-    check_obs,
+    check_place,
+    check_roles,
     check_varies,
+    check_whole,
     feature_shape,
     get_features,
+    is_number,
+    label_codes,
     make_loader,
+    plain_level,
+    warn_of_copies,
 )
 from sclatent.diffusion import Process
 from sclatent.module import FeatureAutoencoder, LatentDiffusion, Patches, Standardize
 from sclatent.nn import OPEN
 from sclatent.train import DiffusionPlan, StagePlan
 
-from ._feature_generation import FeatureGenerationMixin
+from ._feature_generation import DIFFERENCE, FeatureGenerationMixin
 from ._fields import KnownLayerField, KnownLevelsField, KnownObsmField
-from ._random import initial_weights
+from ._random import check_seed, initial_weights
 from ._schema import COUNT, DTYPE, LEVELS, NAME, NUMBER, check_codes, list_of, optional
 from ._staged_model import StagedModel
 
@@ -75,6 +85,9 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             raise ValueError(
                 f"adata is missing: give an AnnData that was set up by {name}.setup_anndata, or use {name}.load."
             )
+        check_seed(seed)
+        if adata is not None:
+            check_adata(adata)
         super().__init__(adata, registry)
         self.init_params_ = {**params, "seed": seed}
         setup = self.registry["setup_args"]
@@ -118,7 +131,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         layer: str | None = None,
         image_shape: Sequence[int] | None = None,
         labels_key: str | None = None,
-        unlabeled_category: str = "unknown",
+        unlabeled_category: str | float = UNLABELED,
         batch_key: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -127,21 +140,21 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         Parameters
         ----------
         adata
-            Cells, with embeddings (cells, dim) or square images (cells, height, width[, channels]), of uint8 or float.
-            Embeddings keep the proportions of their coordinates: bring features of different units, such as areas and
-            intensities, to one scale first (``sc.pp.scale``).
+            Cells, with embeddings (cells, dim) or square images (cells, height, width[, channels]), of uint8, float or
+            bool. Embeddings keep the proportions of their coordinates: bring features of different units, such as areas
+            and intensities, to one scale first (``sc.pp.scale``).
         obsm_key, layer
             Entry of obsm, or layer, with the features; X by default.
         image_shape
             (height, width) or (height, width, channels) of images that are stored flat. Flat pixels of type uint8 also
             take it from ``adata.uns["image_shape"]``.
         labels_key
-            Categorical column of obs with the labels.
+            Categorical column of obs with the labels: text, numbers or booleans.
         unlabeled_category
-            What the column says of cells without a label.
+            What the column says of cells without a label, such as -1 where labels are numbers.
         batch_key
-            Categorical column of obs; every batch is centred on a mean of its own, so that the latent need not carry
-            it. Batches should hold labels in like proportions.
+            Categorical column of obs, another one than that of the labels; every batch is centred on a mean of its own,
+            so that the latent need not carry it. Batches should hold labels in like proportions.
         kwargs
             Further arguments of ``scvi.data.AnnDataManager.register_fields``, which scvi-tools gives.
 
@@ -168,40 +181,23 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         >>> JointLDM(adata).shape
         (32, 32, 1)
         """
-        check_obs(adata)
+        check_adata(adata)
+        check_place(obsm_key=obsm_key, layer=layer)
+        check_roles(labels_key=labels_key, batch_key=batch_key)
         values, where = get_features(adata, obsm_key, layer)
         shape = feature_shape(values, where, image_shape, adata.uns)
+        if obsm_key == DIFFERENCE and len(shape) == 3:
+            raise ValueError(
+                f"obsm_key={obsm_key!r}: this is where counterfactual puts differences of images. Rename yours by "
+                f'adata.obsm["image"] = adata.obsm.pop({obsm_key!r}).'
+            )
         check_finite(values, where)
-        labels = None
-        if labels_key is not None:
-            if labels_key in adata.obs and (n_missing := int(adata.obs[labels_key].isna().sum())):
-                raise ValueError(
-                    f"labels_key: adata.obs[{labels_key!r}] is missing for {n_missing} cells: set it to "
-                    f"{unlabeled_category!r}, the unlabeled_category, to train on them without a label, or remove them."
-                )
-            check_categorical(adata.obs, labels_key, "labels_key")
-            used = adata.obs[labels_key].astype("category").cat.remove_unused_categories().cat.categories
-            labels = [label for label in used if label != unlabeled_category]
-            if not labels:
-                raise ValueError(
-                    f"labels_key: every cell of adata.obs[{labels_key!r}] is {unlabeled_category!r}: label some of "
-                    "them, or leave labels_key out to train without labels."
-                )
-            if len(labels) == 1:
-                raise ValueError(
-                    f"labels_key: adata.obs[{labels_key!r}] has only the label {labels[0]!r}; at least 2 are "
-                    "needed. Leave labels_key out to train without labels."
-                )
-            like = [label for label in labels if str(label).casefold() == unlabeled_category.casefold()]
-            if like and unlabeled_category not in used:
-                warnings.warn(
-                    f"adata.obs[{labels_key!r}] has the label {like[0]!r}, and no cell is {unlabeled_category!r}, the "
-                    f"unlabeled_category: if these cells have no label, give unlabeled_category={like[0]!r}.",
-                    stacklevel=2,
-                )
+        labels = None if labels_key is None else check_labels(adata.obs, labels_key, unlabeled_category)
         if batch_key is not None:
             check_categorical(adata.obs, batch_key, "batch_key")
             check_no_empty_level(adata.obs, batch_key, "batch_key")
+            check_levels(adata.obs, batch_key, "batch_key")
+        warn_of_copies(adata.obs, [key for key in (labels_key, batch_key) if key is not None])
         if adata.n_obs > 1 and "source_registry" not in kwargs:
             codes = np.zeros(adata.n_obs) if batch_key is None else pd.factorize(adata.obs[batch_key])[0]
             check_varies(values, where, shape, codes)
@@ -212,7 +208,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             layer=layer,
             image_shape=None if image_shape is None else list(map(int, image_shape)),
             labels_key=labels_key,
-            unlabeled_category=unlabeled_category,
+            unlabeled_category=UNLABELED if labels_key is None else plain_level(unlabeled_category),
             batch_key=batch_key,
             shape=list(shape),
             labels=labels,
@@ -241,12 +237,16 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
     # ---- reading cells
 
     def _rows(
-        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, *, batch: bool = True
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        batch: bool = True,
+        labels: bool = False,
     ) -> FeatureRows:
-        """Cells of an AnnData, the training data by default."""
+        """Cells of an AnnData, the training data by default. Labels are looked up only where they are learned."""
         training = adata is None or adata is self.adata
         adata = self._given(adata)
-        check_obs(adata)
         setup = self.registry["setup_args"]
         values, where = get_features(adata, setup["obsm_key"], setup["layer"])
         shape = self._query_shape(values, where)
@@ -254,19 +254,10 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             raise ValueError(f"{where} has features of shape {shape}: this model was trained on {self.shape}.")
         if not training:
             check_finite(values, where)
-        obs = adata.obs
         codes = np.full((adata.n_obs, len(self.labels.keys)), OPEN)
-        for key in self.labels.keys:
-            if key in obs:  # labels that the model does not know are no labels to it
-                code = {level: i for i, level in enumerate(self.labels.levels[key])}
-                codes[:, 0] = [code.get(level, OPEN) for level in obs[key]]
-        batches = np.zeros(adata.n_obs, dtype=np.int64)
-        if batch and (batch_key := setup["batch_key"]) is not None:
-            if batch_key not in obs:
-                raise KeyError(f"adata.obs has no column {batch_key!r}, the batch_key of this model.")
-            batches = self.batches.encode(
-                pd.DataFrame({"batch": obs[batch_key]}), argument=f"adata.obs[{batch_key!r}]"
-            )[:, 0]
+        if labels:
+            codes = label_codes(adata.obs, self.labels, setup["unlabeled_category"])
+        batches = self._batch_codes(adata.obs) if batch else np.zeros(adata.n_obs, dtype=np.int64)
         return FeatureRows(values, self.shape, codes, batches, indices)
 
     def _query_shape(self, values: Any, where: str) -> tuple[int, ...]:
@@ -275,14 +266,6 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         if is_flat and values.dtype != object and values.shape[1] != np.prod(self.shape):
             return tuple(values.shape[1:])
         return feature_shape(values, where, self.shape if is_flat and self._is_image else None)
-
-    def _given(self, adata: AnnData | None) -> AnnData:
-        adata = self.adata if adata is None else adata
-        if adata is None:
-            raise ValueError(
-                "adata is missing: this model was loaded without data, so there are no training cells to fall back on."
-            )
-        return adata
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         """Set what follows from the data alone: how features are standardised, and the range of images."""
@@ -311,7 +294,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         return min(4000 / n_cells**0.5, 150_000 / n_cells)
 
     def _training_rows(self) -> FeatureRows:
-        return self._rows()
+        return self._rows(labels=True)
 
     def _check_values(self, rows: FeatureRows) -> None:
         check_finite(rows.values, "The AnnData of training was changed: it")
@@ -387,6 +370,12 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
     def _check_query(self, adata: AnnData) -> None:
         self._rows(adata)
+        try:
+            label_codes(adata.obs, self.labels, self.registry["setup_args"]["unlabeled_category"])
+        except KeyError:
+            pass  # no label is needed to generate or predict
+        except ValueError as error:
+            warnings.warn(f"{error} The model cannot be trained further on these cells.", stacklevel=3)
 
     # ---- describing cells
 
@@ -424,7 +413,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
 
     def _at_most(self, batch_size: int) -> int:
         """Cells to compute together: fewer than asked for where they are so large that memory would not do."""
-        return min(batch_size, max(1, MAX_VALUES // math.prod(self.shape)))
+        return min(check_whole("batch_size", batch_size), max(1, MAX_VALUES // math.prod(self.shape)))
 
     def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
         return super()._blocks(n, self._at_most(batch_size), description, progress_bar)
@@ -495,7 +484,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         5
         """
         self._check_stage("diffusion", "get_activations")
-        if not 0 <= noise_level <= 1:
+        if not (is_number(noise_level) and 0 <= noise_level <= 1):
             raise ValueError(f"noise_level={noise_level!r} must be between 0 (no noise) and 1 (noise alone).")
         rows = self._rows(adata, indices)
         blocks = []

@@ -12,6 +12,8 @@ import pandas as pd
 from anndata import AnnData
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, ObsmField
 
+from sclatent.data import factorize, level_key
+
 
 class KnownLayerField(LayerField):
     """X or a layer. Of further cells the features are those of the model, not those that there are."""
@@ -53,4 +55,6 @@ class KnownConditionsField(CategoricalJointObsField):
 def _codes(adata: AnnData, key: Any, levels: Any) -> np.ndarray:
     if key not in adata.obs:
         return np.full(adata.n_obs, -1)
-    return pd.Index(levels).get_indexer(pd.Index(adata.obs[key]))
+    code = {level_key(level): i for i, level in enumerate(levels)}
+    codes, found = factorize(adata.obs[key])
+    return np.array([*(code.get(level_key(level), -1) for level in found), -1])[codes]

@@ -20,6 +20,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sclatent.data import plain_level
+
 from ._files import only_writer, write_atomically
 from ._schema import COUNT, TEXT, check
 
@@ -34,9 +36,9 @@ CONTENT_ERRORS = (
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return {"__array__": value.tolist()}
+        return {"__array__": [_to_json(v) for v in value]}
     if isinstance(value, np.generic):
-        return value.item()
+        return plain_level(value)  # a float by the shortest number of its precision
     if isinstance(value, Mapping):
         return {str(k): _to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

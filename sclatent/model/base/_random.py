@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sclatent.data import random_stream, torch_stream
+from sclatent.data import is_whole, random_stream, short_repr, torch_stream
 
 Purpose = Literal["sizes", "noise", "counts", "transport", "latent", "steps", "cells"]
 
@@ -23,10 +23,15 @@ OF_TENSORS = (
 DRAWS = {getattr(torch, name) for name in OF_TORCH} | {getattr(Tensor, name) for name in OF_TENSORS}
 
 
+def check_seed(seed: int) -> None:
+    """Raise a ``ValueError`` unless this is a seed: a whole number, of Python or numpy, of at most 63 bits."""
+    if not is_whole(seed, least=0) or seed >= 2**63:
+        raise ValueError(f"seed={short_repr(seed)} must be a whole number of at least 0, and below 2**63.")
+
+
 def cell_rng(seed: int, purpose: Purpose, cell: int = 0) -> np.random.Generator:
     """Random numbers of one cell for one purpose: no cell's depend on how many others there are."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number of at least 0.")
+    check_seed(seed)
     return random_stream(seed, f"{purpose} of cells", cell)
 
 

@@ -22,12 +22,21 @@ from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sclatent.data import Conditions, check_number, check_whole, make_loader, random_stream
+from sclatent.data import (
+    Conditions,
+    check_adata,
+    check_categorical,
+    check_number,
+    check_whole,
+    make_loader,
+    random_stream,
+    short_repr,
+)
 from sclatent.train import StagePlan
 
 from ._checkpoints import StageDirectory, fingerprint, plan_arguments
 from ._folder import read_model, refuse_damaged, write_model
-from ._random import Purpose, cell_rng, initial_weights
+from ._random import Purpose, cell_rng, check_seed, initial_weights
 from ._registry import RegistryMixin
 from ._schema import FIELD, LEVELS, LOSSES, NAME, TEXT, check, dict_of, list_of, one_of, optional, parameters
 from ._stages import StageFit
@@ -35,6 +44,7 @@ from ._trainer import check_callbacks, check_trainer_arguments, of_stage, one_de
 from ._training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
+FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
 
 
 def check_n_samples(n_samples: Any) -> int:
@@ -44,6 +54,19 @@ def check_n_samples(n_samples: Any) -> int:
             f"n_samples={n_samples!r} must be a whole number of at least 1: how many cells to make, the first argument."
         )
     return int(n_samples)
+
+
+def check_steps(n_steps: int | None) -> None:
+    """Raise a ``ValueError`` unless this is a number of steps of a solver, or None for its own."""
+    if n_steps is not None:
+        check_whole("n_steps", n_steps)
+
+
+def check_sizes(*, optional: bool = False, **sizes: int | None) -> None:
+    """Raise a ``ValueError`` unless all sizes of a network are whole numbers of at least 1, or None if optional."""
+    for argument, size in sizes.items():
+        if size is not None or not optional:
+            check_whole(argument, size, instead=", or None for the default" if optional else "")
 
 
 def check_default_dtype() -> None:
@@ -259,7 +282,7 @@ class StagedModel(RegistryMixin):
         check_default_dtype()
         plan_kwargs = plan_kwargs or {}
         stages = self._stages_to_train(stage, max_epochs, plan_kwargs)
-        seed = check_whole("seed", seed, least=0)
+        check_seed(seed)
         batch_size = check_whole("batch_size", batch_size)
         train_size = check_number("train_size", train_size, high=1, above=True)
         if early_stopping_patience is not None:
@@ -431,6 +454,26 @@ class StagedModel(RegistryMixin):
         if stage not in self.trained_stages:
             raise RuntimeError(f"{method} needs a trained {stage}: call train() first.")
 
+    def _given(self, adata: AnnData | None) -> AnnData:
+        """The AnnData that was given to a method, by default that of training."""
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise ValueError(
+                "adata is missing: this model was loaded without data, so there are no training cells to fall back on."
+            )
+        check_adata(adata)
+        return adata
+
+    def _batch_codes(self, obs: pd.DataFrame) -> np.ndarray:
+        """Codes of the batches of measured cells, (cells,)."""
+        key = self.registry["setup_args"]["batch_key"]
+        if key is None:
+            return np.zeros(len(obs), dtype=np.int64)
+        if key not in obs:
+            raise KeyError(f"adata.obs has no column {key!r}, the batch_key of this model.")
+        check_categorical(obs, key, "batch_key")
+        return self.batches.codes_of("batch", obs[key], f"adata.obs[{key!r}]")
+
     def _state(self, key: str) -> dict[str, Any]:
         return self.registry["field_registries"][key]["state_registry"]
 
@@ -445,8 +488,7 @@ class StagedModel(RegistryMixin):
             return self._new_denoiser()
 
     def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
+        check_whole("batch_size", batch_size)
         with tqdm(total=n, desc=description, unit=" cells", disable=not progress_bar) as bar:
             for start in range(0, n, batch_size):
                 cells = np.arange(start, min(start + batch_size, n))
@@ -461,11 +503,36 @@ class StagedModel(RegistryMixin):
         noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
         return torch.from_numpy(noise).to(self.device)
 
-    def _batches_of(self, batch: str | None, uniforms: np.ndarray) -> np.ndarray:
+    def _batches_of(self, batch: Any, uniforms: np.ndarray) -> np.ndarray:
         """Codes of the batches to decode cells under: a given one, or drawn as in training by uniform numbers."""
         if batch is None:
             return self.batch_codes[(uniforms * len(self.batch_codes)).astype(int)]
+        if self.registry["setup_args"]["batch_key"] is None:
+            raise ValueError(
+                f"batch={short_repr(batch)}: this model was trained without batches. Set up the data with batch_key to "
+                "have them."
+            )
         return self.batches.encode({"batch": batch}, len(uniforms))[:, 0]
+
+    @staticmethod
+    def _check_generated(start: Tensor, tokens: Tensor, values: np.ndarray, guidance_weight: Any) -> None:
+        """Raise a ``ValueError`` if cells have gone where none can be, as guidance that is too strong takes them.
+
+        Parameters
+        ----------
+        start, tokens
+            Standardised tokens, before and after.
+        values
+            What they were decoded to.
+        guidance_weight
+            The weight, for the message.
+        """
+        farthest = FAR * max(1.0, float(start.abs().max()))
+        if not (bool((tokens.abs() < farthest).all()) and np.isfinite(values).all()):
+            raise ValueError(
+                f"guidance_weight={guidance_weight!r} took cells beyond all bounds: use a smaller weight. If it is an "
+                "ordinary one, the model has learned nothing: train it anew with a lower learning rate."
+            )
 
     def _obs(self, conditions: Conditions, codes: np.ndarray, batches: np.ndarray, index: pd.Index) -> pd.DataFrame:
         """The obs of generated cells: the conditions they were given, and their batches."""
@@ -478,8 +545,8 @@ class StagedModel(RegistryMixin):
     @staticmethod
     def _obs_of(adata: AnnData, cells: np.ndarray) -> pd.DataFrame:
         """The obs of measured cells, without what setting up has added."""
-        obs = adata.obs.iloc[cells]
-        return obs.loc[:, ~obs.columns.str.startswith("_scvi")].copy()
+        kept = [not str(name).startswith("_scvi") for name in adata.obs.columns]
+        return adata.obs.loc[:, kept].iloc[cells].copy()
 
     def _provenance(self, method: str, **how: Any) -> dict[str, Any]:
         how = {key: dict(value) if isinstance(value, Mapping) else value for key, value in how.items()}

@@ -1,0 +1,277 @@
+"""Columns of obs: one role each, names that nothing is written over, levels that a saved model holds exactly."""
+
+import datetime
+import re
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from sclatent.data import Conditions
+from sclatent.datasets import simulate
+from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
+
+FEATURE_MODELS = [DAED, JointDiffusion, JointLDM]
+TINY = {
+    "n_tokens": 2, "token_dim": 4, "width": 8, "n_blocks": 1, "n_heads": 2, "denoiser_width": 8, "denoiser_blocks": 1,
+}  # fmt: skip
+N = 24
+
+
+@pytest.fixture
+def counts() -> AnnData:
+    return simulate(N, 12, cell_types=["B", "T"], n_batches=2, library_size=100, seed=0)
+
+
+@pytest.fixture
+def embeddings() -> AnnData:
+    adata = AnnData(np.random.default_rng(0).standard_normal((N, 6)).astype(np.float32))
+    adata.obs["type"] = np.array(["B", "T", "NK"])[np.arange(N) % 3]
+    adata.obs["plate"] = np.array(["one", "two"])[np.arange(N) // 3 % 2]
+    return adata
+
+
+def assert_no_setup(adata: AnnData) -> None:
+    """Setting up has written nothing."""
+    assert not [name for name in [*adata.obs.columns, *adata.obsm, *adata.uns] if str(name).startswith("_scvi")]
+
+
+# ---- one role, and a name of its own
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"condition_keys": ["cell_type", "condition"], "batch_key": "cell_type"},
+            "batch_key: 'cell_type' was given by condition_keys, too: .*Leave it out of condition_keys or of batch_key",
+        ),
+        ({"condition_keys": "cell_type", "batch_key": "cell_type"}, "batch_key: 'cell_type' .* condition_keys"),
+        (
+            {"condition_keys": ["cell_type", "depth"], "size_factor_key": "depth"},
+            "size_factor_key: 'depth' was given by condition_keys, too",
+        ),
+        ({"batch_key": "depth", "size_factor_key": "depth"}, "size_factor_key: 'depth' was given by batch_key, too"),
+        (
+            {"condition_keys": ["cell_type", "library_size"]},
+            "condition_keys: 'library_size' is a column that is written for generated cells. Rename yours by .*rename",
+        ),
+        ({"batch_key": "library_size"}, "batch_key: 'library_size' is a column that is written"),
+        ({"size_factor_key": "library_size"}, "size_factor_key: 'library_size' is a column that is written"),
+        ({"condition_keys": "_scvi_batch"}, "condition_keys: columns with names such as '_scvi_batch'"),
+        ({"batch_key": "_scvi_labels"}, "batch_key: columns with names such as '_scvi_labels'"),
+    ],
+)
+def test_counts_want_one_role_for_a_column(counts, arguments, message):
+    counts.obs["depth"] = np.arange(N) % 2 + 1
+    counts.obs["library_size"] = np.arange(N) % 2 + 1
+    for name in ("_scvi_batch", "_scvi_labels"):
+        counts.obs[name] = np.arange(N) % 2
+    before = counts.obs.copy()
+    with pytest.raises(ValueError, match=message):
+        SCLDM.setup_anndata(counts, **arguments)
+    pd.testing.assert_frame_equal(counts.obs, before)
+    assert "_scvi_uuid" not in counts.uns
+
+
+@pytest.mark.parametrize("cls", FEATURE_MODELS)
+def test_features_want_one_role_for_a_column(cls, embeddings):
+    with pytest.raises(ValueError, match="batch_key: 'type' was given by labels_key, too"):
+        cls.setup_anndata(embeddings, labels_key="type", batch_key="type")
+    embeddings.obs["_scvi_type"] = embeddings.obs.pop("type")
+    with pytest.raises(ValueError, match="labels_key: columns with names such as '_scvi_type'"):
+        cls.setup_anndata(embeddings, labels_key="_scvi_type")
+    embeddings.obs = embeddings.obs.drop(columns="_scvi_type")
+    assert_no_setup(embeddings)
+
+
+def test_an_entry_of_obsm_that_counterfactuals_write_cannot_hold_the_images(embeddings):
+    embeddings.obsm["difference"] = np.zeros((N, 8, 8), dtype=np.uint8)
+    with pytest.raises(ValueError, match="obsm_key='difference': this is where counterfactual puts differences"):
+        JointDiffusion.setup_anndata(embeddings, obsm_key="difference")
+
+
+def test_columns_that_say_the_same_are_warned_of(counts, embeddings):
+    counts.obs["donor"] = counts.obs["cell_type"].map({"B": "d2", "T": "d1"})
+    with pytest.warns(UserWarning, match=r"obs\['cell_type'\] and adata.obs\['donor'\] say the same of every cell"):
+        SCLDM.setup_anndata(counts, condition_keys=["cell_type", "condition", "donor"])
+    with pytest.warns(UserWarning, match=r"obs\['cell_type'\] and adata.obs\['donor'\] say the same of every cell"):
+        SCLDM.setup_anndata(counts, condition_keys=["cell_type"], batch_key="donor")
+    embeddings.obs["lane"] = embeddings.obs["type"] + "1"
+    with pytest.warns(UserWarning, match=r"obs\['type'\] and adata.obs\['lane'\] say the same of every cell"):
+        JointLDM.setup_anndata(embeddings, labels_key="type", batch_key="lane")
+
+
+# ---- levels
+
+FINE = {  # columns of two levels or three, and what these are called
+    "text": (["b", "a"], ["a", "b"]),
+    "numpy text": (np.array(["b", "a"]), ["a", "b"]),
+    "whole numbers": ([10, 2], [2, 10]),
+    "int8": (np.array([10, 2], dtype=np.int8), [2, 10]),
+    "uint64": (np.array([2**63, 2], dtype=np.uint64), [2, 2**63]),
+    "nullable whole numbers": (pd.array([10, 2], dtype="Int64"), [2, 10]),
+    "booleans": ([True, False], [False, True]),
+    "nullable booleans": (pd.array([True, False], dtype="boolean"), [False, True]),
+    "floats": ([0.5, 0.1], [0.1, 0.5]),
+    "float32": (np.array([0.3, 0.1], dtype=np.float32), [0.1, 0.3]),
+    "nullable float32": (pd.array([0.3, 0.1], dtype="Float32"), [0.1, 0.3]),
+    "floats that are whole": ([2.0, 1.0], [1.0, 2.0]),
+    "objects": (np.array([0.5, 1], dtype=object), [0.5, 1.0]),
+    "categories": (pd.Categorical(["a", "b"], categories=["b", "a"]), ["b", "a"]),
+    "categories of float32": (pd.Categorical.from_codes([0, 1], np.array([0.3, 0.1], dtype=np.float32)), [0.3, 0.1]),
+    "categories of booleans": (pd.Categorical([True, False], categories=[True, False]), [True, False]),
+}
+
+
+def column(values, n: int = N) -> pd.Series:
+    return pd.concat([pd.Series(values)] * (n // len(values)), ignore_index=True)
+
+
+def same(levels: list, expected: list) -> bool:
+    return levels == expected and [type(v) for v in levels] == [type(v) for v in expected]
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_levels_are_the_same_before_and_after_saving(counts, tmp_path, name):
+    values, levels = FINE[name]
+    counts.obs["level"] = column(values).to_numpy() if name == "numpy text" else column(values).array
+    SCLDM.setup_anndata(counts, condition_keys=["level", "condition"])
+    model = SCLDM(counts, **TINY)
+    model.save(tmp_path / "m")
+    for one in (model, SCLDM.load(tmp_path / "m")):
+        assert same(one.conditions.levels["level"], levels)
+        for i, level in enumerate(levels):
+            assert one.conditions.encode({"level": level})[0, 0] == i
+        codes = one.conditions.encode(counts.obs)
+        assert [levels[code] for code in codes[: len(values), 0]] == [levels[levels.index(v)] for v in _plain(values)]
+        back = one.conditions.decode(codes, counts.obs_names)
+        assert (one.conditions.encode(back) == codes).all()  # also where a table was made of levels
+
+
+def _plain(values) -> list:
+    """Values as text says them, which is how float32 is meant."""
+    values = np.asarray(values) if isinstance(values, pd.Categorical) else values
+    return [float(str(v)) if isinstance(v, np.floating) else v for v in values]
+
+
+@pytest.mark.parametrize("name", ["whole numbers", "float32", "booleans", "categories"])
+def test_batches_and_labels_are_the_same_before_and_after_saving(counts, embeddings, tmp_path, name):
+    values, levels = FINE[name]
+    counts.obs["plate"] = column(values).array
+    SCLDM.setup_anndata(counts, condition_keys="condition", batch_key="plate")
+    model = SCLDM(counts, **TINY)
+    model.save(tmp_path / "counts")
+    assert same(model.batches.levels["batch"], levels)
+    assert same(SCLDM.load(tmp_path / "counts").batches.levels["batch"], levels)
+    embeddings.obs["type"] = column(values).array
+    embeddings.obs["plate"] = column(values).array.take([1, *range(1, N)])  # hardly a copy of the labels
+    JointDiffusion.setup_anndata(embeddings, labels_key="type", batch_key="plate")
+    model = JointDiffusion(embeddings, denoiser_width=8, denoiser_blocks=1, n_heads=2)
+    model.save(tmp_path / "embeddings")
+    for one in (model, JointDiffusion.load(tmp_path / "embeddings")):
+        assert same(one.labels.levels["type"], levels)
+        assert same(one.batches.levels["batch"], levels)
+
+
+def test_a_dose_of_float32_is_asked_for_as_it_is_written(counts, tmp_path):
+    counts.obs["dose"] = np.array([0.1, 0.3], dtype=np.float32)[np.arange(N) % 2]
+    SCLDM.setup_anndata(counts, condition_keys="dose")
+    model = SCLDM(counts, **TINY)
+    model.train(1, accelerator="cpu", progress_bar=False)
+    model.save(tmp_path / "m")
+    for one in (model, SCLDM.load(tmp_path / "m")):
+        for dose in (0.1, np.float32(0.1), np.float64(0.1), np.float16(0.1)):
+            assert set(one.sample(3, {"dose": dose}, progress_bar=False).obs["dose"]) == {0.1}
+        with pytest.raises(ValueError, match=r"conditions: 0.2 is no level of 'dose', which has \[0.1, 0.3\]"):
+            one.sample(3, {"dose": 0.2})
+    moved = model.counterfactual(counts, {"dose": 0.3}, progress_bar=False)  # finds those of the cells, too
+    assert set(moved.obs["dose"]) == {0.3}
+
+
+REFUSED = {
+    "intervals": (pd.cut([25, 61], [0, 50, 100]), r"of type Interval, such as Interval\(0, 50"),
+    "dates": (pd.to_datetime(["2024-01-01", "2024-02-01"]), "of type datetime64"),
+    "dates of a time zone": (pd.to_datetime(["2024-01-01", "2024-02-01"]).tz_localize("UTC"), "of type Timestamp"),
+    "dates of Python": ([datetime.date(2024, 1, 1), datetime.date(2024, 2, 1)], "of type date"),
+    "categories of dates": (pd.Categorical(pd.to_datetime(["2024-01-01", "2024-02-01"])), "of type datetime64"),
+    "periods": (pd.period_range("2024-01", periods=2, freq="M"), "of type Period"),
+    "durations": (pd.to_timedelta(["1 day", "2 days"]), "of type timedelta64"),
+    "bytes": (np.array([b"a", b"b"], dtype=object), "of type bytes, such as b'a'"),
+    "tuples": ([("DMSO", 0.0), ("drug", 1.0)], "of type tuple"),
+    "lists": ([["a"], ["b"]], "such as .'a'. of type list"),
+    "complex": (np.array([1j, 2j]), "of type complex"),
+    "decimals": ([Decimal("0.1"), Decimal("0.2")], "of type Decimal"),
+    "numbers and text": (np.array([1, "2"], dtype=object), r"both (numbers|text) .* and (numbers|text)"),
+    "booleans and numbers": (np.array([True, 0], dtype=object), "both .*booleans"),
+    "booleans that are numbers, too": (np.array([True, 1, False, 0], dtype=object), "both .*booleans"),
+    "float16": (np.array([0.1, 0.2], dtype=np.float16), r"of type float16.*astype\(float\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_levels_are_refused_with_the_cure(counts, name):
+    values, message = REFUSED[name]
+    counts.obs["level"] = column(values).array
+    for arguments in ({"condition_keys": ["condition", "level"]}, {"batch_key": "level"}):
+        with pytest.raises(
+            ValueError, match=rf"{next(iter(arguments))}: adata.obs\['level'\] (has|is) .*{message}"
+        ) as refusal:
+            SCLDM.setup_anndata(counts, **arguments)
+        cure = re.search(r"adata.obs\['level'\] = (adata.obs\['level'\].*) makes", str(refusal.value))[1]
+    assert_no_setup(counts)
+    counts.obs["level"] = eval(cure, {"adata": counts})
+    SCLDM.setup_anndata(counts, condition_keys=["condition", "level"])
+
+
+@pytest.mark.parametrize("cls", FEATURE_MODELS)
+@pytest.mark.parametrize("name", ["intervals", "dates", "tuples", "numbers and text"])
+def test_other_labels_are_refused_with_the_cure(embeddings, cls, name):
+    embeddings.obs["level"] = column(REFUSED[name][0]).array
+    for arguments in ({"labels_key": "level"}, {"batch_key": "level"}):
+        with pytest.raises(ValueError, match=rf"{next(iter(arguments))}: adata.obs\['level'\] has .*astype\(str\)"):
+            cls.setup_anndata(embeddings, **arguments)
+    assert_no_setup(embeddings)
+
+
+def test_infinite_levels_are_refused(counts):
+    counts.obs["dose"] = np.array([1.0, np.inf])[np.arange(N) % 2]
+    with pytest.raises(ValueError, match=r"condition_keys: adata.obs\['dose'\] has infinite levels"):
+        SCLDM.setup_anndata(counts, condition_keys="dose")
+
+
+@pytest.mark.parametrize(
+    ("levels", "wrong", "right"),
+    [
+        ([0, 1], [True, "1", np.True_, 0.5], [1, 1.0, np.int8(1), np.float32(1)]),
+        ([0.0, 1.0], [True, "1.0"], [1, 1.0, np.uint8(1)]),
+        ([False, True], [1, 1.0, "True"], [True, np.True_]),
+        (["0", "1"], [1, True, b"1"], ["1", np.str_("1")]),
+    ],
+)
+def test_text_booleans_and_numbers_are_not_taken_for_each_other(levels, wrong, right):
+    conditions = Conditions({"key": levels})
+    for level in right:
+        assert conditions.encode({"key": level})[0, 0] == 1
+        assert conditions.encode(pd.DataFrame({"key": [level]}))[0, 0] == 1
+    for level in wrong:
+        for given in ({"key": level}, pd.DataFrame({"key": [level]})):
+            with pytest.raises(ValueError, match="is no level of 'key'"):
+                conditions.encode(given)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["B", "B ", "T"], r"has the levels \['B', 'B '\], which differ by blanks alone: .*str.strip\(\)"),
+        (["B", "nan", "T"], "has the level 'nan', which is what a missing value becomes as text"),
+        (["B", "", "T"], "has the level '', which is what a missing value"),
+        (["B", "  ", "T"], "has the level '  ', which is what a missing value"),
+    ],
+)
+def test_levels_that_look_like_a_mistake_are_warned_of(counts, values, message):
+    counts.obs["type"] = column(values).array
+    with pytest.warns(UserWarning, match=rf"^condition_keys: adata.obs\['type'\] {message}"):
+        SCLDM.setup_anndata(counts, condition_keys="type")
