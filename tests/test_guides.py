@@ -190,12 +190,6 @@ def level_without_cells(cells):
     SCLDM.setup_anndata(adata, condition_keys=KEYS)
 
 
-@message("batch_key: 'patient_id' was given by condition_keys")
-def two_roles(cells):
-    yield lambda: SCLDM.setup_anndata(cells.copy(), condition_keys=KEYS, batch_key="patient_id")
-    SCLDM.setup_anndata(cells.copy(), condition_keys="condition", batch_key="patient_id")
-
-
 @message("condition_keys: adata.obs['age'] has levels of type Interval")
 def intervals(cells):
     adata = cells.copy()

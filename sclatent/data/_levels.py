@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import pandas as pd
 
 _short = Repr()
 _short.maxlist = _short.maxtuple = _short.maxother = _short.maxstring = 80
+# known by their text, as JSON has nothing for them
+AS_TEXT = pd.Interval, pd.Period, datetime.date, datetime.timedelta, np.datetime64, np.timedelta64, tuple
 MISSING_WORDS = ("", "nan", "None", "<NA>", "NaT")  # what missing values become as text
 
 
@@ -50,24 +53,40 @@ def plain_level(level: Any) -> Any:
     -------
     Any
         A string, boolean, integer or float if it is one, a float by the shortest number that its precision tells from
-        others; anything else as it is.
+        others. The text of an interval, date, period, duration or tuple, of which a time of midnight is left out, as
+        by ``astype(str)`` of pandas. Anything else as it is.
 
     Examples
     --------
     >>> import numpy as np
+    >>> import pandas as pd
     >>> from sclatent.data import plain_level
     >>> plain_level(np.float32(0.1)), plain_level(np.int64(3)), plain_level(np.str_("B"))
     (0.1, 3, 'B')
+    >>> plain_level(pd.Timestamp("2024-01-31")), plain_level(pd.Interval(20, 40))
+    ('2024-01-31', '(20, 40]')
     """
     if isinstance(level, str):
         return str.__str__(level)
     if isinstance(level, bool | np.bool_):
         return bool(level)
-    if isinstance(level, int | np.integer) and not isinstance(level, np.timedelta64):
+    if isinstance(level, AS_TEXT):
+        return _text(level)
+    if isinstance(level, int | np.integer):
         return int(level)
     if isinstance(level, np.floating):
         return float(str(level))
     return level
+
+
+def _text(level: Any) -> str:
+    if isinstance(level, tuple):
+        return str(tuple(map(plain_level, level)))
+    if isinstance(level, np.datetime64 | datetime.datetime):
+        level = pd.Timestamp(level)
+    if isinstance(level, np.timedelta64 | datetime.timedelta):
+        level = pd.Timedelta(level)
+    return str(level).removesuffix(" 00:00:00")
 
 
 def level_key(level: Any) -> tuple[str, Any] | None:
@@ -122,6 +141,11 @@ def check_levels(obs: pd.DataFrame, key: str, argument: str, unlabeled: Any = No
     ValueError
         If levels are neither text nor booleans nor finite numbers, or several of these.
 
+    Warns
+    -----
+    UserWarning
+        If levels are known by their text (:func:`plain_level`).
+
     Examples
     --------
     >>> import pandas as pd
@@ -129,9 +153,11 @@ def check_levels(obs: pd.DataFrame, key: str, argument: str, unlabeled: Any = No
     >>> check_levels(pd.DataFrame({"dose": pd.Series([1.0, 0.1, 0.1], dtype="float32")}), "dose", "condition_keys")
     [0.1, 1.0]
     >>> check_levels(pd.DataFrame({"age": pd.cut([25, 61], [0, 50, 100])}), "age", "condition_keys")
+    ['(0, 50]', '(50, 100]']
+    >>> check_levels(pd.DataFrame({"age": [b"young", b"old"]}), "age", "condition_keys")
     Traceback (most recent call last):
         ...
-    ValueError: condition_keys: adata.obs['age'] has levels of type Interval, such as Interval(0, 50, ...
+    ValueError: condition_keys: adata.obs['age'] has levels of type bytes, such as b'young': ...
     """
     column = obs[key]
     where, as_text = f"{argument}: adata.obs[{key!r}]", f"adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)"
@@ -161,6 +187,13 @@ def check_levels(obs: pd.DataFrame, key: str, argument: str, unlabeled: Any = No
     if len({*map(level_key, levels)}) < len(levels):
         raise ValueError(f"{where} has numbers of several precisions, of which some are written alike: round them.")
     levels = [level for level in levels if unlabeled is None or level_key(level) != level_key(unlabeled)]
+    kind = next((kind.__name__ for kind in examples if issubclass(kind, AS_TEXT)), None)
+    if kind is not None:
+        warnings.warn(
+            f"{where} has levels of type {kind}, which are known by their text, such as {levels[0]!r}, also in obs of "
+            f"the cells that are made: {as_text} makes both alike.",
+            stacklevel=4,
+        )
     _warn_of_odd_levels(levels, key, argument)
     return levels
 

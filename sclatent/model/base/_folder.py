@@ -36,7 +36,7 @@ CONTENT_ERRORS = (
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return {"__array__": [_to_json(v) for v in value]}
+        return {"__array__": [_to_json(v) if isinstance(v, np.ndarray) else plain_level(v) for v in value]}
     if isinstance(value, np.generic):
         return plain_level(value)  # a float by the shortest number of its precision
     if isinstance(value, Mapping):
