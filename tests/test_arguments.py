@@ -2,12 +2,13 @@
 
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
 
-from sclatent import tl
+from sclatent import pl, pp, tl
 from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
@@ -409,6 +410,42 @@ def test_columns_that_guidance_writes_are_not_written_over():
     model.train(1, **QUIET)
     with pytest.raises(ValueError, match="model was set up with the column 'noise', which is written here"):
         tl.guidance(model, progress_bar=False)
+
+
+@each_model
+def test_rows_of_another_order_are_refused(trained, cls):
+    """A table goes by position, whereas pandas would go by names."""
+    adata = cells_for(cls)
+    argument, wanted = ("conditions", adata.obs[["condition"]]) if cls is SCLDM else ("labels", adata.obs["type"])
+    with pytest.raises(ValueError, match=rf"{argument} has the names of the cells in another order .*{argument}.loc"):
+        _moved(trained[cls], adata, **{argument: wanted.iloc[::-1]})
+    with pytest.raises(ValueError, match=f"{argument} has the names of the cells in another order"):
+        _moved(trained[cls], adata, **{argument: wanted.iloc[[2, 0, 1]]}, indices=[0, 1, 2])
+    key = wanted.columns[0] if cls is SCLDM else "type"
+    for given in (wanted, wanted.reset_index(drop=True), wanted.set_axis(adata.obs_names[::-1] + "-1", axis=0)):
+        moved = _moved(trained[cls], adata, **{argument: given})
+        assert moved.obs[key].tolist() == adata.obs[key].tolist()
+
+
+def test_columns_that_turning_writes_are_not_written_over():
+    adata = embeddings()
+    adata.obs["mirrored"] = "yes"
+    with pytest.raises(ValueError, match=r"adata.obs has the column 'mirrored', which is written here"):
+        pp.turn_images(adata, "image")
+
+
+@pytest.mark.parametrize("key", ["cells", "shown"])
+def test_a_umap_shows_the_column_that_was_asked_for(key):
+    real, generated = counts(), counts()
+    for adata in (real, generated):
+        adata.obs[key] = pd.Categorical(adata.obs["cell_type"])
+    for arguments in ({"color": key}, {"groupby": key}):
+        axes = pl.umap(real, generated, **arguments)
+        shown = {ax.get_title() for ax in axes} | {
+            text.get_text() for ax in axes if ax.get_legend() for text in ax.get_legend().get_texts()
+        }
+        assert {"B", "T"} <= shown
+        plt.close(axes[0].figure)
 
 
 @each_model

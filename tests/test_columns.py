@@ -176,6 +176,23 @@ def test_batches_and_labels_are_the_same_before_and_after_saving(counts, embeddi
         assert same(one.batches.levels["batch"], levels)
 
 
+DATES = pd.to_datetime(["2024-01-01", "2024-02-01"])
+AS_TEXT = {
+    "intervals": (pd.cut([25, 61], [0, 50, 100]), pd.Interval(0, 50), ["(0, 50]", "(50, 100]"]),
+    "dates": (DATES, pd.Timestamp("2024-01-01"), ["2024-01-01", "2024-02-01"]),
+    "dates of a time zone": (
+        DATES.tz_localize("UTC"),
+        pd.Timestamp("2024-01-01", tz="UTC"),
+        ["2024-01-01 00:00:00+00:00", "2024-02-01 00:00:00+00:00"],
+    ),
+    "dates of Python": ([d.date() for d in DATES], datetime.date(2024, 1, 1), ["2024-01-01", "2024-02-01"]),
+    "categories of dates": (pd.Categorical(DATES), datetime.datetime(2024, 1, 1), ["2024-01-01", "2024-02-01"]),
+    "periods": (pd.period_range("2024-01", periods=2, freq="M"), pd.Period("2024-01"), ["2024-01", "2024-02"]),
+    "durations": (pd.to_timedelta(["1 day", "2 days"]), datetime.timedelta(days=1), ["1 days", "2 days"]),
+    "tuples": ([("DMSO", 0.0), ("drug", 1.0)], ("DMSO", 0.0), ["('DMSO', 0.0)", "('drug', 1.0)"]),
+}
+
+
 @pytest.mark.parametrize("name", AS_TEXT)
 def test_intervals_dates_and_tuples_are_known_by_their_text(counts, embeddings, tmp_path, name):
     values, level, levels = AS_TEXT[name]
@@ -213,21 +230,6 @@ def test_a_dose_of_float32_is_asked_for_as_it_is_written(counts, tmp_path):
     assert set(moved.obs["dose"]) == {0.3}
 
 
-DATES = pd.to_datetime(["2024-01-01", "2024-02-01"])
-AS_TEXT = {
-    "intervals": (pd.cut([25, 61], [0, 50, 100]), pd.Interval(0, 50), ["(0, 50]", "(50, 100]"]),
-    "dates": (DATES, pd.Timestamp("2024-01-01"), ["2024-01-01", "2024-02-01"]),
-    "dates of a time zone": (
-        DATES.tz_localize("UTC"),
-        pd.Timestamp("2024-01-01", tz="UTC"),
-        ["2024-01-01 00:00:00+00:00", "2024-02-01 00:00:00+00:00"],
-    ),
-    "dates of Python": ([d.date() for d in DATES], datetime.date(2024, 1, 1), ["2024-01-01", "2024-02-01"]),
-    "categories of dates": (pd.Categorical(DATES), datetime.datetime(2024, 1, 1), ["2024-01-01", "2024-02-01"]),
-    "periods": (pd.period_range("2024-01", periods=2, freq="M"), pd.Period("2024-01"), ["2024-01", "2024-02"]),
-    "durations": (pd.to_timedelta(["1 day", "2 days"]), datetime.timedelta(days=1), ["1 days", "2 days"]),
-    "tuples": ([("DMSO", 0.0), ("drug", 1.0)], ("DMSO", 0.0), ["('DMSO', 0.0)", "('drug', 1.0)"]),
-}
 REFUSED = {
     "bytes": (np.array([b"a", b"b"], dtype=object), "of type bytes, such as b'a'"),
     "lists": ([["a"], ["b"]], "such as .'a'. of type list"),

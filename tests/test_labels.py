@@ -2,6 +2,7 @@
 
 import warnings
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,11 +199,13 @@ def test_numbers_are_labels_and_minus_one_is_none(labels, unlabeled, levels, mak
 
 
 @each_model
-def test_labels_that_are_numbers_are_asked_for_and_predicted(cls):
+def test_labels_that_are_numbers_are_asked_for_and_predicted(cls, tmp_path):
     cls.setup_anndata(adata := cells((-1, 0, 1)), labels_key="type", unlabeled_category=-1)
     model = cls(adata, **TINY)
     model.train(1, **QUIET)
-    assert set(model.predict(**few_draws(cls))) <= {0, 1}
+    adata.obs["predicted"] = model.predict(**few_draws(cls))
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    assert set(ad.read_h5ad(tmp_path / "cells.h5ad").obs["predicted"]) <= {0, 1}
     assert set(model.sample(2, 1, progress_bar=False).obs["type"]) == {1}
     assert model.sample(labels=[1, 0], progress_bar=False).obs["type"].tolist() == [1, 0]
     assert set(model.counterfactual(labels=0, progress_bar=False).obs["type"]) == {0}

@@ -17,7 +17,7 @@ from sclatent.data import CellRows, check_library_size, is_number, short_repr
 from sclatent.diffusion import DEFAULT_STEPS, classifier_free, solve
 from sclatent.nn import OPEN
 
-from .base import cell_rng, check_n_samples, check_seed, check_steps
+from .base import cell_rng, check_n_samples, check_order, check_seed, check_steps
 
 ConditionsLike = Mapping[str, Any] | pd.DataFrame
 Solver = Literal["heun", "euler", "adaptive"]
@@ -199,6 +199,7 @@ class GenerationMixin:
                 stacklevel=2,
             )
         rows = self._rows(adata, indices, conditions=True)
+        check_order(conditions, self._given(adata).obs_names[rows.cells], "conditions")
         source = rows.conditions[rows.cells]
         target = self.conditions.encode(conditions, len(rows))
         target = np.where(target == OPEN, source, target)

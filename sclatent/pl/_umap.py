@@ -19,6 +19,7 @@ from ._figures import grid, indexable, levels, save_figure
 
 COLORS = {"real": "#8c8c8c", "generated": "#d62728"}
 OTHERS = "0.92"
+KIND, SHOWN = "real or generated cells", "shown of real or generated cells"  # columns that no user has
 
 
 def umap(
@@ -79,7 +80,7 @@ def umap(
                 )
     both = {"real": indexable(real)[:, generated.var_names], "generated": generated}
     values = np.concatenate([log_normalize(adata) for adata in both.values()])
-    cells = ad.concat({name: AnnData(obs=adata.obs) for name, adata in both.items()}, label="cells", index_unique="-")
+    cells = ad.concat({name: AnnData(obs=adata.obs) for name, adata in both.items()}, label=KIND, index_unique="-")
     cells.obsm["X_pca"] = Projection(values[: real.n_obs], n_pcs, seed).transform(values)
     sc.pp.neighbors(cells, n_neighbors=min(n_neighbors, cells.n_obs - 1), use_rep="X_pca", random_state=seed)
     sc.tl.umap(cells, random_state=seed)
@@ -93,9 +94,9 @@ def umap(
     figure, axes = grid(len(panels) + (color is not None), size=(3.2, 3.0) if groupby else (5, 4))
     look = {"frameon": False, "na_color": OTHERS, "na_in_legend": False, **kwargs}
     for ax, (title, shown) in zip(axes, panels.items(), strict=False):
-        kind = cells.obs["cells"].where(shown).astype(object)  # scanpy draws what has none first, beneath the others
-        cells.obs["shown"] = pd.Categorical(kind, categories=list(COLORS))
-        sc.pl.umap(cells, color="shown", palette=COLORS, legend_loc=None, title=title, ax=ax, show=False, **look)
+        kind = cells.obs[KIND].where(shown).astype(object)  # scanpy draws what has none first, beneath the others
+        cells.obs[SHOWN] = pd.Categorical(kind, categories=list(COLORS))
+        sc.pl.umap(cells, color=SHOWN, palette=COLORS, legend_loc=None, title=title, ax=ax, show=False, **look)
     if color is not None:
         sc.pl.umap(cells, color=color, ax=axes[-1], show=False, **look)
     handles = [Line2D([], [], color=c, marker="o", lw=0, label=name) for name, c in COLORS.items()]

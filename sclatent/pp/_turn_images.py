@@ -11,7 +11,9 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from sclatent.data import check_obs, feature_shape, get_features, read_rows
+from sclatent.data import check_adata, feature_shape, get_features, read_rows
+
+WRITTEN = ("quarter_turns", "mirrored")  # columns of obs
 
 
 def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int] | None = None) -> AnnData:
@@ -45,7 +47,7 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
     KeyError
         If there is no such entry.
     ValueError
-        If the features are no square images.
+        If the features are no square images, or ``obs`` has columns of these names.
 
     Examples
     --------
@@ -57,7 +59,13 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
     800
     >>> JointLDM.setup_anndata(turned, obsm_key="image", labels_key="phenotype")
     """
-    check_obs(adata)
+    check_adata(adata)
+    taken = [name for name in WRITTEN if name in adata.obs]
+    if taken:
+        raise ValueError(
+            f"adata.obs has the column {taken[0]!r}, which is written here: rename it, or leave these cells as they "
+            "are if they were turned before."
+        )
     values, where = get_features(adata, obsm_key, None)
     shape = feature_shape(values, where, image_shape, adata.uns)
     if len(shape) != 3:

@@ -18,7 +18,7 @@ from sclatent.module import CentredDenoiser
 from sclatent.nn import OPEN
 
 from ._random import cell_rng, check_seed
-from ._staged_model import check_n_samples, check_steps
+from ._staged_model import check_n_samples, check_order, check_steps
 
 Guidance = Literal["classifier-free", "classifier", "both"]
 Solver = Literal["heun", "euler", "adaptive"]
@@ -227,6 +227,7 @@ class FeatureGenerationMixin:
                 f"noise_level={short_repr(noise_level)} must be between 0 (the cell as it is) and 1 (made anew)."
             )
         origin, rows = self._given(adata), self._rows(adata, indices)
+        check_order(labels, origin.obs_names[rows.cells], "labels")
         codes = self._label_codes(labels, len(rows))
         values, differences = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):

@@ -508,4 +508,5 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         (levels,) = self.labels.levels.values()
         if soft:
             return pd.DataFrame(probabilities, index=self._given(adata).obs_names[rows.cells], columns=levels)
-        return np.array(levels, dtype=object)[probabilities.argmax(axis=1)]
+        is_text = isinstance(levels[0], str)  # a file holds objects that are text, but none that are numbers
+        return np.array(levels, dtype=object if is_text else None)[probabilities.argmax(axis=1)]

@@ -69,6 +69,17 @@ def check_sizes(*, optional: bool = False, **sizes: int | None) -> None:
             check_whole(argument, size, instead=", or None for the default" if optional else "")
 
 
+def check_order(given: Any, names: pd.Index, argument: str) -> None:
+    """Raise a ``ValueError`` if a table or column has the names of the cells in another order: it goes by position."""
+    if not isinstance(given, pd.DataFrame | pd.Series) or len(given) != len(names) or given.index.equals(names):
+        return
+    if given.index.is_unique and given.index.isin(names).all():
+        raise ValueError(
+            f"{argument} has the names of the cells in another order than adata has, and goes by position: give "
+            f"{argument}.loc[adata.obs_names], or {argument}.reset_index(drop=True) if the order is meant."
+        )
+
+
 def check_default_dtype() -> None:
     """Raise unless torch makes single-precision tensors: weights, cells and noise are all of them."""
     if torch.get_default_dtype() != torch.float32:
