@@ -1,6 +1,7 @@
 """From AnnData to minibatches: checks, conditions, genes by name, sparse loaders."""
 
 from ._additive import additive_effects, common_slope
+from ._batches import TrainingBatches
 from ._checks import (
     check_categorical,
     check_counts,
@@ -13,7 +14,7 @@ from ._checks import (
 from ._conditions import Conditions
 from ._features import FeatureBatch, FeatureRows, check_finite, feature_shape, get_features, read_features
 from ._genes import align_genes
-from ._interactions import SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
+from ._interactions import MAX_COMBINATIONS, MAX_UNSEEN, SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
 from ._library import LibrarySizes
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
@@ -21,6 +22,8 @@ from ._normalize import TARGET_SUM, log_normalize_counts
 from ._profiles import mean_profiles
 
 __all__ = [
+    "MAX_COMBINATIONS",
+    "MAX_UNSEEN",
     "SHRINKAGE",
     "TARGET_SUM",
     "CellBatch",
@@ -32,6 +35,7 @@ __all__ = [
     "FeatureRows",
     "LibrarySizes",
     "TokenRows",
+    "TrainingBatches",
     "additive_effects",
     "align_genes",
     "check_categorical",

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalObsField
@@ -16,6 +15,7 @@ from sclatent.data import (
     CellRows,
     Conditions,
     LibrarySizes,
+    TrainingBatches,
     align_genes,
     check_categorical,
     check_counts,
@@ -23,9 +23,7 @@ from sclatent.data import (
     check_no_empty_level,
     check_size_factors,
     check_var_names,
-    gene_loadings,
     get_matrix,
-    make_loader,
 )
 from sclatent.module import LIKELIHOODS, CellDenoiser, CellDiffusion, SetAutoencoder, Standardize
 
@@ -163,13 +161,15 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         self.module = CellDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._seeded_denoiser())
         self.size_factor_scale = 1.0
         self.library_sizes: LibrarySizes | None = None
+        self._limits: list[str] = []
         self._start()
         self._model_summary_string = (
             f"SCLDM with {len(self.genes)} genes, conditions {self.conditions.keys}, {n_tokens} tokens of {token_dim}, "
             f"gene_likelihood {gene_likelihood!r}"
         )
-        if adata is not None:
-            self._look_at_training_data()
+        if adata is not None and is_count and setup["size_factor_key"] is not None:
+            rows = self._rows()  # the unit of size factors is no finding: all cells count
+            self.size_factor_scale = rows.totals().sum() / rows.library.sum()
 
     def _new_denoiser(self) -> CellDenoiser:
         p = self.init_params_
@@ -299,47 +299,25 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             library = self.size_factor_scale * obs[setup["size_factor_key"]].to_numpy(float)
         return CellRows(matrix, panel, library, codes, batch_codes, indices)
 
-    def _learn_from(self, rows: CellRows) -> None:
-        """Remember the library sizes and batches of the training cells: generated cells draw from them."""
-        self.library_sizes = LibrarySizes(rows.conditions, rows.library_sizes(), self.conditions.n_levels)
-        self.batch_codes = rows.batch
-
-    def _look_at_training_data(self) -> None:
-        """Set what follows from the data alone: size factors, library sizes, mean expression, embeddings of genes."""
-        rows = self._rows(conditions=True)
-        if rows.library is not None and self.registry["setup_args"]["is_count_data"]:
-            self.size_factor_scale = rows.totals().sum() / rows.library.sum()
-            rows = self._rows(conditions=True)
-        self._learn_from(rows)
-        total_of_gene = np.zeros(len(self.genes))
-        for batch in make_loader(rows, 4096):
-            genes, counts = batch.sets.column.numpy(), batch.sets.count.numpy()
-            total_of_gene += np.bincount(genes, counts, minlength=len(self.genes))
-        mean = total_of_gene / len(rows)
-        autoencoder = self.module.autoencoder
-        is_count = autoencoder.likelihood.is_count
-        if is_count:
-            mean = np.log((total_of_gene + 1) / (total_of_gene + 1).sum())
-        autoencoder.gene_bias.data.copy_(torch.from_numpy(mean))
-        dim = autoencoder.genes_in.shape[1]
-        loadings = gene_loadings(rows, len(self.genes), dim, is_count, seed=self.init_params_["seed"])
-        for genes in (autoencoder.genes_in, autoencoder.genes_out):
-            genes.data.copy_(torch.from_numpy(loadings))
-
     def _description(self) -> dict[str, Any]:
-        return {"size_factor_scale": self.size_factor_scale}
+        return {"size_factor_scale": self.size_factor_scale, "limits": self._limits}
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        if self.library_sizes is None:  # not trained yet
+            return {}
         return {
             "library.codes": self.library_sizes.codes,
             "library.sizes": self.library_sizes.sizes,
-            "batch_codes": self.batch_codes,
+            "batch_codes": self.training_batches.batch,
         }
 
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         self.size_factor_scale = description["size_factor_scale"]
-        self.batch_codes = arrays["batch_codes"]
-        self.library_sizes = LibrarySizes(arrays["library.codes"], arrays["library.sizes"], self.conditions.n_levels)
+        self._limits = description["limits"]
+        if arrays:
+            codes, n_levels = arrays["library.codes"], self.conditions.n_levels
+            self.library_sizes = LibrarySizes(codes, arrays["library.sizes"], n_levels)
+            self.training_batches = TrainingBatches(codes, arrays["batch_codes"], n_levels, self.batches.n_levels[0])
 
     def _check_query(self, adata: AnnData) -> None:
         self._rows(adata, conditions=True)  # checks counts, genes and levels

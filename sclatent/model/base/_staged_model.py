@@ -21,7 +21,7 @@ from scvi.model.base import BaseModelClass
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sclatent.data import Conditions, make_loader
+from sclatent.data import Conditions, TrainingBatches, make_loader
 from sclatent.train import StagePlan
 
 from ._folder import read_model, write_model
@@ -51,7 +51,7 @@ class StagedModel(BaseModelClass):
 
     module: nn.Module
     batches: Conditions  # levels of batch_key
-    batch_codes: np.ndarray  # of the training cells
+    training_batches: TrainingBatches
     init_params_: dict[str, Any]
     history_: dict[str, pd.DataFrame]
 
@@ -62,6 +62,7 @@ class StagedModel(BaseModelClass):
         self.history_ = {}
         self._tokens: Tensor | None = None
         self._unfinished_history: dict[str, pd.DataFrame | None] = {}
+        self._progress_bar = True  # of the training in progress
 
     @classmethod
     def _register(
@@ -87,6 +88,10 @@ class StagedModel(BaseModelClass):
     @abstractmethod
     def _contents(self, rows: Any) -> list[Any]:
         """What tells these training cells from others."""
+
+    @abstractmethod
+    def _look_at_features(self, rows: Any) -> None:
+        """Fit what follows from the training cells alone, before anything is trained."""
 
     @abstractmethod
     def _learn_from(self, rows: Any) -> None:
@@ -234,7 +239,11 @@ class StagedModel(BaseModelClass):
             self._forget_unfinished_history()
         # only now, when a checkpoint of another training has been refused, is anything of the model changed
         self.train_indices_, self.validation_indices_ = np.sort(order[:n_train]), np.sort(order[n_train:])
-        self._learn_from(rows)
+        self._progress_bar = progress_bar
+        seen = rows.subset(self.train_indices_)  # the cells that the loss is watched on teach nothing
+        if not self.trained_stages:
+            self._look_at_features(seen)
+        self._learn_from(seen)
         self._unfinished_history = {}
         quiet_lightning()
         for name in stages:
@@ -329,10 +338,13 @@ class StagedModel(BaseModelClass):
         with torch_seed(self.init_params_["seed"] + 1):
             return self._new_denoiser()
 
-    def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
+    def _blocks(
+        self, n: int, batch_size: int, description: str, progress_bar: bool, unit: str = " cells", delay: float = 0.0
+    ) -> Iterator[np.ndarray]:
+        """Positions of n cells, block by block, with a progress bar if they take more than ``delay`` seconds."""
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r} must be at least 1.")
-        with tqdm(total=n, desc=description, unit=" cells", disable=not progress_bar) as bar:
+        with tqdm(total=n, desc=description, unit=unit, delay=delay, disable=not progress_bar) as bar:
             for start in range(0, n, batch_size):
                 cells = np.arange(start, min(start + batch_size, n))
                 yield cells
@@ -346,11 +358,29 @@ class StagedModel(BaseModelClass):
         noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
         return torch.from_numpy(noise).to(self.device)
 
-    def _batches_of(self, batch: str | None, uniforms: np.ndarray) -> np.ndarray:
-        """Codes of the batches to decode cells under: a given one, or drawn as in training by uniform numbers."""
+    def _batches_of(
+        self, batch: str | None, codes: np.ndarray, uniforms: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, str]]:
+        """Batches to decode cells under, given or drawn by uniform numbers (cells, 2), and what uns says of them."""
         if batch is None:
-            return self.batch_codes[(uniforms * len(self.batch_codes)).astype(int)]
-        return self.batches.encode({"batch": batch}, len(uniforms))[:, 0]
+            batches, rules = self.training_batches.draw(codes, uniforms)
+        else:
+            batches, rules = self.batches.encode({"batch": batch}, len(uniforms))[:, 0], ["given"]
+        return batches, {} if self.registry["setup_args"]["batch_key"] is None else {"batch": ", ".join(rules)}
+
+    def _warn_of_batches(self, conditions: Conditions, codes: np.ndarray, batches: np.ndarray) -> None:
+        """Say it where a condition is decoded under a batch in which it was never seen."""
+        cells, keys = self.training_batches.apart(codes, batches).nonzero()
+        if len(cells):
+            key, batch_key = conditions.keys[keys[0]], self.registry["setup_args"]["batch_key"]
+            level = conditions.levels[key][codes[cells[0], keys[0]]]
+            batch = self.batches.levels["batch"][batches[cells[0]]]
+            warnings.warn(
+                f"No training cell of {key}={level!r} has {batch_key}={batch!r}, under which it is decoded here "
+                f"({len(np.unique(cells))} of {len(codes)} cells have such a pair). Condition and batch cannot be told "
+                "apart then: what of the effect the decoder has put down to the batch is missing in these cells.",
+                stacklevel=3,
+            )
 
     def _obs(self, conditions: Conditions, codes: np.ndarray, batches: np.ndarray, index: pd.Index) -> pd.DataFrame:
         """The obs of generated cells: the conditions they were given, and their batches."""
