@@ -134,7 +134,7 @@ def test_genes_that_hardly_vary_are_found_to(fit):
     x = rng.poisson(rng.gamma(300.0, 60 / 300, size=(600, 40)))
     adata = AnnData(sparse.csr_matrix(x.astype(np.float32)))
     model = fit(adata, {"autoencoder": 30, "diffusion": 1}, setup={}, train={"batch_size": 32})
-    assert np.median(model.module.autoencoder.likelihood.log_theta.detach().exp().numpy()) > 30
+    assert np.median(model.module.autoencoder.likelihood.log_theta.detach().exp().numpy()) > 20
 
 
 def test_dispersions_learn_at_a_pace_of_their_own():

@@ -167,7 +167,7 @@ def test_profiles_are_foretold_from_groups_that_are_alike(answers, held_out):
     codes, values, truth = answers
     combinations = np.array([(g, c) for g in range(N_GROUPS) for c in range(2) if (g, c) != (held_out, 1)])
     means = np.stack([values[(codes == row).all(axis=1)].mean(axis=0) for row in combinations])
-    unseen, neighbour, foretold = unseen_profiles(combinations, np.full(11, N_CELLS), means, [N_GROUPS, 2])
+    unseen, neighbour, foretold, _ = unseen_profiles(combinations, np.full(11, N_CELLS), means, [N_GROUPS, 2])
     assert unseen.tolist() == [[held_out, 1]]
     assert combinations[neighbour].tolist() == [[held_out, 0]]  # not another group under treatment
     assert np.abs(foretold - truth[held_out, 1]).mean() < 0.2
@@ -178,7 +178,10 @@ def test_few_cells_and_very_many_combinations_foretell_nothing(n_cells, n_groups
     """Groups 0 to 4 were seen under both conditions, and as many as n_groups more under the first alone."""
     codes = np.array([(g, 0) for g in range(5 + n_groups)] + [(g, 1) for g in range(5)])
     profiles = (codes[:, 0] % 5 * (1.0 + codes[:, 1]))[:, None] * np.ones(3)
-    unseen, neighbour, foretold = unseen_profiles(codes, np.full(len(codes), n_cells), profiles, [5 + n_groups, 2])
+    unseen, neighbour, foretold, too_many = unseen_profiles(
+        codes, np.full(len(codes), n_cells), profiles, [5 + n_groups, 2]
+    )
+    assert too_many == (n_groups == 1003)
     assert unseen.tolist() == [[5 + g, 1] for g in range(n_unseen)]
     assert neighbour.tolist() == [5 + g for g in range(n_unseen)]
     assert foretold.shape == (n_unseen, 3)

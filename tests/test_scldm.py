@@ -408,7 +408,7 @@ def graded(types_in_line, small, quiet) -> SCLDM:
 def test_an_unseen_combination_goes_halfway_to_what_its_genes_foretell(graded, monkeypatch):
     rows, levels = graded._rows(conditions=True), graded.conditions.n_levels
     seen, n_cells = np.unique(rows.conditions, axis=0, return_counts=True)
-    unseen, _, (foretold,) = unseen_profiles(seen, n_cells, mean_profiles(rows), levels)
+    unseen, _, (foretold,), _ = unseen_profiles(seen, n_cells, mean_profiles(rows), levels)
     assert graded.conditions.decode(unseen, pd.RangeIndex(1)).iloc[0].tolist() == ["5", "1"]
     target = {"cell_type": "5", "condition": "1"}
     controls = graded.adata[graded.adata.obs["cell_type"] == "5"].copy()

@@ -1,6 +1,7 @@
 """From AnnData to minibatches: checks, conditions, genes by name, sparse loaders."""
 
 from ._additive import additive_effects, common_slope
+from ._batches import TrainingBatches
 from ._checks import (
     check_adata,
     check_categorical,
@@ -20,7 +21,7 @@ from ._checks import (
 from ._conditions import Conditions
 from ._features import FeatureBatch, FeatureRows, check_finite, check_varies, feature_shape, get_features, read_features
 from ._genes import align_genes
-from ._interactions import SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
+from ._interactions import MAX_COMBINATIONS, MAX_UNSEEN, SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
 from ._labels import UNLABELED, check_labels, label_codes
 from ._levels import check_levels, factorize, level_key, plain_level, short_repr
 from ._library import LibrarySizes, check_library_size
@@ -33,6 +34,8 @@ from ._random import random_stream, torch_stream
 from ._reading import by_rows, read_rows, row_blocks, totals
 
 __all__ = [
+    "MAX_COMBINATIONS",
+    "MAX_UNSEEN",
     "SHRINKAGE",
     "TARGET_SUM",
     "UNLABELED",
@@ -45,6 +48,7 @@ __all__ = [
     "FeatureRows",
     "LibrarySizes",
     "TokenRows",
+    "TrainingBatches",
     "additive_effects",
     "align_genes",
     "by_rows",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse.linalg import splu
 
 
 def common_slope(codes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -76,26 +78,32 @@ def additive_effects(
     7.0
     """
     combinations, index, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    index = index.ravel()
-    member = sparse.csr_matrix((np.ones(len(codes)), (index, np.arange(len(codes)))))
+    member = sparse.csr_matrix((np.ones(len(codes)), (index.ravel(), np.arange(len(codes)))))
     means = (member @ values) / sizes[:, None]
-
-    starts = np.concatenate([[0], np.cumsum(n_levels)]).astype(int)
-    design = np.zeros((len(combinations), starts[-1] + 1))
-    design[:, -1] = 1
-    for k in range(codes.shape[1]):
-        design[np.arange(len(combinations)), starts[k] + combinations[:, k]] = 1
     weight = np.sqrt(sizes)
-    weight = weight / weight.sum()
-    penalty = np.full(design.shape[1], ridge)
-    penalty[-1] = 0
-    normal = design.T @ (weight[:, None] * design) + np.diag(penalty)
-    solution = np.linalg.solve(normal, design.T @ (weight[:, None] * means))
-
-    constant, effects = solution[-1], []
+    constant, effects = effects_of_levels(combinations, means, weight / weight.sum(), n_levels, ridge)
     for k, n in enumerate(n_levels):
-        effect = solution[starts[k] : starts[k] + n]
-        centre = np.bincount(codes[:, k], minlength=n) @ effect / len(codes)
-        constant = constant + centre
-        effects.append(effect - centre)
+        centre = np.bincount(codes[:, k], minlength=n) @ effects[k] / len(codes)
+        constant, effects[k] = constant + centre, effects[k] - centre
     return constant, effects
+
+
+def effects_of_levels(
+    codes: np.ndarray, values: np.ndarray, weight: np.ndarray, n_levels: Sequence[int], ridge: float
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Constant (dim,) and effects of the levels of each key, (n_levels, dim), by weighted ridge regression.
+
+    The normal equations are sparse: each combination (codes, (n, n_keys)) has one level of each key.
+    """
+    starts = np.concatenate([[0], np.cumsum(n_levels)]).astype(int)
+    n, n_keys = codes.shape
+    columns = np.concatenate([codes + starts[:-1], np.full((n, 1), starts[-1])], axis=1)  # the constant comes last
+    row_ends = np.arange(n + 1) * (n_keys + 1)
+    design = sparse.csr_matrix((np.ones(columns.size), columns.ravel(), row_ends), shape=(n, starts[-1] + 1))
+    weighted = sparse.diags(weight) @ design
+    penalty = np.append(np.full(starts[-1], ridge), 0.0)
+    normal = sparse.csc_matrix(design.T @ weighted + sparse.diags(penalty))
+    # symmetric and positive definite: no pivoting
+    factors = splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    solution = factors.solve(weighted.T @ values)
+    return solution[-1], [solution[start:end] for start, end in pairwise(starts)]

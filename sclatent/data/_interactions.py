@@ -1,9 +1,9 @@
-"""What combinations of conditions have beyond the sum of their effects, and how an unseen one is foretold."""
+"""What combinations of conditions have beyond the sum of their effects, and how an unseen one is predicted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations, islice, product
+from itertools import combinations
 
 import numpy as np
 from scipy import sparse
@@ -11,10 +11,14 @@ from sklearn.linear_model import RidgeCV
 
 from sclatent.nn import OPEN
 
+from ._additive import effects_of_levels
+from ._pools import CellPools
+
 SHRINKAGE = 10  # a combination of so many cells is believed half; with fewer it teaches no other combination
 MIN_PAIRS = 3  # contexts from which a change is learned
-MAX_COMBINATIONS = 100_000
-MAX_UNSEEN = 1_000  # profiles that are foretold: each is as long as there are genes
+MAX_CONTEXTS = 200  # of more contexts so many are learned from, evenly chosen: a regression knows enough by then
+MAX_COMBINATIONS = 100_000  # of the same keys; of more, only those that were seen are listed
+MAX_UNSEEN = 1_000  # profiles that are predicted: each is as long as there are genes
 
 
 def interaction_effects(
@@ -27,13 +31,17 @@ def interaction_effects(
     r"""Fit what the mean of a combination has beyond an additive model, for all combinations of two keys or more.
 
     A combination of n cells that was seen has the distance of its mean from the sum of the effects, times
-    :math:`n / (n + 10)`. One that was not seen is foretold from its neighbour, the combination that differs from it in
+    :math:`n / (n + 10)`. One that was not seen is predicted from its neighbour, the combination that differs from it in
     one key only: how far the one lies from the other is learned by ridge regression on the profile of the neighbour,
     over all contexts (levels of the other keys) in which both were seen. So types of cells that are alike answer a
     treatment alike. A context counts by the square root of its cells, as in the additive model, and the penalty is
-    chosen by leaving out one context after another. Of all neighbours the one that shares most contexts is taken. The
-    additive model stands where there are fewer than three, and where the contexts that are left out are not foretold
-    better than by the mean change of the others, by a standard error at least: then being alike tells nothing.
+    chosen by leaving out one context after another. Of all neighbours the one that shares most contexts is taken. This
+    takes three contexts, and that those that are left out are predicted better than by the mean change of the others,
+    by a standard error at least: else being alike tells nothing.
+
+    Where that is so, a combination of three keys or more has the sum of what its pairs of levels have beyond their
+    effects, fitted together to all combinations that were seen: what a type of one donor answers is known from the same
+    type in others. And for one of two keys the additive model stands.
 
     Parameters
     ----------
@@ -73,22 +81,62 @@ def interaction_effects(
     full_combinations, of_cell, n_cells = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     full_means = _means(of_cell.ravel(), values, np.ones(len(values)))
     rows, beyond = [np.empty((0, n_keys), dtype=np.int64)], [np.empty((0, dim))]
+    predicted_pairs = {}
     for size in range(2, n_keys + 1):
         for keys in combinations(range(n_keys), size):
+            levels = [n_levels[k] for k in keys]
             seen, part_of = np.unique(full_combinations[:, keys], axis=0, return_inverse=True)
             counts = np.bincount(part_of.ravel(), n_cells)
             means = _means(part_of.ravel(), full_means, n_cells)
-            alike = means if profiles is None else _means(part_of.ravel(), profiles, n_cells)
-            levels = [n_levels[k] for k in keys]
-            unseen = list(_foretell(seen, means, alike, counts, levels))
-            found = np.array([*map(tuple, seen), *(row for row, _, _ in unseen)])
-            additive = sum(effects[k][found[:, j]] for j, k in enumerate(keys))
-            trust = np.concatenate([counts / (counts + SHRINKAGE), np.ones(len(unseen))])
-            beyond.append(trust[:, None] * (np.stack([*means, *(mean for _, _, mean in unseen)]) - additive))
-            full = np.full((len(found), n_keys), OPEN, dtype=np.int64)
-            full[:, keys] = found
+            alike = means if profiles is None else profiles
+            if profiles is not None and size < n_keys:
+                alike = _means(part_of.ravel(), profiles, n_cells)
+            unseen, _, predicted = _predict(seen, means, alike, counts, levels)
+            additive = [sum(effects[k][c[:, j]] for j, k in enumerate(keys)) for c in (seen, unseen)]
+            own, predicted = means - additive[0], predicted - additive[1]
+            found, entries = [seen, unseen], [(counts / (counts + SHRINKAGE))[:, None] * own, predicted]
+            if size == 2:
+                predicted_pairs[keys] = unseen, predicted
+            else:
+                pairs = {(i, j): predicted_pairs[keys[i], keys[j]] for i, j in combinations(range(size), 2)}
+                found.append(_not_among(np.concatenate(found), levels))
+                entries.append(_sum_of_pairs(found[-1], seen, own, counts, levels, pairs))
+            full = np.full((sum(map(len, found)), n_keys), OPEN, dtype=np.int64)
+            full[:, keys] = np.concatenate(found)
             rows.append(full)
+            beyond.extend(entries)
     return np.concatenate(rows), np.concatenate(beyond)
+
+
+def _sum_of_pairs(
+    codes: np.ndarray,
+    seen: np.ndarray,
+    beyond: np.ndarray,
+    counts: np.ndarray,
+    levels: Sequence[int],
+    predicted: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """What pairs of levels have beyond their effects, added up for combinations (n, n_keys) that were not seen.
+
+    All pairs are fitted together to what the combinations ``seen`` have ``beyond`` (n_seen, dim) the effects. A pair of
+    n cells is believed n / (n + 10), as a combination is; one that was not seen has what was ``predicted`` of it.
+    """
+    numbers, places = [], []
+    for i, j in predicted:
+        number, of_seen = np.unique(seen[:, i] * levels[j] + seen[:, j], return_inverse=True)
+        pairs = predicted[i, j][0]
+        place = np.full(levels[i] * levels[j], -1)
+        place[number] = np.arange(len(number))
+        place[pairs[:, 0] * levels[j] + pairs[:, 1]] = len(number) + np.arange(len(pairs))
+        numbers.append(of_seen)
+        places.append(place[codes[:, i] * levels[j] + codes[:, j]])
+    n_pairs = [number.max() + 1 for number in numbers]
+    total = counts.sum()
+    constant, effects = effects_of_levels(np.stack(numbers, axis=1), beyond, counts / total, n_pairs, SHRINKAGE / total)
+    result = np.tile(constant, (len(codes), 1))
+    for effect, place, (_, of_predicted) in zip(effects, places, predicted.values(), strict=True):
+        result += np.concatenate([effect, of_predicted, np.zeros_like(effect[:1])])[place]
+    return result
 
 
 def _means(group: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -99,11 +147,11 @@ def _means(group: np.ndarray, values: np.ndarray, weight: np.ndarray) -> np.ndar
 
 def unseen_profiles(
     codes: np.ndarray, n_cells: np.ndarray, profiles: np.ndarray, n_levels: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Foretell the mean expression of combinations that were not seen, gene by gene.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Predict the mean expression of combinations that were not seen, gene by gene.
 
     The rule is that of :func:`interaction_effects`: types that are alike answer alike, where that was seen to be so. Of
-    more than 1,000 combinations none is foretold.
+    more than 1,000 combinations none is predicted.
 
     Parameters
     ----------
@@ -118,9 +166,10 @@ def unseen_profiles(
 
     Returns
     -------
-    tuple[np.ndarray, np.ndarray, np.ndarray]
+    tuple[np.ndarray, np.ndarray, np.ndarray, bool]
         Codes (n_unseen, n_keys); for each the row of ``codes`` with its neighbour, which differs from it in one key
-        only, (n_unseen,); and the profiles, (n_unseen, n_genes).
+        only, (n_unseen,); the profiles, (n_unseen, n_genes); and whether there are none of these because there would be
+        more than 1,000.
 
     Examples
     --------
@@ -128,53 +177,106 @@ def unseen_profiles(
     >>> from sclatent.data import unseen_profiles
     >>> codes = np.array([(cell_type, condition) for cell_type in range(6) for condition in range(2)])[:-1]
     >>> profiles = np.array([[cell_type * (1.0 + condition)] for cell_type, condition in codes])  # treatment doubles it
-    >>> unseen, neighbour, foretold = unseen_profiles(codes, np.full(11, 50), profiles, [6, 2])
-    >>> unseen.tolist(), codes[neighbour].tolist(), foretold.round(1).tolist()
+    >>> unseen, neighbour, predicted, too_many = unseen_profiles(codes, np.full(11, 50), profiles, [6, 2])
+    >>> unseen.tolist(), codes[neighbour].tolist(), predicted.round(1).tolist()
     ([[5, 1]], [[5, 0]], [[10.0]])
     """
-    found = list(islice(_foretell(codes, profiles, profiles, n_cells, n_levels), MAX_UNSEEN + 1))
-    if len(found) > MAX_UNSEEN:
-        found = []
-    unseen = np.array([row for row, _, _ in found], dtype=np.int64).reshape(len(found), codes.shape[1])
-    neighbours = np.array([neighbour for _, neighbour, _ in found], dtype=np.int64)
-    return unseen, neighbours, np.array([profile for _, _, profile in found]).reshape(len(found), profiles.shape[1])
+    unseen, neighbours, predicted = _predict(codes, profiles, profiles, n_cells, n_levels, MAX_UNSEEN)
+    too_many = len(unseen) > MAX_UNSEEN
+    n = 0 if too_many else len(unseen)
+    return unseen[:n], neighbours[:n], predicted[:n], too_many
 
 
-def _foretell(
-    seen: np.ndarray, means: np.ndarray, profiles: np.ndarray, counts: np.ndarray, levels: Sequence[int]
-) -> Iterator[tuple[tuple[int, ...], int, np.ndarray]]:
-    """Yield combinations that were not seen and have a neighbour to learn from: codes, row of the neighbour, mean."""
-    if np.prod(levels, dtype=float) > MAX_COMBINATIONS:
-        return
-    place = {tuple(row): i for i, row in enumerate(seen.tolist())}
-    # for each key, the contexts of every level that have cells enough
-    contexts: list[list[set[tuple[int, ...]]]] = [[set() for _ in range(n)] for n in levels]
-    for row in seen[counts >= SHRINKAGE].tolist():
-        for k, level in enumerate(row):
-            contexts[k][level].add((*row[:k], *row[k + 1 :]))
+def _predict(
+    seen: np.ndarray,
+    means: np.ndarray,
+    profiles: np.ndarray,
+    counts: np.ndarray,
+    levels: Sequence[int],
+    enough: float = np.inf,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Combinations that were not seen and have a neighbour to learn from: codes, row of the neighbour, mean.
 
-    models: dict[tuple[int, int, int], ChangeRidge] = {}
-    for row in product(*map(range, levels)):
-        if row in place:
-            continue
-        best, most = None, MIN_PAIRS - 1
-        for k, level in enumerate(row):
-            context = (*row[:k], *row[k + 1 :])
-            for other in range(levels[k]):
-                if context in contexts[k][other] and (n := len(contexts[k][level] & contexts[k][other])) > most:
-                    best, most = (k, other, level), n
-        if best is None:
-            continue
-        k, other, level = best
-        if best not in models:
-            shared = sorted(contexts[k][level] & contexts[k][other])
-            at, to = ([place[(*context[:k], there, *context[k:])] for context in shared] for there in (other, level))
-            weight = np.sqrt(1 / (1 / counts[at] + 1 / counts[to]))
-            models[best] = ChangeRidge(profiles[at], means[to] - means[at], weight)
-        if not models[best].is_better_than_mean:
-            continue
-        neighbour = place[(*row[:k], other, *row[k + 1 :])]
-        yield row, neighbour, means[neighbour] + models[best](profiles[neighbour])
+    It stops where more than ``enough`` of them are found.
+    """
+    found, neighbours, predicted = [], [], [np.empty((0, means.shape[1]))]
+    learn = np.flatnonzero(counts >= SHRINKAGE)
+    for rows, near, at, to in _by_neighbour(seen, learn, _not_among(seen, levels), levels):
+        model = ChangeRidge(profiles[at], means[to] - means[at], np.sqrt(1 / (1 / counts[at] + 1 / counts[to])))
+        if model.is_better_than_mean:
+            found.append(rows)
+            neighbours.append(near)
+            predicted.append(np.stack([means[i] + model(profiles[i]) for i in near]))
+            if sum(map(len, found)) > enough:
+                break
+    codes = np.concatenate([np.empty((0, seen.shape[1]), dtype=np.int64), *found])
+    neighbour = np.concatenate([np.empty(0, dtype=np.int64), *neighbours])
+    order = np.argsort(_number(codes, levels))
+    return codes[order], neighbour[order], np.concatenate(predicted)[order]
+
+
+def _by_neighbour(
+    seen: np.ndarray, learn: np.ndarray, unseen: np.ndarray, levels: Sequence[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Group combinations that were not seen by the step that leads to them from a neighbour, which was.
+
+    A step goes from one level of one key to another; of all that lead to a combination the one is taken that was seen
+    in most contexts (levels of the other keys), and in three at least. What is learned from are the rows ``learn`` of
+    ``seen`` (n_seen, n_keys).
+
+    Yields
+    ------
+    tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+        Combinations (n, n_keys), the rows of their neighbours among ``seen`` (n,), and rows of the contexts in which
+        the step was seen, at its start and at its end, both (n_contexts,).
+    """
+    steps = np.full((len(unseen), 2), -1)  # key, and level of the neighbour
+    most = np.full(len(unseen), MIN_PAIRS - 1)
+    row_of: list[sparse.csr_matrix] = []  # for each key, levels x contexts: 1 + the row among ``seen``
+    contexts = []
+    for k, n in enumerate(levels):
+        other_levels = np.delete(levels, k)
+        context, asked = (_number(np.delete(codes, k, axis=1), other_levels) for codes in (seen[learn], unseen))
+        shape = n, int(np.prod(other_levels))
+        row_of.append(sparse.csr_matrix((1 + learn, (seen[learn, k], context)), shape=shape))
+        contexts.append(asked)
+        is_seen, has_context = row_of[k].astype(bool).astype(np.int64), sparse.csc_matrix(row_of[k])
+        has_context.sort_indices()
+        for level in np.unique(unseen[:, k]):
+            shared = is_seen @ is_seen[[level]].toarray().ravel()  # contexts that each other level shares with it
+            if shared.max() < MIN_PAIRS:
+                continue
+            for i in np.flatnonzero(unseen[:, k] == level):
+                others = has_context.indices[has_context.indptr[asked[i]] : has_context.indptr[asked[i] + 1]]
+                if len(others) and shared[others].max() > most[i]:
+                    steps[i], most[i] = (k, others[shared[others].argmax()]), shared[others].max()
+    possible = np.flatnonzero(steps[:, 0] >= 0)
+    step_to = np.column_stack([steps, unseen[np.arange(len(unseen)), steps[:, 0]]])[possible]
+    for (k, other, level), index in CellPools(step_to):
+        rows = possible[index]
+        near = row_of[k][other].toarray().ravel()[contexts[k][rows]] - 1
+        at, to = (row_of[k][there].toarray().ravel() for there in (other, level))
+        both = np.flatnonzero((at > 0) & (to > 0))
+        if len(both) > MAX_CONTEXTS:
+            both = both[np.linspace(0, len(both) - 1, MAX_CONTEXTS).astype(int)]
+        yield unseen[rows], near, at[both] - 1, to[both] - 1
+
+
+def _number(codes: np.ndarray, levels: Sequence[int]) -> np.ndarray:
+    """Number of each combination (n, n_keys), (n,): its codes as digits."""
+    number = np.zeros(len(codes), dtype=np.int64)
+    for n, code in zip(levels, codes.T, strict=True):
+        number = number * n + code
+    return number
+
+
+def _not_among(codes: np.ndarray, levels: Sequence[int]) -> np.ndarray:
+    """All combinations of the levels but those given (n, n_keys); none, where there are too many."""
+    n = np.prod(levels, dtype=float)
+    if n > MAX_COMBINATIONS or n == len(codes):
+        return codes[:0]
+    others = np.setdiff1d(np.arange(int(n)), _number(codes, levels))
+    return np.stack(np.unravel_index(others, levels), axis=1)
 
 
 class ChangeRidge:
@@ -194,7 +296,7 @@ class ChangeRidge:
     Attributes
     ----------
     is_better_than_mean
-        Whether contexts that are left out are foretold better than by the mean change of the others, by a standard
+        Whether contexts that are left out are predicted better than by the mean change of the others, by a standard
         error.
 
     Examples

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from sclatent.nn import OPEN
-
 from ._additive import additive_effects
 from ._levels import short_repr
 from ._numbers import is_number
+from ._pools import CellPools
 
 LARGEST = 1e12  # counts of a cell: more than any has, and few enough to be drawn and held exactly
 
@@ -51,13 +51,18 @@ class LibrarySizes:
     def __init__(self, codes: np.ndarray, sizes: np.ndarray, n_levels: Sequence[int]) -> None:
         self.codes = np.asarray(codes)
         self.sizes = np.asarray(sizes, dtype=np.float64)
-        constant, effects = additive_effects(self.codes, np.log(self.sizes)[:, None], n_levels)
-        self._constant = float(constant[0])
-        self._effects = [np.append(effect[:, 0], 0.0) for effect in effects]  # code -1 (open) has no effect
-        self._residuals = np.log(self.sizes) - self._log_mean(self.codes)
+        self.n_levels = n_levels
+        self._pools = CellPools(self.codes)
+
+    @cached_property
+    def _additive(self) -> tuple[float, list[np.ndarray]]:
+        """Constant and effects of the additive model; fitted when it is first needed."""
+        constant, effects = additive_effects(self.codes, np.log(self.sizes)[:, None], self.n_levels)
+        return float(constant[0]), [np.append(effect[:, 0], 0.0) for effect in effects]  # code -1 (open) has no effect
 
     def _log_mean(self, codes: np.ndarray) -> np.ndarray:
-        return self._constant + sum((e[codes[:, k]] for k, e in enumerate(self._effects)), np.zeros(len(codes)))
+        constant, effects = self._additive
+        return constant + sum((e[codes[:, k]] for k, e in enumerate(effects)), np.zeros(len(codes)))
 
     def draw(self, codes: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Draw a library size for every cell.
@@ -67,22 +72,20 @@ class LibrarySizes:
         codes
             Condition codes, (cells, n_keys), -1 where a key is open.
         uniforms
-            A uniform random number a cell, (cells,).
+            One uniform random number per cell, (cells,).
 
         Returns
         -------
         tuple[np.ndarray, np.ndarray]
             Library sizes (cells,), and whether the combination of each was seen in training (cells,).
         """
-        sizes, seen = np.empty(len(codes)), np.ones(len(codes), dtype=bool)
-        combinations, index = np.unique(codes, axis=0, return_inverse=True)
-        for i, combination in enumerate(combinations):
-            cells = index.ravel() == i
-            pool = self.sizes[((self.codes == combination) | (combination == OPEN)).all(axis=1)]
-            if not len(pool):
-                seen[cells] = False
-                pool = np.exp(self._log_mean(combination[None]) + self._residuals)
-            sizes[cells] = pool[(uniforms[cells] * len(pool)).astype(int)]
+        cells = self._pools.draw(codes, uniforms)
+        seen = cells >= 0
+        sizes = self.sizes[cells]
+        if not seen.all():
+            residual_of = (uniforms[~seen] * len(self.sizes)).astype(int)
+            residuals = np.log(self.sizes[residual_of]) - self._log_mean(self.codes[residual_of])
+            sizes[~seen] = np.exp(self._log_mean(codes[~seen]) + residuals)
         return sizes, seen
 
 

@@ -34,6 +34,8 @@ class CellBatch:
         Condition codes, (cells, n_keys).
     batch
         Batch codes, (cells,).
+    is_whole
+        Whether library sizes are those of whole cells, and not totals over the genes that were measured.
 
     Examples
     --------
@@ -51,6 +53,7 @@ class CellBatch:
     library: Tensor  # (cells,)
     conditions: Tensor  # (cells, n_keys)
     batch: Tensor  # (cells,)
+    is_whole: bool = False
 
     def __len__(self) -> int:
         return self.sets.n_cells
@@ -58,7 +61,7 @@ class CellBatch:
     def to(self, device: torch.device | str, **kwargs: object) -> CellBatch:
         """Copy to a device."""
         fields = (t.to(device, **kwargs) for t in (self.library, self.conditions, self.batch))
-        return CellBatch(self.sets.to(device, **kwargs), *fields)
+        return CellBatch(self.sets.to(device, **kwargs), *fields, self.is_whole)
 
 
 class CellRows(Dataset):
@@ -129,8 +132,8 @@ class CellRows(Dataset):
         return np.concatenate([totals(self.rows(block), axis=1) for block in blocks])
 
     def library_sizes(self) -> np.ndarray:
-        """Library size of each cell of the whole matrix, (cells,): as given, or the total."""
-        return self.totals() if self.library is None else self.library
+        """Library size of each cell, (cells,): as given, or the total."""
+        return self.totals() if self.library is None else self.library[self.cells]
 
     def __getitem__(self, positions: Sequence[int]) -> CellBatch:
         """Read a minibatch by the positions of its cells."""
@@ -149,6 +152,7 @@ class CellRows(Dataset):
             library=torch.from_numpy(library.astype(np.float32)),
             conditions=torch.from_numpy(self.conditions[cells]),
             batch=torch.from_numpy(self.batch[cells]),
+            is_whole=self.library is not None,
         )
 
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, eigsh
+from tqdm.auto import tqdm
 
 from ._loader import CellRows
 from ._normalize import log_normalize_counts
 from ._random import random_stream
 
-MAX_SPLITS = 5  # times that the molecules of a cell are split
-TOLERANCE = 1e-3  # of the eigenvalues: embeddings only start here
+MAX_SPLITS = 5  # times that the molecules of a cell are split,
+MAX_VALUES = 20_000_000  # as long as there are not more values above zero than these
+N_PRODUCTS = 6  # of the covariance with a block of vectors: embeddings only start here
 
 
 def gene_loadings(
-    rows: CellRows, n_genes: int, dim: int, is_count_data: bool = True, max_cells: int = 20_000, seed: int = 0
+    rows: CellRows,
+    n_genes: int,
+    dim: int,
+    is_count_data: bool = True,
+    max_cells: int = 20_000,
+    seed: int = 0,
+    progress_bar: bool = False,
 ) -> np.ndarray:
     r"""Principal loadings of the genes, times the standard deviation of their component, without sampling noise.
 
@@ -38,9 +45,12 @@ def gene_loadings(
     is_count_data
         Whether the values are counts, and not log-normalised already; these are not split.
     max_cells
-        Of more cells, so many are drawn. Fewer cells are split several times, up to five and up to this number.
+        Of more cells, so many are drawn. Fewer cells are split several times, up to five and up to this number (less
+        often where they express very many genes).
     seed
         Seed of the draw, the splits and the solver.
+    progress_bar
+        Whether to show progress, if it takes a while.
 
     Returns
     -------
@@ -61,24 +71,27 @@ def gene_loadings(
     positions = np.arange(len(rows))
     if len(rows) > max_cells:
         positions = np.sort(rng.choice(len(rows), max_cells, replace=False))
-    n_splits = min(MAX_SPLITS, max(1, max_cells // len(positions))) if is_count_data else 1
+    blocks = [rows.rows(block) for block in np.array_split(positions, -(-len(positions) // 4096))]
+    n_splits = 1
+    if is_count_data:
+        most = min(max_cells // len(positions), MAX_VALUES // max(1, sum(block.nnz for block in blocks)))
+        n_splits = int(np.clip(most, 1, MAX_SPLITS))
     halves: tuple[list[sparse.csr_matrix], list[sparse.csr_matrix]] = ([], [])
-    for block in np.array_split(positions, -(-len(positions) // 4096)):
-        cells = rows.rows(block)
-        for _ in range(n_splits):
-            pair = map(log_normalize_counts, _split(cells, rng)) if is_count_data else (cells, cells)
-            for half, values in zip(halves, pair, strict=True):
-                half.append(values)
-    one, other = (_centred(sparse.vstack(half, format="csr", dtype=np.float64)) for half in halves)
+    total = len(blocks) * n_splits + N_PRODUCTS
+    with tqdm(total=total, desc="Gene embeddings", delay=2, disable=not progress_bar) as bar:
+        for cells in blocks:
+            for _ in range(n_splits):
+                pair = map(log_normalize_counts, _split(cells, rng)) if is_count_data else (cells, cells)
+                for half, values in zip(halves, pair, strict=True):
+                    half.append(values)
+                bar.update()
+        one, other = (sparse.vstack(half, format="csr", dtype=np.float32) for half in halves)
 
-    loadings = np.zeros((n_genes, dim), dtype=np.float32)
-    n, n_measured = one.shape
-    k = min(dim, n // n_splits - 1, n_measured - 1)
-    if k > 0:
-        covariance = (one.T @ other + other.T @ one) / (2 * n)
-        variance, components = eigsh(covariance, k, which="LA", v0=rng.normal(size=n_measured), tol=TOLERANCE)
-        order = np.argsort(-variance)
-        loadings[rows.panel.numpy(), :k] = components[:, order] * np.sqrt(variance[order].clip(min=0))
+        loadings = np.zeros((n_genes, dim), dtype=np.float32)
+        k = min(dim, len(rows) - 1, len(rows.panel) - 1)
+        if k > 0:
+            variance, components = _leading(one, other, k, rng, bar)
+            loadings[rows.panel.numpy(), :k] = components * np.sqrt(variance.clip(min=0))
     return loadings / max(np.sqrt(np.mean(loadings**2)), 1e-12)
 
 
@@ -92,13 +105,39 @@ def _split(counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.
     return one, other
 
 
-def _centred(cells: sparse.csr_matrix) -> LinearOperator:
-    """Cells less their mean, without making zeros of the matrix into numbers."""
-    mean = np.asarray(cells.mean(axis=0)).ravel()
-    transposed = cells.T.tocsr()
-    return LinearOperator(
-        cells.shape,
-        matvec=lambda v: cells @ v - mean @ v,
-        rmatvec=lambda u: transposed @ u - mean * u.sum(),
-        dtype=np.float64,
-    )
+def _leading(
+    one: sparse.csr_matrix, other: sparse.csr_matrix, k: int, rng: np.random.Generator, bar: tqdm
+) -> tuple[np.ndarray, np.ndarray]:
+    """Largest eigenvalues (k,), and eigenvectors (genes, k), of the covariance between two halves (cells, genes).
+
+    By a block Krylov method (Musco & Musco 2015, arXiv 1504.05477): to multiply a sparse matrix by a block of vectors
+    costs little more than by one of them.
+    """
+    n, n_genes = one.shape
+    means = [np.asarray(half.mean(axis=0), dtype=np.float64).ravel() for half in (one, other)]
+
+    def covariance(block: np.ndarray) -> np.ndarray:
+        """Product with a block (genes, m); halves less their means, without making zeros of them into numbers."""
+        result = np.zeros(block.shape)
+        for half, left, mean, right in zip((one, other), (other, one), means, means[::-1], strict=True):
+            scores = half @ block.astype(np.float32) - (mean @ block).astype(np.float32)
+            result += left.T @ scores - np.outer(right, scores.sum(axis=0))
+        bar.update()
+        return result / (2 * n)
+
+    width = min(k + 8, n_genes)
+    if n_genes <= N_PRODUCTS * width:  # all directions
+        basis = np.eye(n_genes)
+        products = covariance(basis)
+    else:
+        blocks, images = [np.linalg.qr(rng.normal(size=(n_genes, width)))[0]], []
+        for _ in range(N_PRODUCTS):
+            images.append(covariance(blocks[-1]))
+            new = images[-1]
+            for _ in range(2):  # twice is enough to be orthogonal
+                new = np.linalg.qr(new - sum(block @ (block.T @ new) for block in blocks))[0]
+            blocks.append(new)
+        basis, products = np.concatenate(blocks[:-1], axis=1), np.concatenate(images, axis=1)
+    projected = basis.T @ products
+    variance, vectors = np.linalg.eigh((projected + projected.T) / 2)
+    return variance[: -k - 1 : -1], basis @ vectors[:, : -k - 1 : -1]

@@ -136,8 +136,9 @@ class DAED(FeatureModel):
     def _stage_rows(self, stage: str, rows: FeatureRows) -> TokenRows:
         data = super()._stage_rows("diffusion", rows)  # patches of clean cells, for both
         if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            level = self.module.autoencoder.noise_level
-            x1, labels = math.sqrt(1 - level) * self._tokens, torch.from_numpy(rows.labels[:, 0])  # but for its noise
+            level, seen = self.module.autoencoder.noise_level, self.train_indices_
+            x1 = math.sqrt(1 - level) * self._tokens[seen]  # but for its noise
+            labels = torch.from_numpy(rows.labels[seen, 0])
             self.module.denoiser.cpu().fit(x1, labels, SHRINKAGE, noise_level=level)
         return data
 

@@ -151,5 +151,6 @@ class JointLDM(JointMixin, FeatureModel):
     def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
         data = super()._stage_rows(stage, rows)
         if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            self.module.denoiser.cpu().fit(self._tokens, torch.from_numpy(rows.labels[:, 0]), SHRINKAGE)
+            seen = self.train_indices_
+            self.module.denoiser.cpu().fit(self._tokens[seen], torch.from_numpy(rows.labels[seen, 0]), SHRINKAGE)
         return data

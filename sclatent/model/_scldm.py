@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data.fields import AnnDataField, NumericalObsField
@@ -17,6 +16,7 @@ from sclatent.data import (
     CellRows,
     Conditions,
     LibrarySizes,
+    TrainingBatches,
     align_genes,
     by_rows,
     check_adata,
@@ -29,10 +29,8 @@ from sclatent.data import (
     check_roles,
     check_size_factors,
     check_var_names,
-    gene_loadings,
     get_matrix,
     is_number,
-    make_loader,
     raw_counts_hint,
     short_repr,
     warn_of_copies,
@@ -45,7 +43,7 @@ from ._scldm_generation import GenerationMixin
 from ._scldm_training import TrainingMixin
 from .base import StagedModel, check_seed, check_sizes, initial_weights
 from .base._fields import KnownConditionsField, KnownLayerField, KnownLevelsField
-from .base._schema import FLAG, LEVELS, NAME, NAMES, POSITIVE, check, check_codes, dict_of, list_of, optional
+from .base._schema import FLAG, LEVELS, NAME, NAMES, POSITIVE, TEXT, check, check_codes, dict_of, list_of, optional
 
 CONDITIONS_KEY = "conditions"
 WRITTEN = ("library_size",)  # columns of obs that cells of sample() have besides conditions and batch
@@ -186,13 +184,15 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         self.module = CellDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._seeded_denoiser())
         self.size_factor_scale = 1.0
         self.library_sizes: LibrarySizes | None = None
+        self._limits: list[str] = []
         self._start()
         self._model_summary_string = (
             f"SCLDM with {len(self.genes)} genes, conditions {self.conditions.keys}, {n_tokens} tokens of {token_dim}, "
             f"gene_likelihood {gene_likelihood!r}"
         )
-        if adata is not None:
-            self._look_at_training_data()
+        if adata is not None and is_count and setup["size_factor_key"] is not None:
+            rows = self._rows()  # the unit of size factors is no finding: all cells count
+            self.size_factor_scale = rows.totals().sum() / rows.library.sum()
 
     def _new_denoiser(self) -> CellDenoiser:
         p = self.init_params_
@@ -329,33 +329,6 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             library = self.size_factor_scale * obs[setup["size_factor_key"]].to_numpy(float)
         return CellRows(matrix, panel, library, codes, batch_codes, indices)
 
-    def _learn_from(self, rows: CellRows) -> None:
-        """Remember the library sizes and batches of the training cells: generated cells draw from them."""
-        self.library_sizes = LibrarySizes(rows.conditions, rows.library_sizes(), self.conditions.n_levels)
-        self.batch_codes = rows.batch
-
-    def _look_at_training_data(self) -> None:
-        """Set what follows from the data alone: size factors, library sizes, mean expression, embeddings of genes."""
-        rows = self._rows(conditions=True)
-        if rows.library is not None and self.registry["setup_args"]["is_count_data"]:
-            self.size_factor_scale = rows.totals().sum() / rows.library.sum()
-            rows = self._rows(conditions=True)
-        self._learn_from(rows)
-        total_of_gene = np.zeros(len(self.genes))
-        for batch in make_loader(rows, 4096):
-            genes, counts = batch.sets.column.numpy(), batch.sets.count.numpy()
-            total_of_gene += np.bincount(genes, counts, minlength=len(self.genes))
-        mean = total_of_gene / len(rows)
-        autoencoder = self.module.autoencoder
-        is_count = autoencoder.likelihood.is_count
-        if is_count:
-            mean = np.log((total_of_gene + 1) / (total_of_gene + 1).sum())
-        autoencoder.gene_bias.data.copy_(torch.from_numpy(mean))
-        dim = autoencoder.genes_in.shape[1]
-        loadings = gene_loadings(rows, len(self.genes), dim, is_count, seed=self.init_params_["seed"])
-        for genes in (autoencoder.genes_in, autoencoder.genes_out):
-            genes.data.copy_(torch.from_numpy(loadings))
-
     @classmethod
     def _schema(cls) -> dict[str, Any]:
         schema = super()._schema()
@@ -367,7 +340,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         }
         fields = schema["registry"]["field_registries"]
         fields |= {REGISTRY_KEYS.X_KEY: {"state_registry": {"column_names": NAMES}}, CONDITIONS_KEY: {}}
-        return schema | {"size_factor_scale": POSITIVE}
+        return schema | {"size_factor_scale": POSITIVE, "limits": list_of(TEXT)}
 
     @classmethod
     def _check_description(cls, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -380,24 +353,31 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             raise ValueError(f"model.json: levels of {list(levels)} are not those of condition_keys={keys}")
 
     def _description(self) -> dict[str, Any]:
-        return {"size_factor_scale": self.size_factor_scale}
+        return {"size_factor_scale": self.size_factor_scale, "limits": self._limits}
 
     def _arrays(self) -> dict[str, np.ndarray]:
+        if self.library_sizes is None:  # not trained yet
+            return {}
         return {
             "library.codes": self.library_sizes.codes,
             "library.sizes": self.library_sizes.sizes,
-            "batch_codes": self.batch_codes,
+            "batch_codes": self.training_batches.batch,
         }
 
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        self.size_factor_scale, self._limits = float(description["size_factor_scale"]), description["limits"]
+        if not arrays:  # not trained yet
+            return
         codes, sizes, batch = (arrays[name] for name in ("library.codes", "library.sizes", "batch_codes"))
         check_codes(codes, self.conditions.n_levels, "library.codes", least=OPEN)
         check_codes(batch[:, None], self.batches.n_levels, "batch_codes")
         if sizes.shape != (len(codes),) or not (np.isfinite(sizes) & (sizes > 0)).all():
             raise ValueError("library.sizes must be positive numbers, one for each row of library.codes")
-        self.size_factor_scale = float(description["size_factor_scale"])
-        self.batch_codes = batch
-        self.library_sizes = LibrarySizes(codes, sizes, self.conditions.n_levels)
+        if len(batch) != len(codes):
+            raise ValueError("batch_codes must be one for each row of library.codes")
+        n_levels = self.conditions.n_levels
+        self.library_sizes = LibrarySizes(codes, sizes, n_levels)
+        self.training_batches = TrainingBatches(codes, batch, n_levels, self.batches.n_levels[0])
 
     def _check_query(self, adata: AnnData) -> None:
         self._rows(adata, conditions=True)  # checks counts, genes and levels

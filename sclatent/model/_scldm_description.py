@@ -21,8 +21,20 @@ class DescriptionMixin:
     def _encode_batch(self, batch: CellBatch) -> Tensor:
         return self.module.autoencoder.encode(batch.to(self.device).sets)
 
-    def _encode(self, rows: CellRows, batch_size: int) -> Tensor:
-        return torch.cat([self._encode_batch(batch).cpu() for batch in make_loader(rows, batch_size)])
+    def _encode(self, rows: CellRows, batch_size: int, progress_bar: bool = False) -> Tensor:
+        blocks = self._blocks(len(rows), batch_size, "Tokens", progress_bar, delay=2)
+        return torch.cat([self._encode_batch(rows[cells]).cpu() for cells in blocks])
+
+    def _share(self, batch: CellBatch) -> np.ndarray:
+        """Share that every gene has of a cell, (cells, genes), by its own tokens."""
+        tokens = self.module.standardize(self._encode_batch(batch))
+        return self._mean(tokens, batch.batch.numpy(), np.ones(len(batch)))
+
+    @staticmethod
+    def _whole_library(batch: CellBatch, share: np.ndarray) -> np.ndarray:
+        """Library sizes of whole cells, (cells,): a total over a part of the genes leaves out the counts of others."""
+        measured = 1.0 if batch.is_whole else share[:, batch.sets.panel.numpy()].sum(axis=1)
+        return batch.library.numpy().astype(np.float64) / measured
 
     def get_latent_representation(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024
@@ -76,7 +88,8 @@ class DescriptionMixin:
         gene_list
             Gene or genes to return; all by default.
         library_size
-            Total to scale each cell to, a number up to 1e12, or ``"observed"`` for its own.
+            Total to scale each cell to, a number up to 1e12, or ``"observed"`` for its own. Of cells that were measured
+            on a part of the genes, the observed total is that of this part, and the other genes come on top.
         return_numpy
             Whether to return an array and not a DataFrame.
 
@@ -102,9 +115,11 @@ class DescriptionMixin:
         columns = self.genes.get_indexer(genes)
         means = []
         for batch in make_loader(rows, batch_size):
-            library = batch.library.numpy() if is_observed else np.full(len(batch), float(library_size))
-            tokens = self.module.standardize(self._encode_batch(batch))
-            means.append(self._mean(tokens, batch.batch.numpy(), library)[:, columns].astype(np.float32))
+            share = self._share(batch)
+            if self.module.autoencoder.likelihood.is_count:  # log-normalised values have no library size
+                library = self._whole_library(batch, share) if is_observed else float(library_size)
+                share = np.reshape(library, (-1, 1)) * share
+            means.append(share[:, columns].astype(np.float32))
         result = np.concatenate(means)
         if return_numpy:
             return result
@@ -153,6 +168,6 @@ class DescriptionMixin:
         total = 0.0
         for batch in make_loader(rows, batch_size):
             batch = batch.to(self.device)
-            nll, _ = self.module.autoencoder(batch.sets, batch.library, batch.batch)
+            nll, _ = self.module.autoencoder(batch.sets, batch.library, batch.batch, is_whole=batch.is_whole)
             total += float(nll.double().sum())
         return {"reconstruction_loss": total / len(rows)}

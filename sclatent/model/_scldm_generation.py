@@ -61,7 +61,9 @@ class GenerationMixin:
             the same combination of conditions; for a combination never seen, from an additive model of its logarithm
             over the keys, with residuals drawn from the training cells.
         batch
-            Level of ``batch_key`` to decode under; by default drawn as in training.
+            Level of ``batch_key`` to decode under. By default drawn from the training cells of the same combination,
+            together with the library size; for a combination never seen, from the batches in which its levels were
+            seen (:class:`~sclatent.data.TrainingBatches`).
         solver, n_steps
             Solver of the flow and its number of steps: ``"heun"`` (12, two evaluations each), ``"euler"`` (25) or
             ``"adaptive"`` (at most 8, three evaluations each).
@@ -108,7 +110,8 @@ class GenerationMixin:
         weight = self._guidance(guidance_weight)
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
         library, library_rule = self._library(library_size, codes, uniforms[:, 0])
-        batches = self._batches_of(batch, uniforms[:, 1])
+        batches, batch_rule = self._batches_of(batch, codes, uniforms)
+        self._warn_of_batches(self.conditions, codes, batches)
 
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
@@ -124,6 +127,7 @@ class GenerationMixin:
             blocks, self._obs(self.conditions, codes, batches, index).assign(library_size=library), "sample",
             lambda empty: library[empty],
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps, library_size=library_rule,
+            **batch_rule, **self._limited(codes),
         )  # fmt: skip
 
     def counterfactual(
@@ -203,6 +207,7 @@ class GenerationMixin:
         source = rows.conditions[rows.cells]
         target = self.conditions.encode(conditions, len(rows))
         target = np.where(target == OPEN, source, target)
+        self._warn_of_batches(self.conditions, np.where(target == source, OPEN, target), rows.batch[rows.cells])
 
         blocks = []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
@@ -215,7 +220,14 @@ class GenerationMixin:
             blocks, obs, "counterfactual", lambda empty: rows.subset(empty).totals(),
             keep=keep, library_size="of the cell",
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps,
+            **self._limited(np.concatenate([source, target])),
         )  # fmt: skip
+
+    def _limited(self, codes: np.ndarray) -> dict[str, str]:
+        """What uns says of combinations that were not seen, if their prediction was limited and any is asked for."""
+        if not self._limits or self.training_batches.is_seen(codes).all():
+            return {}
+        return {"unseen_combinations": "predicted " + "; ".join(self._limits)}
 
     def _guidance(self, weight: float | Mapping[str, float]) -> float | list[float]:
         if not all(map(is_number, weight.values() if isinstance(weight, Mapping) else [weight])):
@@ -296,8 +308,7 @@ class GenerationMixin:
         tokens = self.module.standardize(self._encode_batch(batch))
         codes = batch.batch.numpy()
         share = self._mean(tokens, codes, np.ones(len(cells)))
-        measured = share[:, panel].sum(axis=1) if rows.library is None else np.ones(len(cells))
-        library = batch.library.numpy() / measured  # a total over a panel leaves out the counts of other genes
+        library = self._whole_library(batch, share)
         size = self._size(library)
 
         moved = self._flow(tokens, old, size, 1.0, 1.0, keep, solver, n_steps)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from sclatent.nn import ConditionMean
+from sclatent.nn import OPEN, ConditionMean
 
 from ._dit import DiT
 
@@ -52,6 +53,30 @@ class CellDenoiser(DiT):
         self.mean = ConditionMean(n_levels, n_tokens, token_dim)
         self.size = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
 
+    def _evaluate(self, x: Tensor, t: Tensor, codes: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity of the shape of ``x``, and the activations of each block (cells, n_blocks, width)."""
+        m = self.mean(codes, size)
+        v, seen = self.evaluate(x - t[:, None, None] * m, self.context(t, codes) + self.size(size[:, None]))
+        return m + v, seen
+
+    def activations(self, x: Tensor, t: Tensor, size: Tensor) -> Tensor:
+        """Activations of each block without any condition, averaged over the tokens.
+
+        Parameters
+        ----------
+        x, t
+            As in :class:`DiT`.
+        size
+            Standardised log library sizes, (cells,).
+
+        Returns
+        -------
+        Tensor
+            (cells, n_blocks, width).
+        """
+        no_condition = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
+        return self._evaluate(x, t, no_condition, size)[1]
+
     def forward(self, x: Tensor, t: Tensor, codes: Tensor, size: Tensor) -> Tensor:
         """Predict the velocity.
 
@@ -67,6 +92,4 @@ class CellDenoiser(DiT):
         Tensor
             Velocity, of the shape of ``x``.
         """
-        m = self.mean(codes, size)
-        c = self.context(t, codes) + self.size(size[:, None])
-        return m + self.evaluate(x - t[:, None, None] * m, c)[0]
+        return self._evaluate(x, t, codes, size)[0]

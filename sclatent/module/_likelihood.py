@@ -177,14 +177,14 @@ class NegativeBinomial(GeneLikelihood):
         super().__init__(n_genes)
         self.log_theta = nn.Parameter(torch.zeros(n_genes))
 
-    def _split_log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> tuple[Tensor, Tensor, Tensor]:
+    def _split_log_prob(self, log_mean: Tensor, sets: CellSets) -> tuple[Tensor, Tensor, Tensor]:
         """Return softplus(r) (cells, genes), theta (genes,) and what elements above zero add (n_elements,).
 
         With r = ln mu - ln theta the log-likelihood is -theta softplus(r) + x (r - softplus(r)) + lgamma terms.
         """
         log_theta = self.log_theta.index_select(0, sets.panel)
         theta = log_theta.exp()
-        r = logits.log_softmax(dim=-1) + library.log()[:, None] - log_theta
+        r = log_mean - log_theta
         softplus = F.softplus(r)
         r_above, theta_above = sets.at(r), theta.index_select(0, sets.column)
         element = (
@@ -196,7 +196,8 @@ class NegativeBinomial(GeneLikelihood):
         return softplus, theta, element
 
     def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
-        softplus, theta, element = self._split_log_prob(logits, library, sets)
+        log_mean = logits.log_softmax(dim=-1) + library.log()[:, None]
+        softplus, theta, element = self._split_log_prob(log_mean, sets)
         return (-(softplus @ theta)).index_add(0, sets.cell, element)
 
     def _theta(self, genes: np.ndarray) -> np.ndarray:
@@ -217,6 +218,9 @@ class NegativeBinomial(GeneLikelihood):
 class ZeroInflatedNegativeBinomial(NegativeBinomial):
     r"""Negative binomial counts that are lost with a probability :math:`\pi_g` of the gene.
 
+    The mean is that of all counts, the lost ones included: those that are kept have :math:`\mu / (1 - \pi_g)`, so that
+    the counts of a cell add up to its library size here as well.
+
     Parameters
     ----------
     n_genes
@@ -229,33 +233,43 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     >>> likelihood = ZeroInflatedNegativeBinomial(n_genes=2)
     >>> [name for name, _ in likelihood.named_parameters()]
     ['log_theta', 'dropout_logit']
-    >>> likelihood.draw(np.array([10.0, 0.1]), np.array([0, 1]), np.random.default_rng(0)).shape
-    (2,)
+    >>> likelihood.dropout_logit.data.fill_(0.0)  # one in two is lost
+    tensor([0., 0.])
+    >>> rng = np.random.default_rng(0)
+    >>> x = np.stack([likelihood.draw(np.array([10.0, 1.0]), np.array([0, 1]), rng) for _ in range(5000)])
+    >>> x.mean(axis=0).round().tolist()
+    [10.0, 1.0]
     """
+
+    max_lost = 5.0  # logit: of a gene without counts all would be lost, and its mean say nothing
 
     def __init__(self, n_genes: int) -> None:
         super().__init__(n_genes)
         self.dropout_logit = nn.Parameter(torch.full((n_genes,), -3.0))
 
     def log_prob(self, logits: Tensor, library: Tensor, sets: CellSets) -> Tensor:
-        softplus, theta, element = self._split_log_prob(logits, library, sets)
-        lost = self.dropout_logit[sets.panel]
+        lost = self.dropout_logit.index_select(0, sets.panel).clamp(max=self.max_lost)
+        log_mean = logits.log_softmax(dim=-1) + library.log()[:, None] - F.logsigmoid(-lost)
+        softplus, theta, element = self._split_log_prob(log_mean, sets)
         log_zero = torch.logaddexp(lost, -theta * softplus) - F.softplus(lost)  # ln(pi + (1 - pi) NB(0))
         log_kept = F.logsigmoid(-lost).index_select(0, sets.column)
         above = log_kept + element - sets.at(theta * softplus + log_zero)
         return log_zero.sum(dim=-1).index_add(0, sets.cell, above)
 
     def _lost(self, genes: np.ndarray) -> np.ndarray:
-        return self.dropout_logit.detach().sigmoid().cpu().numpy().astype(np.float64)[genes]
+        lost = self.dropout_logit.detach().clamp(max=self.max_lost).cpu().double().sigmoid()
+        return lost.numpy()[genes]
 
     def draw(self, mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        kept = rng.random(len(genes)) >= self._lost(genes)
-        return kept * super().draw(mean, genes, rng)
+        lost = self._lost(genes)
+        kept = rng.random(len(genes)) >= lost
+        return kept * super().draw(mean / (1 - lost), genes, rng)
 
     def transport(
         self, x: np.ndarray, mean: np.ndarray, new_mean: np.ndarray, genes: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         theta, lost = self._theta(genes), self._lost(genes)
+        mean, new_mean = mean / (1 - lost), new_mean / (1 - lost)  # of counts that are not lost
         zero = (1 - lost) * np.exp(-theta * np.log1p(mean / theta))
         kept = (x > 0) | (rng.random(len(genes)) >= lost / (lost + zero))  # a count that was lost stays lost
         return kept * super().transport(x, mean, new_mean, genes, rng)

@@ -147,6 +147,7 @@ class SetAutoencoder(nn.Module):
         batch: Tensor,
         generator: torch.Generator | None = None,
         seen: CellSets | None = None,
+        is_whole: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Reconstruct cells.
 
@@ -158,6 +159,9 @@ class SetAutoencoder(nn.Module):
             Source of the noise on variational tokens; without it the tokens are the means.
         seen
             What the encoder sees of the cells, such as a part of their molecules; all by default.
+        is_whole
+            Whether library sizes are those of whole cells, of which genes that were not measured have a share, and not
+            totals over the genes that were.
 
         Returns
         -------
@@ -172,6 +176,12 @@ class SetAutoencoder(nn.Module):
             if generator is not None:
                 noise = torch.randn(tokens.shape, generator=generator, device=tokens.device)
                 tokens = tokens + log_sd.exp() * noise
-        logits = self.decode(tokens, sets.panel, batch)
+        if is_whole and len(sets.panel) < len(self.gene_bias):
+            logits = self.decode(tokens, torch.arange(len(self.gene_bias), device=tokens.device), batch)
+            measured = logits.index_select(1, sets.panel)
+            library = library * (measured.logsumexp(dim=1) - logits.logsumexp(dim=1)).exp()
+            logits = measured
+        else:
+            logits = self.decode(tokens, sets.panel, batch)
         with torch.autocast(logits.device.type, enabled=False):  # sums over all genes need all digits
             return -self.likelihood.log_prob(logits.float(), library, sets), kl

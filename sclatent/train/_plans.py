@@ -221,7 +221,7 @@ class AutoencoderPlan(StagePlan):
         return self._losses(batch, generator)
 
     def _losses(self, batch: CellBatch, generator: torch.Generator, seen: CellSets | None = None) -> Tensor:
-        nll, kl = self.trained(batch.sets, batch.library, batch.batch, generator, seen)
+        nll, kl = self.trained(batch.sets, batch.library, batch.batch, generator, seen, batch.is_whole)
         return nll + self.kl_weight * kl
 
 

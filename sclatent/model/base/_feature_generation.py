@@ -92,7 +92,7 @@ class FeatureGenerationMixin:
             clean one that the denoiser foretells, so that the gradient goes along what images look like (Jeanneret et
             al. 2022, arXiv 2203.15636).
         batch
-            Level of ``batch_key`` to decode under; by default drawn as in training.
+            Level of ``batch_key`` to decode under; by default drawn from the training cells of the same label.
         solver, n_steps
             Solver of the flow and its number of steps: ``"heun"`` (12, two evaluations each), ``"euler"`` (25) or
             ``"adaptive"`` (at most 8, three evaluations each).
@@ -133,7 +133,9 @@ class FeatureGenerationMixin:
         if guidance_weight is None:
             guidance_weight = IMAGE_CLASSIFIER_WEIGHT if self._is_image and guidance == "classifier" else 1.0
         guidance, weights = self._guidance(guidance, guidance_weight)
-        batches = self._batches_of(batch, cell_rng(seed, "sizes").random(n_samples))
+        uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
+        batches, batch_rule = self._batches_of(batch, codes, uniforms)
+        self._warn_of_batches(self.labels, codes, batches)
 
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
@@ -145,7 +147,7 @@ class FeatureGenerationMixin:
         values = self._in_range(np.concatenate(blocks))
         return self._generated(
             values, self._obs(self.labels, codes, batches, index), "sample", seed=seed, solver=solver,
-            guidance_weight=guidance_weight, guidance=guidance, n_steps=n_steps or DEFAULT_STEPS[solver],
+            guidance_weight=guidance_weight, guidance=guidance, n_steps=n_steps or DEFAULT_STEPS[solver], **batch_rule,
         )  # fmt: skip
 
     def counterfactual(
@@ -229,6 +231,8 @@ class FeatureGenerationMixin:
         origin, rows = self._given(adata), self._rows(adata, indices)
         check_order(labels, origin.obs_names[rows.cells], "labels")
         codes = self._label_codes(labels, len(rows))
+        changed = np.where(codes == rows.labels[rows.cells], OPEN, codes)
+        self._warn_of_batches(self.labels, changed, rows.batch[rows.cells])
         values, differences = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             batch = rows[cells]

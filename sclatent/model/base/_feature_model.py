@@ -23,6 +23,7 @@ from sclatent.data import (
     FeatureBatch,
     FeatureRows,
     TokenRows,
+    TrainingBatches,
     check_adata,
     check_categorical,
     check_finite,
@@ -37,7 +38,6 @@ from sclatent.data import (
     get_features,
     is_number,
     label_codes,
-    make_loader,
     plain_level,
     warn_of_copies,
 )
@@ -105,10 +105,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         what = f"images of {' x '.join(map(str, self.shape))}" if self._is_image else f"{self.shape[0]} features"
         labels = f"{self.labels.n_levels[0]} labels" if self.labels.keys else "no labels"
         self._model_summary_string = f"{type(self).__name__} of {what}, {labels}, {shape[0]} tokens of {shape[1]}"
-        if adata is not None:
-            rows = self._rows()
-            self._learn_from(rows)
-            self._look_at_features(rows)
+        self.value_range = (0.0, 1.0)
 
     @abstractmethod
     def _new_autoencoder(self) -> FeatureAutoencoder:
@@ -268,19 +265,23 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         return feature_shape(values, where, self.shape if is_flat and self._is_image else None)
 
     def _look_at_features(self, rows: FeatureRows) -> None:
-        """Set what follows from the data alone: how features are standardised, and the range of images."""
+        """Fit what follows from the training cells alone: how features are standardised, and the range of images.
+
+        It is called once, before anything is trained; the cells that the loss is watched on are not among them.
+        """
         scale = self.module.autoencoder.scale
         n_batches, *size = scale.mean.shape
         n, total, square = np.zeros(n_batches), np.zeros((n_batches, *size)), np.zeros((n_batches, *size))
         low, high = np.inf, -np.inf
-        for x, _, batch in make_loader(rows, self._at_most(1024)):
+        for cells in self._blocks(len(rows), 1024, "Features", self._progress_bar, delay=2):
+            x, _, batch = rows[cells]
             x, batch = x.numpy().astype(np.float64), batch.numpy()
             low, high = min(low, x.min()), max(high, x.max())
             n += np.bincount(batch, minlength=n_batches)
             for moment, value in ((total, x), (square, x**2)):
                 np.add.at(moment, batch, value.mean(axis=(1, 2), keepdims=True) if self._is_image else value)
-        count = np.maximum(n, 1).reshape(-1, *[1] * len(size))
-        mean = total / count
+        count = n.reshape(-1, *[1] * len(size))
+        mean = np.where(count > 0, total / np.maximum(count, 1), total.sum(axis=0) / n.sum())  # a batch without cells
         variance = np.maximum((square - count * mean**2).sum(axis=0) / n.sum(), 0)
         sd = np.sqrt(variance if self._is_image else variance.mean(keepdims=True))
         scale.mean.copy_(torch.from_numpy(mean))
@@ -306,7 +307,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             yield rows[np.arange(start, min(start + n, len(rows)))].x.numpy()
 
     def _learn_from(self, rows: FeatureRows) -> None:
-        self.batch_codes = rows.batch
+        codes, batch = rows.labels[rows.cells], rows.batch[rows.cells]
+        self.training_batches = TrainingBatches(codes, batch, self.labels.n_levels, self.batches.n_levels[0])
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         return DiffusionPlan(self.module.denoiser, self.process, **arguments)
@@ -314,11 +316,12 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
     def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
         if stage == "autoencoder":
             return rows
-        if self._tokens is None:
-            tokens = self._encode(rows, 1024)
-            # patches of standardised features are as they should be; a trained denoiser keeps the frame it has
-            if self.is_latent and "diffusion" not in self.trained_stages:
-                self.module.standardize.cpu().fit(tokens, common=True)
+        # patches of standardised features are as they should be; a trained denoiser keeps the frame it has
+        has_frame = not self.is_latent or "diffusion" in self.trained_stages
+        if self._tokens is None or not has_frame:
+            tokens = self._encode(rows, 1024, self._progress_bar)
+            if not has_frame:
+                self.module.standardize.cpu().fit(tokens[self.train_indices_], common=True)
             self._tokens = self.module.standardize.cpu()(tokens)
         return TokenRows(self._tokens, torch.from_numpy(rows.labels))
 
@@ -361,12 +364,20 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         return {"value_range": self.value_range}
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {"batch_codes": self.batch_codes}
+        if not self.trained_stages:
+            return {}
+        return {"label_codes": self.training_batches.codes, "batch_codes": self.training_batches.batch}
 
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        check_codes(arrays["batch_codes"][:, None], self.batches.n_levels, "batch_codes")
         self.value_range = tuple(map(float, description["value_range"]))
-        self.batch_codes = arrays["batch_codes"]
+        if not arrays:  # not trained yet
+            return
+        codes, batch, n_levels = arrays["label_codes"], arrays["batch_codes"], self.labels.n_levels
+        check_codes(codes, n_levels, "label_codes", least=OPEN)
+        check_codes(batch[:, None], self.batches.n_levels, "batch_codes")
+        if len(batch) != len(codes):
+            raise ValueError("batch_codes must be one for each row of label_codes")
+        self.training_batches = TrainingBatches(codes, batch, n_levels, self.batches.n_levels[0])
 
     def _check_query(self, adata: AnnData) -> None:
         self._rows(adata)
@@ -407,16 +418,18 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         """Tokens of a minibatch, not standardised."""
         return self.module.autoencoder.encode(batch.x.to(self.device), batch.batch.to(self.device))
 
-    def _encode(self, rows: FeatureRows, batch_size: int) -> Tensor:
-        loader = make_loader(rows, self._at_most(batch_size))
-        return torch.cat([self._encode_batch(batch).cpu() for batch in loader])
+    def _encode(self, rows: FeatureRows, batch_size: int, progress_bar: bool = False) -> Tensor:
+        blocks = self._blocks(len(rows), batch_size, "Tokens", progress_bar, delay=2)
+        return torch.cat([self._encode_batch(rows[cells]).cpu() for cells in blocks])
 
     def _at_most(self, batch_size: int) -> int:
         """Cells to compute together: fewer than asked for where they are so large that memory would not do."""
         return min(check_whole("batch_size", batch_size), max(1, MAX_VALUES // math.prod(self.shape)))
 
-    def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
-        return super()._blocks(n, self._at_most(batch_size), description, progress_bar)
+    def _blocks(
+        self, n: int, batch_size: int, description: str, progress_bar: bool, **kwargs: Any
+    ) -> Iterator[np.ndarray]:
+        return super()._blocks(n, self._at_most(batch_size), description, progress_bar, **kwargs)
 
     def get_latent_representation(
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int = 1024
@@ -443,7 +456,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         >>> adata.obsm["X_latent"].shape  # 2 tokens of 32
         (328, 64)
         """
-        for stage in self._needs("diffusion"):
+        for stage in self._needs("diffusion") or ("diffusion",):
             self._check_stage(stage, "get_latent_representation")
         return self._encode(self._rows(adata, indices), batch_size).flatten(1).numpy()
 

@@ -18,7 +18,7 @@ class JointMixin:
     def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
         data = super()._stage_rows(stage, rows)
         if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            self.module.denoiser.cpu().fit_variance(self._tokens)
+            self.module.denoiser.cpu().fit_variance(self._tokens[self.train_indices_])
         return data
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from sclatent.data import (
     Conditions,
+    TrainingBatches,
     check_adata,
     check_categorical,
     check_number,
@@ -100,7 +101,7 @@ class StagedModel(RegistryMixin):
 
     module: nn.Module
     batches: Conditions  # levels of batch_key
-    batch_codes: np.ndarray  # of the training cells
+    training_batches: TrainingBatches
     init_params_: dict[str, Any]
     history_: dict[str, pd.DataFrame]
     train_indices_ = TrainingRows()
@@ -116,6 +117,7 @@ class StagedModel(RegistryMixin):
         self._tokens_are_of: str | None = None  # fingerprint of these cells, as they were
         self._unfinished: str | None = None  # an interrupted training, which has left the model as it is
         self._unfinished_history: dict[str, pd.DataFrame | None] = {}
+        self._progress_bar = True  # of the training in progress
 
     @classmethod
     def _register(cls, adata: AnnData, setup_method_args: dict[str, Any], **kwargs: Any) -> AnnDataManager:
@@ -155,6 +157,10 @@ class StagedModel(RegistryMixin):
     @abstractmethod
     def _contents(self, rows: Any) -> Iterator[Any]:
         """All that training sees of these cells: arrays, in blocks, and names."""
+
+    @abstractmethod
+    def _look_at_features(self, rows: Any) -> None:
+        """Fit what follows from the training cells alone, before anything is trained."""
 
     @abstractmethod
     def _learn_from(self, rows: Any) -> None:
@@ -361,12 +367,15 @@ class StagedModel(RegistryMixin):
             self._go_back_to(began, is_own=directory.id == self._unfinished)
         self._unfinished, self._unfinished_history = directory and directory.id, {}
         self.train_indices_, self.validation_indices_ = train, validation
-        step = 0
+        self._progress_bar, step = progress_bar, 0
         for name in stages:
             plan = None
             try:
                 if name == stages[0]:
-                    self._learn_from(rows)
+                    seen = rows.subset(train)  # the cells that the loss is watched on teach nothing
+                    if not self.trained_stages:
+                        self._look_at_features(seen)
+                    self._learn_from(seen)
                 if name in self._needs("diffusion") and "diffusion" in self.trained_stages:
                     logger.warning(f"The {name} is trained further: its tokens change, so the denoiser starts anew.")
                 data = self._stage_rows(name, rows)
@@ -498,9 +507,12 @@ class StagedModel(RegistryMixin):
         with initial_weights(self.init_params_["seed"], "denoiser"):
             return self._new_denoiser()
 
-    def _blocks(self, n: int, batch_size: int, description: str, progress_bar: bool) -> Iterator[np.ndarray]:
+    def _blocks(
+        self, n: int, batch_size: int, description: str, progress_bar: bool, unit: str = " cells", delay: float = 0.0
+    ) -> Iterator[np.ndarray]:
+        """Positions of n cells, block by block, with a progress bar if they take more than ``delay`` seconds."""
         check_whole("batch_size", batch_size)
-        with tqdm(total=n, desc=description, unit=" cells", disable=not progress_bar) as bar:
+        with tqdm(total=n, desc=description, unit=unit, delay=delay, disable=not progress_bar) as bar:
             for start in range(0, n, batch_size):
                 cells = np.arange(start, min(start + batch_size, n))
                 yield cells
@@ -514,16 +526,32 @@ class StagedModel(RegistryMixin):
         noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
         return torch.from_numpy(noise).to(self.device)
 
-    def _batches_of(self, batch: Any, uniforms: np.ndarray) -> np.ndarray:
-        """Codes of the batches to decode cells under: a given one, or drawn as in training by uniform numbers."""
+    def _batches_of(self, batch: Any, codes: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+        """Batches to decode cells under, given or drawn by uniform numbers (cells, 2), and what uns says of them."""
         if batch is None:
-            return self.batch_codes[(uniforms * len(self.batch_codes)).astype(int)]
-        if self.registry["setup_args"]["batch_key"] is None:
+            batches, rules = self.training_batches.draw(codes, uniforms)
+        elif self.registry["setup_args"]["batch_key"] is None:
             raise ValueError(
                 f"batch={short_repr(batch)}: this model was trained without batches. Set up the data with batch_key to "
                 "have them."
             )
-        return self.batches.encode({"batch": batch}, len(uniforms))[:, 0]
+        else:
+            batches, rules = self.batches.encode({"batch": batch}, len(uniforms))[:, 0], ["given"]
+        return batches, {} if self.registry["setup_args"]["batch_key"] is None else {"batch": ", ".join(rules)}
+
+    def _warn_of_batches(self, conditions: Conditions, codes: np.ndarray, batches: np.ndarray) -> None:
+        """Say it where a condition is decoded under a batch in which it was never seen."""
+        cells, keys = self.training_batches.apart(codes, batches).nonzero()
+        if len(cells):
+            key, batch_key = conditions.keys[keys[0]], self.registry["setup_args"]["batch_key"]
+            level = conditions.levels[key][codes[cells[0], keys[0]]]
+            batch = self.batches.levels["batch"][batches[cells[0]]]
+            warnings.warn(
+                f"No training cell of {key}={level!r} has {batch_key}={batch!r}, under which it is decoded here "
+                f"({len(np.unique(cells))} of {len(codes)} cells have such a pair). Condition and batch cannot be told "
+                "apart then: what of the effect the decoder has put down to the batch is missing in these cells.",
+                stacklevel=3,
+            )
 
     @staticmethod
     def _check_generated(start: Tensor, tokens: Tensor, values: np.ndarray, guidance_weight: Any) -> None:
