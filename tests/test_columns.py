@@ -7,6 +7,7 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 
 from sclatent.data import Conditions
@@ -45,11 +46,6 @@ def assert_no_setup(adata: AnnData) -> None:
     ("arguments", "message"),
     [
         (
-            {"condition_keys": ["cell_type", "condition"], "batch_key": "cell_type"},
-            "batch_key: 'cell_type' was given by condition_keys, too: .*Leave it out of condition_keys or of batch_key",
-        ),
-        ({"condition_keys": "cell_type", "batch_key": "cell_type"}, "batch_key: 'cell_type' .* condition_keys"),
-        (
             {"condition_keys": ["cell_type", "depth"], "size_factor_key": "depth"},
             "size_factor_key: 'depth' was given by condition_keys, too",
         ),
@@ -78,13 +74,55 @@ def test_counts_want_one_role_for_a_column(counts, arguments, message):
 
 @pytest.mark.parametrize("cls", FEATURE_MODELS)
 def test_features_want_one_role_for_a_column(cls, embeddings):
-    with pytest.raises(ValueError, match="batch_key: 'type' was given by labels_key, too"):
-        cls.setup_anndata(embeddings, labels_key="type", batch_key="type")
     embeddings.obs["_scvi_type"] = embeddings.obs.pop("type")
     with pytest.raises(ValueError, match="labels_key: columns with names such as '_scvi_type'"):
         cls.setup_anndata(embeddings, labels_key="_scvi_type")
     embeddings.obs = embeddings.obs.drop(columns="_scvi_type")
     assert_no_setup(embeddings)
+
+
+@pytest.fixture(scope="module")
+def batch_is_condition() -> SCLDM:
+    adata = simulate(N, 12, cell_types=["B", "T"], library_size=100, seed=0)
+    SCLDM.setup_anndata(adata, condition_keys=["cell_type", "condition"], batch_key="cell_type")
+    model = SCLDM(adata, **TINY)
+    model.train(2, accelerator="cpu", progress_bar=False)
+    with torch.no_grad():  # a decoder that has put all of the difference down to the batch
+        model.module.autoencoder.batches.weight.copy_(torch.tensor([[-30.0], [30.0]]) * torch.arange(8))
+    return model
+
+
+def test_a_batch_that_is_a_condition_is_decoded_under_as_it_is_asked_for(batch_is_condition):
+    model, control = batch_is_condition, {"condition": "control"}
+    share = {t: model.sample(40, {"cell_type": t, **control}, progress_bar=False) for t in ("B", "T")}
+    for cell_type, cells in share.items():
+        assert set(cells.obs["cell_type"]) == {cell_type}
+    b, t = (np.asarray(cells.X.sum(axis=0)).ravel() / cells.X.sum() for cells in share.values())
+    assert np.abs(b - t).sum() > 0.5  # the two batches are told apart
+    of_b = model.adata[model.adata.obs["cell_type"] == "B"].copy()
+    moved = model.counterfactual(of_b, {"cell_type": "T"}, keep=0, progress_bar=False)
+    assert set(moved.obs["cell_type"]) == {"T"}
+    seen = np.asarray(moved.X.sum(axis=0)).ravel() / moved.X.sum()
+    assert np.abs(seen - t).sum() < np.abs(seen - b).sum()
+    open_cells = model.sample(4, control, progress_bar=False)
+    assert open_cells.obs["cell_type"].isna().all()  # not the batch that was drawn
+    with pytest.raises(ValueError, match="batch='B': 'cell_type' is a condition of this model"):
+        model.sample(4, {"cell_type": "T"}, batch="B")
+
+
+@pytest.mark.parametrize("cls", FEATURE_MODELS)
+def test_a_batch_that_is_the_label_is_decoded_under_as_it_is_asked_for(cls, embeddings):
+    embeddings.X[embeddings.obs["type"] == "T"] += 100  # the mean of the batch
+    cls.setup_anndata(embeddings, labels_key="type", batch_key="type")
+    model = cls(embeddings, denoiser_width=8, denoiser_blocks=1, n_heads=2)
+    model.train(1, accelerator="cpu", progress_bar=False)
+    for label, mean in {"T": 100, "B": 0}.items():
+        cells = model.sample(6, label, progress_bar=False)
+        assert set(cells.obs["type"]) == {label}
+        assert np.abs(cells.X - mean).max() < 50
+    moved = model.counterfactual(embeddings[embeddings.obs["type"] == "B"].copy(), "T", progress_bar=False)
+    assert set(moved.obs["type"]) == {"T"}
+    assert np.abs(moved.X - 100).max() < 50
 
 
 def test_an_entry_of_obsm_that_counterfactuals_write_cannot_hold_the_images(embeddings):

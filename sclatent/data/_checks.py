@@ -534,10 +534,10 @@ def check_roles(written: Sequence[str] = (), **roles: Sequence[str] | str | None
     Examples
     --------
     >>> from sclatent.data import check_roles
-    >>> check_roles(condition_keys=["donor", "treatment"], batch_key="donor")
+    >>> check_roles(condition_keys=["depth", "treatment"], size_factor_key="depth")
     Traceback (most recent call last):
         ...
-    ValueError: batch_key: 'donor' was given by condition_keys, too: a column can be one of the two alone. ...
+    ValueError: size_factor_key: 'depth' was given by condition_keys, too: a column can be one of the two alone. ...
     """
     taken: dict[str, str] = {}
     for argument, names in roles.items():

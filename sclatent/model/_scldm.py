@@ -225,8 +225,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             One or more categorical columns of obs to condition on, such as cell type and perturbation. Levels are text,
             numbers or booleans.
         batch_key
-            Categorical column of obs that the decoder is told, so that the latent need not carry it; none of
-            ``condition_keys``.
+            Categorical column of obs that the decoder is told, so that the latent need not carry it. If it is one of
+            ``condition_keys``, too, cells are decoded under the batch that is asked for.
         size_factor_key
             Column of obs with size factors, in any unit; by default the library size is the total count of the cell.
         is_count_data
@@ -252,7 +252,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         check_adata(adata)
         check_place(layer=layer)
         keys = check_keys(condition_keys)
-        check_roles(WRITTEN, condition_keys=keys, batch_key=batch_key, size_factor_key=size_factor_key)
+        check_roles(WRITTEN, condition_keys=keys, size_factor_key=size_factor_key)
+        check_roles(WRITTEN, batch_key=batch_key, size_factor_key=size_factor_key)
         if not isinstance(is_count_data, bool | np.bool_):
             raise ValueError(f"is_count_data={short_repr(is_count_data)} must be True or False.")
         check_var_names(adata)
@@ -272,7 +273,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             hint = "" if "without any counts" in str(error) else raw_counts_hint(adata)
             raise ValueError(f"{error}{hint}") from error
         if not is_query:
-            warn_of_copies(adata.obs, [key for key, _ in named])
+            warn_of_copies(adata.obs, list(dict.fromkeys(key for key, _ in named)))
 
         setup_method_args = cls._get_setup_method_args(
             cls=cls,

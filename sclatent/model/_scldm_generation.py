@@ -110,7 +110,7 @@ class GenerationMixin:
         weight = self._guidance(guidance_weight)
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
         library, library_rule = self._library(library_size, codes, uniforms[:, 0])
-        batches, batch_rule = self._batches_of(batch, codes, uniforms)
+        batches, batch_rule = self._batches_of(batch, self.conditions, codes, uniforms)
         self._warn_of_batches(self.conditions, codes, batches)
 
         blocks = []
@@ -207,14 +207,15 @@ class GenerationMixin:
         source = rows.conditions[rows.cells]
         target = self.conditions.encode(conditions, len(rows))
         target = np.where(target == OPEN, source, target)
-        self._warn_of_batches(self.conditions, np.where(target == source, OPEN, target), rows.batch[rows.cells])
+        batches = self._asked_batches(self.conditions, target, rows.batch[rows.cells])
+        self._warn_of_batches(self.conditions, np.where(target == source, OPEN, target), batches)
 
         blocks = []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             blocks.append(self._move(rows, cells, target[cells], keep, weight, solver, n_steps, seed))
 
         obs = self._obs_of(self.adata if adata is None else adata, rows.cells)
-        new_obs = self._obs(self.conditions, target, rows.batch[rows.cells], obs.index)
+        new_obs = self._obs(self.conditions, target, batches, obs.index)
         obs[new_obs.columns] = new_obs
         return self._generated(
             blocks, obs, "counterfactual", lambda empty: rows.subset(empty).totals(),
@@ -319,6 +320,7 @@ class GenerationMixin:
 
         # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
         mean = library[:, None] * share
+        codes = self._asked_batches(self.conditions, target, codes)
         new_mean = library[:, None] * self._mean(moved, codes, np.ones(len(cells)), correction)
         self._check_generated(tokens, moved, new_mean, weight)
         whole = len(panel) == len(self.genes)

@@ -134,7 +134,7 @@ class FeatureGenerationMixin:
             guidance_weight = IMAGE_CLASSIFIER_WEIGHT if self._is_image and guidance == "classifier" else 1.0
         guidance, weights = self._guidance(guidance, guidance_weight)
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
-        batches, batch_rule = self._batches_of(batch, codes, uniforms)
+        batches, batch_rule = self._batches_of(batch, self.labels, codes, uniforms)
         self._warn_of_batches(self.labels, codes, batches)
 
         blocks = []
@@ -232,7 +232,8 @@ class FeatureGenerationMixin:
         check_order(labels, origin.obs_names[rows.cells], "labels")
         codes = self._label_codes(labels, len(rows))
         changed = np.where(codes == rows.labels[rows.cells], OPEN, codes)
-        self._warn_of_batches(self.labels, changed, rows.batch[rows.cells])
+        asked = self._asked_batches(self.labels, codes, rows.batch[rows.cells])
+        self._warn_of_batches(self.labels, changed, asked)
         values, differences = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             batch = rows[cells]
@@ -245,12 +246,12 @@ class FeatureGenerationMixin:
                 x, _ = self._add_noise(z, noise_level, seed, cells)
             moved = self._flow(x, codes[cells], start, 1.0, weights, solver, n_steps)
             old = batch.x.numpy()
-            change = (self._decode(moved, batches) - self._decode(z, batches)).cpu().numpy()
+            change = (self._decode(moved, asked[cells]) - self._decode(z, batches)).cpu().numpy()
             self._check_generated(z, moved, change, used_weight)
             values.append(self._in_range(old + change, old))
             differences.append(values[-1] - old)
         obs = self._obs_of(origin, rows.cells)
-        new_obs = self._obs(self.labels, codes, rows.batch[rows.cells], obs.index)
+        new_obs = self._obs(self.labels, codes, asked, obs.index)
         obs[new_obs.columns] = new_obs
         result = self._generated(
             np.concatenate(values), obs, "counterfactual", noise=noise, noise_level=noise_level, seed=seed,

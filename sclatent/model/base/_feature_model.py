@@ -150,8 +150,9 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         unlabeled_category
             What the column says of cells without a label, such as -1 where labels are numbers.
         batch_key
-            Categorical column of obs, another one than that of the labels; every batch is centred on a mean of its own,
-            so that the latent need not carry it. Batches should hold labels in like proportions.
+            Categorical column of obs; every batch is centred on a mean of its own, so that the latent need not carry
+            it. Batches should hold labels in like proportions. If it is ``labels_key``, too, cells are decoded under
+            the batch of the label that is asked for.
         kwargs
             Further arguments of ``scvi.data.AnnDataManager.register_fields``, which scvi-tools gives.
 
@@ -180,7 +181,8 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         """
         check_adata(adata)
         check_place(obsm_key=obsm_key, layer=layer)
-        check_roles(labels_key=labels_key, batch_key=batch_key)
+        check_roles(labels_key=labels_key)
+        check_roles(batch_key=batch_key)
         values, where = get_features(adata, obsm_key, layer)
         shape = feature_shape(values, where, image_shape, adata.uns)
         if obsm_key == DIFFERENCE and len(shape) == 3:
@@ -194,7 +196,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             check_categorical(adata.obs, batch_key, "batch_key")
             check_no_empty_level(adata.obs, batch_key, "batch_key")
             check_levels(adata.obs, batch_key, "batch_key")
-        warn_of_copies(adata.obs, [key for key in (labels_key, batch_key) if key is not None])
+        warn_of_copies(adata.obs, list({labels_key, batch_key} - {None}))
         if adata.n_obs > 1 and "source_registry" not in kwargs:
             codes = np.zeros(adata.n_obs) if batch_key is None else pd.factorize(adata.obs[batch_key])[0]
             check_varies(values, where, shape, codes)

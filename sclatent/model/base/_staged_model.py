@@ -33,6 +33,7 @@ from sclatent.data import (
     random_stream,
     short_repr,
 )
+from sclatent.nn import OPEN
 from sclatent.train import StagePlan
 
 from ._checkpoints import StageDirectory, fingerprint, plan_arguments
@@ -526,18 +527,35 @@ class StagedModel(RegistryMixin):
         noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
         return torch.from_numpy(noise).to(self.device)
 
-    def _batches_of(self, batch: Any, codes: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+    def _batches_of(
+        self, batch: Any, conditions: Conditions, codes: np.ndarray, uniforms: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, str]]:
         """Batches to decode cells under, given or drawn by uniform numbers (cells, 2), and what uns says of them."""
+        batch_key = self.registry["setup_args"]["batch_key"]
         if batch is None:
             batches, rules = self.training_batches.draw(codes, uniforms)
-        elif self.registry["setup_args"]["batch_key"] is None:
+            batches = self._asked_batches(conditions, codes, batches)
+        elif batch_key in conditions.keys:
+            raise ValueError(
+                f"batch={short_repr(batch)}: {batch_key!r} is a condition of this model: ask for it as such."
+            )
+        elif batch_key is None:
             raise ValueError(
                 f"batch={short_repr(batch)}: this model was trained without batches. Set up the data with batch_key to "
                 "have them."
             )
         else:
             batches, rules = self.batches.encode({"batch": batch}, len(uniforms))[:, 0], ["given"]
-        return batches, {} if self.registry["setup_args"]["batch_key"] is None else {"batch": ", ".join(rules)}
+        return batches, {} if batch_key is None else {"batch": ", ".join(rules)}
+
+    def _asked_batches(self, conditions: Conditions, codes: np.ndarray, batches: np.ndarray) -> np.ndarray:
+        """Batches to decode under, (cells,): these, unless the batch is a condition that is asked for."""
+        batch_key = self.registry["setup_args"]["batch_key"]
+        if batch_key not in conditions.keys:
+            return batches
+        asked, known = codes[:, conditions.keys.index(batch_key)], self.batches.levels["batch"]
+        of_level = np.array([known.index(level) for level in conditions.levels[batch_key]])
+        return np.where(asked == OPEN, batches, of_level[asked])
 
     def _warn_of_batches(self, conditions: Conditions, codes: np.ndarray, batches: np.ndarray) -> None:
         """Say it where a condition is decoded under a batch in which it was never seen."""
@@ -577,7 +595,7 @@ class StagedModel(RegistryMixin):
         """The obs of generated cells: the conditions they were given, and their batches."""
         obs = conditions.decode(codes, index)
         batch_key = self.registry["setup_args"]["batch_key"]
-        if batch_key is not None:
+        if batch_key is not None and batch_key not in conditions.keys:
             obs[batch_key] = pd.Categorical.from_codes(batches, categories=self.batches.levels["batch"])
         return obs
 
