@@ -46,7 +46,7 @@ def check_default_dtype() -> None:
     """Raise unless torch makes single-precision tensors: weights, cells and noise are all of them."""
     if torch.get_default_dtype() != torch.float32:
         raise RuntimeError(
-            f"torch.get_default_dtype() is {torch.get_default_dtype()}: models are made and trained in single "
+            f"torch.get_default_dtype() is {torch.get_default_dtype()}: models are made, trained and used in single "
             "precision; call torch.set_default_dtype(torch.float32) first."
         )
 
@@ -158,7 +158,9 @@ class StagedModel(BaseModelClass):
         r"""Train the stages of the model, one after the other.
 
         A stage that was trained before is trained further. When that changes the tokens that the denoiser was trained
-        on, the denoiser starts anew.
+        on, the denoiser starts anew. Arguments and values of the cells are checked first, and what the model has
+        learned is given up only when an epoch of the new training is done: until then a training that is refused, fails
+        or is interrupted leaves the model as it was.
 
         Parameters
         ----------
@@ -168,7 +170,8 @@ class StagedModel(BaseModelClass):
         stage
             ``"all"``, or one stage alone: ``"diffusion"``, or what comes before it, by the name in ``STAGES``.
         accelerator, devices
-            As in Lightning.
+            As in Lightning, but one device alone: ``"auto"`` is a GPU of NVIDIA (or AMD) if there is one, else the CPU;
+            ``devices=[1]`` is the second GPU.
         train_size
             Share of the cells to train on; on the others the loss is watched for early stopping.
         batch_size
@@ -180,7 +183,8 @@ class StagedModel(BaseModelClass):
         plan_kwargs
             Arguments of the plans (:mod:`sclatent.train`) by stage, such as ``{"diffusion": {"lr": 1e-3}}``.
         callbacks
-            Further Lightning callbacks, for all stages.
+            Further callbacks of ``lightning.pytorch``, for all stages; one that monitors a metric of a stage, such as
+            ``"diffusion_loss_validation"``, is for that stage.
         checkpoint_dir
             Folder for checkpoints, one an epoch. Call ``train`` again with the same arguments on the same data to go
             on after an interruption: the result is that of a training without one. The checkpoints are removed at the
@@ -190,10 +194,22 @@ class StagedModel(BaseModelClass):
         progress_bar
             Whether to show progress.
         trainer_kwargs
-            Further arguments of :class:`scvi.train.Trainer`.
+            Further arguments of :class:`scvi.train.Trainer`, such as ``precision="bf16-mixed"``, or ``logger``, which
+            gets the losses of all stages by name. Each stage has a trainer of its own: ``max_steps`` and ``max_time``
+            are those of a stage.
 
         Raises
         ------
+        ValueError
+            If an argument is not what was expected or cannot be honoured, or if cells have values that are no data.
+        TypeError
+            If there is no such argument.
+        RuntimeError
+            If ``stage`` needs one that was not trained, or if no epoch was done.
+        SystemExit
+            If SIGTERM ends the training, with the status 143; the best weights so far are kept.
+        KeyboardInterrupt
+            If Ctrl-C does; the best weights so far are kept.
         TrainingDivergedError
             If a loss is no longer finite; the last good weights are kept.
 
@@ -272,13 +288,13 @@ class StagedModel(BaseModelClass):
             directory.prepare()
             self._forget_unfinished_history()
         # only now, when nothing was refused, is anything of the model changed
-        self.train_indices_, self.validation_indices_ = train, validation
         self._unfinished_history = {}
         step = 0
         for name in stages:
             plan = None
             try:
                 if name == stages[0]:
+                    self.train_indices_, self.validation_indices_ = train, validation
                     self._learn_from(rows)
                 if name in self._needs("diffusion") and "diffusion" in self.trained_stages:
                     logger.warning(f"The {name} is trained further: its tokens change, so the denoiser starts anew.")
@@ -373,6 +389,7 @@ class StagedModel(BaseModelClass):
     # ---- what the methods of every model need
 
     def _check_stage(self, stage: str, method: str) -> None:
+        check_default_dtype()
         if stage not in self.trained_stages:
             raise RuntimeError(f"{method} needs a trained {stage}: call train() first.")
 

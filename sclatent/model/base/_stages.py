@@ -172,7 +172,8 @@ class StageFit:
                 warnings.filterwarnings("ignore", message=".*have no `val_dataloader`")  # train_size=1
                 warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own, of torch
                 warnings.filterwarnings("ignore", message=".*smaller than the logging interval")  # losses are of epochs
-                trainer.fit(plan, train_loader, validation_loader, ckpt_path=resume_from)
+                # whatever is in a checkpoint, no code is run
+                trainer.fit(plan, train_loader, validation_loader, ckpt_path=resume_from, weights_only=True)
         except SIGTERMException as stop:
             raise _terminated() from stop
         except SystemExit as stop:  # what Lightning makes of Ctrl-C would end the kernel of a notebook
