@@ -247,6 +247,22 @@ def changed_after_setup(cells):
     model.get_latent_representation()
 
 
+@message("devices=")
+def several_devices(model):
+    yield lambda: model.train(1, devices=[0, 1], **QUIET)
+    model.train(1, devices="auto", **QUIET)
+
+
+@message("torch.get_default_dtype() is")
+def double_precision(model):
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield lambda: model.train(1, **QUIET)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.train(1, **QUIET)
+
+
 @message("The train loss of the autoencoder became nan")
 def diverged(cells):
     SCLDM.setup_anndata(cells)

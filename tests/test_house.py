@@ -140,6 +140,12 @@ def test_the_picture_says_the_same():
     assert {tuple(id.split(":")) for id in ids if ":" in id} == reduced()
 
 
+def test_no_version_that_is_allowed_runs_code_of_a_checkpoint():
+    """torch reads weights alone safely from 2.6 on; Lightning lets it from 2.6 on."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"torch>=2.6", "lightning>=2.6"} <= set(project["dependencies"])
+
+
 def test_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -86,7 +86,7 @@ def check_default_dtype() -> None:
     """Raise unless torch makes single-precision tensors: weights, cells and noise are all of them."""
     if torch.get_default_dtype() != torch.float32:
         raise RuntimeError(
-            f"torch.get_default_dtype() is {torch.get_default_dtype()}: models are made and trained in single "
+            f"torch.get_default_dtype() is {torch.get_default_dtype()}: models are made, trained and used in single "
             "precision; call torch.set_default_dtype(torch.float32) first."
         )
 
@@ -242,7 +242,9 @@ class StagedModel(RegistryMixin):
         r"""Train the stages of the model, one after the other.
 
         A stage that was trained before is trained further. When that changes the tokens that the denoiser was trained
-        on, the denoiser starts anew.
+        on, the denoiser starts anew. Arguments and values of the cells are checked first, and what the model has
+        learned is given up only when an epoch of the new training is done: until then a training that is refused, fails
+        or is interrupted leaves the model as it was.
 
         Parameters
         ----------
@@ -252,7 +254,8 @@ class StagedModel(RegistryMixin):
         stage
             ``"all"``, or one stage alone: ``"diffusion"``, or what comes before it, by the name in ``STAGES``.
         accelerator, devices
-            As in Lightning.
+            As in Lightning, but one device alone: ``"auto"`` is a GPU of NVIDIA (or AMD) if there is one, else the CPU;
+            ``devices=[1]`` is the second GPU.
         train_size
             Share of the cells to train on; on the others the loss is watched for early stopping.
         batch_size
@@ -264,7 +267,8 @@ class StagedModel(RegistryMixin):
         plan_kwargs
             Arguments of the plans (:mod:`sclatent.train`) by stage, such as ``{"diffusion": {"lr": 1e-3}}``.
         callbacks
-            Further Lightning callbacks, for all stages.
+            Further callbacks of ``lightning.pytorch``, for all stages; one that monitors a metric of a stage, such as
+            ``"diffusion_loss_validation"``, is for that stage.
         checkpoint_dir
             Folder for a checkpoint after every epoch. Call ``train`` again with the same arguments on the same data to
             go on after an interruption: the result is that of a training without one. A folder of another training
@@ -275,14 +279,25 @@ class StagedModel(RegistryMixin):
         progress_bar
             Whether to show progress.
         trainer_kwargs
-            Further arguments of :class:`scvi.train.Trainer`.
+            Further arguments of :class:`scvi.train.Trainer`, such as ``precision="bf16-mixed"``, or ``logger``, which
+            gets the losses of all stages by name. Each stage has a trainer of its own: ``max_steps`` and ``max_time``
+            are those of a stage.
 
         Raises
         ------
+        ValueError
+            If an argument is not what was expected or cannot be honoured, if cells have values that are no data, or if
+            ``checkpoint_dir`` holds another training or is damaged.
+        TypeError
+            If there is no such argument.
+        RuntimeError
+            If ``stage`` needs one that was not trained, or if no epoch was done.
+        SystemExit
+            If SIGTERM ends the training, with the status 143; the best weights so far are kept.
+        KeyboardInterrupt
+            If Ctrl-C does; the best weights so far are kept.
         TrainingDivergedError
             If a loss is no longer finite; the last good weights are kept.
-        ValueError
-            If an argument is not what was expected, or ``checkpoint_dir`` holds another training or is damaged.
 
         Examples
         --------
@@ -472,6 +487,7 @@ class StagedModel(RegistryMixin):
     # ---- what the methods of every model need
 
     def _check_stage(self, stage: str, method: str) -> None:
+        check_default_dtype()
         if stage not in self.trained_stages:
             raise RuntimeError(f"{method} needs a trained {stage}: call train() first.")
 
