@@ -125,8 +125,9 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         Parameters
         ----------
         adata
-            Cells, with embeddings (cells, dim) or square images (cells, height, width[, channels]), of uint8 or float.
-            Embeddings keep the proportions of their coordinates: bring features of different units, such as areas and
+            Cells, with embeddings (cells, dim) or square images (cells, height, width[, channels]), of uint8 or float,
+            in memory, in a file or as a dask array. Features that are the same in all cells give a warning. Embeddings
+            keep the proportions of their coordinates: bring features of different units, such as areas and
             intensities, to one scale first (``sc.pp.scale``).
         obsm_key, layer
             Entry of obsm, or layer, with the features; X by default.
