@@ -138,6 +138,14 @@ def logged(cells):
     SCLDM.setup_anndata(adata, layer="corrected")
 
 
+@message("adata.X is of type object")
+def objects(cells):
+    adata = AnnData(cells.X.toarray().astype(object), cells.obs, cells.var)
+    yield lambda: SCLDM.setup_anndata(adata)
+    adata.X = adata.X.astype("float32")
+    SCLDM.setup_anndata(adata)
+
+
 @message("adata.X has negative values")
 def scaled(cells):
     adata = AnnData(cells.X.toarray(), cells.obs, cells.var, layers={"counts": cells.X})
@@ -514,6 +522,20 @@ def no_group_in_common(model, cells):
     evaluate_perturbation(real, moved, control, groupby="patient_id", **QUICK)
 
 
+@message("control.obs['patient_id'] has the groups")
+def controls_of_other_names(cells):
+    real, control = response(cells, "PW034")
+    other = control.copy()
+    other.obs["patient_id"] = [name.removeprefix("PW0") for name in control.obs["patient_id"]]
+    yield lambda: evaluate_perturbation(real, control, other, groupby="patient_id", **QUICK)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*all control cells")
+        del other.obs["patient_id"]
+        evaluate_perturbation(real, control, other, groupby="patient_id", **QUICK)
+        other.obs["patient_id"] = "control"
+        evaluate_perturbation(real, control, other, groupby="patient_id", **QUICK)
+
+
 @message("['PW034'] have too few cells")
 def few_predicted(model, cells):
     real, control = response(cells, "PW034")
@@ -570,6 +592,15 @@ def mistyped_labels(nuclei):
     yield lambda: model.train(1, **QUIET)
     adata.obs["phenotype"] = right.replace({"Metaphase": "unknown"})
     model.train(1, **QUIET)
+
+
+@message("adata.obsm['...'] has the same values in all")
+def a_placeholder(nuclei):
+    adata = nuclei.copy()
+    adata.obsm["X_embedding"] = np.zeros((adata.n_obs, 8))
+    yield lambda: JointLDM.setup_anndata(adata, obsm_key="X_embedding")
+    adata.obsm["X_embedding"][:, 1] = np.arange(adata.n_obs)
+    JointLDM.setup_anndata(adata, obsm_key="X_embedding")
 
 
 @message("predict needs labels")

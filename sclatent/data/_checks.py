@@ -171,7 +171,7 @@ def not_whole(where: str, place: str, blocks: Iterable[np.ndarray | sparse.csr_m
             "All are whole but for rounding, as counts are that were made from log-normalised values. Round them, "
             f"{place} = {place}.{rounded}()."
         )
-    return f"{where} has values that are not whole numbers (such as {example}); raw counts were expected. {cure}"
+    return f"{where} has values that are not whole numbers (such as {example!s}); raw counts were expected. {cure}"
 
 
 def check_block_is_finite(block: Any, where: str, start: int) -> None:

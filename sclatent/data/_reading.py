@@ -11,7 +11,7 @@ import numpy as np
 from anndata.abc import CSCDataset
 from scipy import sparse
 
-VALUES = 2**24  # of a block that is looked at together, zeros included: memory does not grow with the cells
+VALUES = 2**23  # of a block that is looked at together, zeros included: memory does not grow with the cells
 
 
 def by_rows(matrix: Any, where: str = "adata.X") -> Any:
@@ -145,7 +145,7 @@ def row_blocks(matrix: Any) -> Iterator[tuple[slice, np.ndarray | sparse.csr_mat
     >>> import sclatent
     >>> from sclatent.data import row_blocks
     >>> adata = sclatent.datasets.simulate(100, 50, library_size=200)
-    >>> [block.shape for _, block in row_blocks(adata.X)]  # one would do for 335,544 cells
+    >>> [block.shape for _, block in row_blocks(adata.X)]  # one would do for 167,772 cells
     [(100, 50)]
     """
     step = max(1, VALUES // max(1, math.prod(matrix.shape[1:])))

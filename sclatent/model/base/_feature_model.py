@@ -138,8 +138,9 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         ----------
         adata
             Cells, with embeddings (cells, dim) or square images (cells, height, width[, channels]), of uint8, float or
-            bool. Embeddings keep the proportions of their coordinates: bring features of different units, such as areas
-            and intensities, to one scale first (``sc.pp.scale``).
+            bool, in memory, in a file or as a dask array. Features that are the same in all cells give a warning.
+            Embeddings keep the proportions of their coordinates: bring features of different units, such as areas and
+            intensities, to one scale first (``sc.pp.scale``).
         obsm_key, layer
             Entry of obsm, or layer, with the features; X by default.
         image_shape
