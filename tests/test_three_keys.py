@@ -1,4 +1,4 @@
-"""A combination of three keys that was not seen is predicted from its pairs: a type answers in one donor as in others."""
+"""A combination of three keys that was not seen is predicted from its pairs."""
 
 import numpy as np
 import pandas as pd
@@ -46,7 +46,7 @@ def test_a_type_answers_as_it_does_in_the_other_donor(seed, donor_effect):
 
 
 def test_what_few_cells_say_of_a_pair_is_carried_on_less():
-    """A type that answers as the others do, but for noise in its only donor: the fewer its cells, the less it counts."""
+    """A type that responds as others do, but for noise in its only donor: the fewer its cells, the less it counts."""
     seen = triples(HELD_OUT)
     means = seen @ np.array([[3.0], [0.5], [2.0]]) + np.where((seen == (2, 0, 1)).all(axis=1), 1.0, 0.0)[:, None]
     predictions = [predicted(seen, means, HELD_OUT, n_cells).item() for n_cells in (1, 10, 1_000)]

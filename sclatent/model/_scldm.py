@@ -69,7 +69,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         ``"nb"`` (negative binomial), ``"zinb"`` (zero-inflated), ``"poisson"``, or ``"normal"`` for log-normalised
         data (set up with ``is_count_data=False``).
     kl_weight
-        Weight of the KL divergence in the loss of the autoencoder, for the paper's ELBO; 0 is a plain autoencoder.
+        Weight of the KL divergence from N(0, I) in the loss of the autoencoder: 1 is the ELBO of the paper; 0 is a
+        plain autoencoder, the tokens of which are layer-normalised instead.
     denoiser_width, denoiser_blocks
         Width and number of blocks of the Diffusion Transformer.
     seed

@@ -33,7 +33,9 @@ class SetAutoencoder(nn.Module):
     gene_likelihood
         ``"nb"``, ``"zinb"``, ``"poisson"`` or ``"normal"``.
     variational
-        Whether the encoder gives a normal distribution over tokens (for the paper's ELBO) and not tokens.
+        Whether the encoder gives a normal distribution over tokens (for the paper's ELBO) and not tokens. Its mean and
+        log standard deviation are linear in normalised features, and free to go to those of N(0, I); tokens themselves
+        are normalised where there is no KL divergence.
 
     Examples
     --------
@@ -99,13 +101,14 @@ class SetAutoencoder(nn.Module):
         self.readout = SetReadout(gene_dim, n_tokens, n_heads, head_dim)
 
     def _encode(self, sets: CellSets) -> tuple[Tensor, Tensor]:
-        """Normalised tokens (cells, n_tokens, token_dim), and the features they were made from."""
+        """Tokens, or the means of their distributions, (cells, n_tokens, token_dim), and the features behind them."""
         pooled = self.pooling(self.genes_in.index_select(0, sets.panel), sets.dense())  # (cells, n_tokens, pooled_dim)
         h = self.encoder(self.queries + self.embed(pooled))
-        return F.layer_norm(self.to_tokens(h), (self.token_dim,)), h
+        tokens = self.to_tokens(h)
+        return F.layer_norm(tokens, (self.token_dim,)) if self.to_log_sd is None else tokens, h
 
     def encode(self, sets: CellSets) -> Tensor:
-        """Encode cells as tokens, each with mean 0 and variance 1.
+        """Encode cells as tokens, each with mean 0 and variance 1; if variational, as the means of their distributions.
 
         Parameters
         ----------
