@@ -5,9 +5,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: a second thread only waits for the first
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -16,16 +13,6 @@ from sclatent.datasets import glioblastoma, simulate
 from sclatent.model import SCLDM
 
 HELD_OUT = ("PW034", "panobinostat")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def executions(request, tmp_path_factory) -> Iterator[dict[str, Future]]:
-    """The notebooks that are asked for, executed from the beginning beside all other tests, which leave cores free."""
-    asked = [i for i in request.session.items if i.name.startswith("test_notebook_runs_and_its_claims_hold")]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        paths = {item.callspec.params["path"]: item.module.execute for item in asked}
-        yield {p.stem: pool.submit(execute, p, tmp_path_factory.mktemp(p.stem)) for p, execute in paths.items()}
-        pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(scope="session")
