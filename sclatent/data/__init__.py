@@ -23,7 +23,7 @@ from ._features import FeatureBatch, FeatureRows, check_finite, check_varies, fe
 from ._genes import align_genes
 from ._interactions import MAX_COMBINATIONS, MAX_UNSEEN, SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
 from ._labels import UNLABELED, check_labels, label_codes
-from ._levels import check_levels, factorize, level_key, plain_level, short_repr
+from ._levels import check_levels, plain_level, short_repr
 from ._library import LibrarySizes, check_library_size
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
@@ -70,7 +70,6 @@ __all__ = [
     "check_varies",
     "check_whole",
     "common_slope",
-    "factorize",
     "feature_shape",
     "gene_loadings",
     "get_features",
@@ -79,7 +78,6 @@ __all__ = [
     "is_number",
     "is_whole",
     "label_codes",
-    "level_key",
     "log_normalize_counts",
     "make_loader",
     "mean_profiles",

@@ -158,8 +158,8 @@ def evaluate_perturbation(
     >>> figures = summarize(table)
     >>> list(figures.columns)[:3]
     ['generated', 'control as it is', 'cell mean']
-    >>> figures.loc["pearson", ["generated", "real half"]].astype(float).round(1).tolist()
-    [0.0, 0.8]
+    >>> figures.loc["pearson", "generated"] < 0.3 < figures.loc["pearson", "real half"]  # nothing of the change
+    True
     """
     if seen is not None and groupby is None:
         raise ValueError("seen needs groupby, the column of obs that tells its groups from the one that is predicted.")

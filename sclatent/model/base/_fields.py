@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, ObsmField
 
-from sclatent.data import factorize, level_key
+from sclatent.data._levels import factorize, level_key
 
 
 class KnownLayerField(LayerField):
