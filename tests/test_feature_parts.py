@@ -299,7 +299,7 @@ def test_the_mean_of_a_label_moves_the_label_alone(joint):
     torch.testing.assert_close(joint(x + 0.5 * m, t, none + 2), told + m, rtol=1e-4, atol=1e-4)
 
 
-def test_the_mean_of_a_label_is_believed_the_more_the_more_cells_it_has(joint):
+def test_the_mean_of_a_label_counts_the_more_the_more_cells_it_has(joint):
     tokens = torch.ones(40, 4, 3)
     labels = torch.tensor([0] * 30 + [1] * 2 + [-1] * 8)
     joint.fit(tokens, labels, shrinkage=10.0)

@@ -1,4 +1,4 @@
-"""What combinations of conditions have beyond a sum: means that were seen, and those that are foretold."""
+"""Interactions of conditions: what combinations have in addition to main effects, seen and unseen."""
 
 import tracemalloc
 
@@ -58,10 +58,10 @@ def test_a_group_answers_as_groups_like_it(answers, held_out):
     truth = truth - truth.reshape(-1, DIM)[np.arange(2 * N_GROUPS) != 2 * held_out + 1].mean(axis=0)
     mean = fitted(codes[seen], values[seen], [N_GROUPS, 2])
     effects = additive_effects(codes[seen], values[seen], [N_GROUPS, 2])[1]
-    foretold = np.abs(at(mean, held_out, 1) - truth[held_out, 1]).mean()
+    predicted = np.abs(at(mean, held_out, 1) - truth[held_out, 1]).mean()
     additive = np.abs(effects[0][held_out] + effects[1][1] - truth[held_out, 1]).mean()
-    assert foretold < 0.2
-    assert foretold < 0.5 * additive or additive < 0.2
+    assert predicted < 0.2
+    assert predicted < 0.5 * additive or additive < 0.2
 
 
 def test_what_is_alike_can_be_told_by_other_profiles_than_the_values(answers):
@@ -77,8 +77,8 @@ def test_what_is_alike_can_be_told_by_other_profiles_than_the_values(answers):
     errors = []
     for of in (profiles, None):
         combinations, beyond = interaction_effects(codes, values, [N_GROUPS, 2], effects, of)
-        foretold = beyond[(combinations == (5, 1)).all(axis=1)].sum(axis=0)  # 0 if the sum stands
-        change = foretold + effects[0][5] + effects[1][1] - means[5]
+        predicted = beyond[(combinations == (5, 1)).all(axis=1)].sum(axis=0)  # 0 if the sum stands
+        change = predicted + effects[0][5] + effects[1][1] - means[5]
         errors.append(np.abs(change - (truth[5, 1] - truth[5, 0])).mean())
     assert errors[0] < 0.2  # 0.14 at most in 100 seeds
     assert errors[0] < 0.5 * errors[1]  # 0.27 times at most
@@ -90,7 +90,7 @@ def test_the_sum_stands_where_being_alike_tells_nothing():
     By chance it seems to help in a fifth of such data (a standard error is asked for): in half of 40, once in 50,000.
     """
     group, treated = (a.ravel() for a in np.meshgrid(np.arange(N_GROUPS), [0, 1], indexing="ij"))
-    n_levels, n_foretold = [N_GROUPS, 2], 0
+    n_levels, n_predicted = [N_GROUPS, 2], 0
     for rng in map(np.random.default_rng, range(40)):
         answer = treated[:, None] * (2 + rng.normal(size=(len(group), DIM)))
         means = 3 * rng.normal(size=(N_GROUPS, DIM))[group] + answer
@@ -98,8 +98,8 @@ def test_the_sum_stands_where_being_alike_tells_nothing():
         values = np.repeat(means, N_CELLS, axis=0) + rng.normal(size=(len(codes), DIM))
         seen = ~((codes[:, 0] == 0) & (codes[:, 1] == 1))
         effects = additive_effects(codes[seen], values[seen], n_levels)[1]
-        n_foretold += [0, 1] in interaction_effects(codes[seen], values[seen], n_levels, effects)[0].tolist()
-    assert n_foretold < 20
+        n_predicted += [0, 1] in interaction_effects(codes[seen], values[seen], n_levels, effects)[0].tolist()
+    assert n_predicted < 20
 
 
 def test_profiles_are_the_mean_log_normalised_expression_of_a_combination():
@@ -163,14 +163,14 @@ def test_a_fitted_mean_is_loaded_into_one_that_is_not(answers):
 
 
 @pytest.mark.parametrize("held_out", [0, 2, 5])
-def test_profiles_are_foretold_from_groups_that_are_alike(answers, held_out):
+def test_profiles_are_predicted_from_groups_that_are_alike(answers, held_out):
     codes, values, truth = answers
     combinations = np.array([(g, c) for g in range(N_GROUPS) for c in range(2) if (g, c) != (held_out, 1)])
     means = np.stack([values[(codes == row).all(axis=1)].mean(axis=0) for row in combinations])
-    unseen, neighbour, foretold, _ = unseen_profiles(combinations, np.full(11, N_CELLS), means, [N_GROUPS, 2])
+    unseen, neighbour, predicted, _ = unseen_profiles(combinations, np.full(11, N_CELLS), means, [N_GROUPS, 2])
     assert unseen.tolist() == [[held_out, 1]]
     assert combinations[neighbour].tolist() == [[held_out, 0]]  # not another group under treatment
-    assert np.abs(foretold - truth[held_out, 1]).mean() < 0.2
+    assert np.abs(predicted - truth[held_out, 1]).mean() < 0.2
 
 
 @pytest.mark.parametrize(("n_cells", "n_groups", "n_unseen"), [(9, 5, 0), (10, 5, 5), (10, 1003, 0)])
@@ -178,25 +178,25 @@ def test_few_cells_and_very_many_combinations_foretell_nothing(n_cells, n_groups
     """Groups 0 to 4 were seen under both conditions, and as many as n_groups more under the first alone."""
     codes = np.array([(g, 0) for g in range(5 + n_groups)] + [(g, 1) for g in range(5)])
     profiles = (codes[:, 0] % 5 * (1.0 + codes[:, 1]))[:, None] * np.ones(3)
-    unseen, neighbour, foretold, too_many = unseen_profiles(
+    unseen, neighbour, predicted, too_many = unseen_profiles(
         codes, np.full(len(codes), n_cells), profiles, [5 + n_groups, 2]
     )
     assert too_many == (n_groups == 1003)
     assert unseen.tolist() == [[5 + g, 1] for g in range(n_unseen)]
     assert neighbour.tolist() == [5 + g for g in range(n_unseen)]
-    assert foretold.shape == (n_unseen, 3)
+    assert predicted.shape == (n_unseen, 3)
 
 
-def test_all_genes_of_an_assay_can_be_foretold():
+def test_all_genes_of_an_assay_can_be_predicted():
     """Coefficients of genes on genes would take 3 GB."""
     rng = np.random.default_rng(0)
     codes = np.array([(g, c) for g in range(6) for c in range(2)])[:-1]
     profiles = (1 + codes[:, :1] * (1 + codes[:, 1:])) * rng.random((1, 20_000))
     tracemalloc.start()
-    foretold = unseen_profiles(codes, np.full(11, 50), profiles, [6, 2])[2]
+    predicted = unseen_profiles(codes, np.full(11, 50), profiles, [6, 2])[2]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    np.testing.assert_allclose(foretold[0], profiles[10] * 11 / 6, rtol=0.02)
+    np.testing.assert_allclose(predicted[0], profiles[10] * 11 / 6, rtol=0.02)
     assert peak < 20 * profiles.nbytes
 
 

@@ -408,7 +408,7 @@ def graded(types_in_line, small, quiet) -> SCLDM:
 def test_an_unseen_combination_goes_halfway_to_what_its_genes_foretell(graded, monkeypatch):
     rows, levels = graded._rows(conditions=True), graded.conditions.n_levels
     seen, n_cells = np.unique(rows.conditions, axis=0, return_counts=True)
-    unseen, _, (foretold,), _ = unseen_profiles(seen, n_cells, mean_profiles(rows), levels)
+    unseen, _, (predicted,), _ = unseen_profiles(seen, n_cells, mean_profiles(rows), levels)
     assert graded.conditions.decode(unseen, pd.RangeIndex(1)).iloc[0].tolist() == ["5", "1"]
     target = {"cell_type": "5", "condition": "1"}
     controls = graded.adata[graded.adata.obs["cell_type"] == "5"].copy()
@@ -416,15 +416,15 @@ def test_an_unseen_combination_goes_halfway_to_what_its_genes_foretell(graded, m
     def level(profile: np.ndarray) -> np.ndarray:
         return np.log(np.expm1(np.maximum(profile, 0)) + 0.1)
 
-    def spread_around_foretold() -> tuple[float, float]:
+    def spread_around_predicted() -> tuple[float, float]:
         moved = graded.counterfactual(controls, target, progress_bar=False)
         sampled = graded.sample(300, target, progress_bar=False)
-        return tuple(np.std(level(log_mean(cells.X)) - level(foretold)) for cells in (moved, sampled))
+        return tuple(np.std(level(log_mean(cells.X)) - level(predicted)) for cells in (moved, sampled))
 
-    moved, sampled = spread_around_foretold()
+    moved, sampled = spread_around_predicted()
     table = graded.module.correction
     monkeypatch.setattr(table, "of", lambda codes: torch.zeros(len(codes), *table.shape))
-    moved_by_tokens, sampled_by_tokens = spread_around_foretold()
+    moved_by_tokens, sampled_by_tokens = spread_around_predicted()
     assert 0.2 < moved / moved_by_tokens < 0.7
     assert sampled < 0.9 * sampled_by_tokens
 
@@ -483,7 +483,7 @@ def test_what_is_seen_by_now_is_no_longer_corrected(graded, types_in_line, tmp_p
         ({"is_count_data": False}, {"gene_likelihood": "normal"}),
     ],
 )
-def test_whatever_cells_are_an_unseen_combination_is_foretold(types_in_line, fit, setup, model):
+def test_whatever_cells_are_an_unseen_combination_is_predicted(types_in_line, fit, setup, model):
     adata = types_in_line.copy()
     if not setup.get("is_count_data", True):
         adata.X = log_normalize_counts(adata.X)

@@ -1,4 +1,4 @@
-"""What combinations of conditions have beyond the sum of their effects, and how an unseen one is predicted."""
+"""Interactions of conditions: what combinations have in addition to main effects; unseen ones are predicted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sclatent.nn import OPEN
 from ._additive import effects_of_levels
 from ._pools import CellPools
 
-SHRINKAGE = 10  # a combination of so many cells is believed half; with fewer it teaches no other combination
+SHRINKAGE = 10  # a combination of so many cells is shrunk by half; one of fewer it teaches no other combination
 MIN_PAIRS = 3  # contexts from which a change is learned
 MAX_CONTEXTS = 200  # of more contexts so many are learned from, evenly chosen: a regression knows enough by then
 MAX_COMBINATIONS = 100_000  # of the same keys; of more, only those that were seen are listed
@@ -60,7 +60,7 @@ def interaction_effects(
     Returns
     -------
     tuple[np.ndarray, np.ndarray]
-        Combinations (n_combinations, n_keys), -1 where a key is open, and what each has beyond the sum,
+        Combinations (n_combinations, n_keys), -1 where a key is open, and what each has in addition to them,
         (n_combinations, dim). Combinations that are not listed have nothing. Beyond 100,000 combinations of the same
         keys, only those that were seen are listed.
 
@@ -119,7 +119,7 @@ def _sum_of_pairs(
     """What pairs of levels have beyond their effects, added up for combinations (n, n_keys) that were not seen.
 
     All pairs are fitted together to what the combinations ``seen`` have ``beyond`` (n_seen, dim) the effects. A pair of
-    n cells is believed n / (n + 10), as a combination is; one that was not seen has what was ``predicted`` of it.
+    n cells is shrunk by n / (n + 10), as a combination is; one that was not seen has what was ``predicted`` of it.
     """
     numbers, places = [], []
     for i, j in predicted:

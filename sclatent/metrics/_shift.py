@@ -53,7 +53,7 @@ def mean_shift(
 
     Examples
     --------
-    The treated cells of one type are foretold from the other types:
+    The treated cells of one type are predicted from the other types:
 
     >>> import sclatent
     >>> from sclatent.metrics import mean_shift, pearson_of_change

@@ -71,7 +71,7 @@ class CentredDenoiser(nn.Module):
             Label codes, (cells,), -1 for none.
         shrinkage
             As if each label had so many cells more, at 0 and with the covariance that all labels share: the more cells,
-            the more they are believed.
+            the less they are shrunk.
         noise_level
             Variance of noise that comes on top of these tokens in training.
         """

@@ -27,7 +27,7 @@ LabelsLike = str | Sequence[Any] | pd.Series | pd.Index | None
 Weight = float | Mapping[str, float]
 
 DIFFERENCE = "difference"  # entry of obsm with what a counterfactual changes of images
-# weight of a classifier alone that sees what is foretold of images: its gradient falls short; chosen on training cells
+# weight of a classifier alone that sees what is predicted of images: its gradient falls short; chosen on training cells
 IMAGE_CLASSIFIER_WEIGHT = 4.0
 # noise level and weight of counterfactuals by default, chosen on training cells
 COUNTERFACTUAL: dict[str, dict[Guidance, tuple[float, Weight]]] = {
