@@ -14,7 +14,7 @@ from sclatent.nn import OPEN
 from ._additive import effects_of_levels
 from ._pools import CellPools
 
-SHRINKAGE = 10  # a combination of so many cells is shrunk by half; one of fewer it teaches no other combination
+SHRINKAGE = 10  # a combination of so many cells is shrunk by half; one of fewer teaches no other combination
 MIN_PAIRS = 3  # contexts from which a change is learned
 MAX_CONTEXTS = 200  # of more contexts so many are learned from, evenly chosen: a regression knows enough by then
 MAX_COMBINATIONS = 100_000  # of the same keys; of more, only those that were seen are listed
@@ -60,7 +60,7 @@ def interaction_effects(
     Returns
     -------
     tuple[np.ndarray, np.ndarray]
-        Combinations (n_combinations, n_keys), -1 where a key is open, and what each has in addition to them,
+        Combinations (n_combinations, n_keys), -1 where a key is open, and what each has in addition,
         (n_combinations, dim). Combinations that are not listed have nothing. Beyond 100,000 combinations of the same
         keys, only those that were seen are listed.
 
