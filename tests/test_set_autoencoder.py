@@ -190,7 +190,8 @@ def dense(name: str, likelihood, logits: Tensor, library: Tensor, panel: Tensor)
     theta = likelihood.log_theta[panel].exp()
     if name == "nb":
         return NegativeBinomial(mu=mean, theta=theta)
-    return ZeroInflatedNegativeBinomial(mu=mean, theta=theta, zi_logits=likelihood.dropout_logit[panel])
+    lost = likelihood.dropout_logit[panel]
+    return ZeroInflatedNegativeBinomial(mu=mean / (1 - lost.sigmoid()), theta=theta, zi_logits=lost)
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -225,7 +226,7 @@ def drawing(request):
         return likelihood, shift, lambda mean: (mean, np.exp(2 * values["log_sd"]))
     lost = 1 / (1 + np.exp(-values["dropout_logit"])) if name == "zinb" else 0.0
     over = 0.0 if name == "poisson" else np.exp(-values["log_theta"])
-    return likelihood, 0.0, lambda mean: ((1 - lost) * mean, (1 - lost) * mean * (1 + mean * (lost + over)))
+    return likelihood, 0.0, lambda mean: (mean, mean * (1 + mean / (1 - lost) * (lost + over)))  # lost ones included
 
 
 def many(values: np.ndarray) -> np.ndarray:
