@@ -94,7 +94,7 @@ def test_a_saved_model_generates_the_same_cells(model, pca_flow, tmp_path):
 
 
 def test_the_latent_are_principal_components(model, cells):
-    z = model.get_latent_representation()
+    z = model.get_latent_representation(indices=model.train_indices_)
     covariance = np.cov(z.T)
     variance = np.diag(covariance)
     assert np.abs(covariance - np.diag(variance)).max() < 1e-3 * variance[0]
