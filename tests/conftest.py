@@ -91,5 +91,5 @@ def sim() -> AnnData:
 @pytest.fixture(scope="session")
 def sim_model(sim, small, quiet) -> SCLDM:
     model = SCLDM(sim, **small)
-    model.train(max_epochs={"autoencoder": 60, "diffusion": 40}, **quiet)
+    model.train(max_epochs={"autoencoder": 40, "diffusion": 25}, **quiet)
     return model

@@ -144,6 +144,7 @@ def test_copies_of_the_training_cells_are_nearer_to_these_than_real_cells_are(tw
 
 
 @pytest.mark.usefixtures("small_forests")
+@pytest.mark.usefixtures("small_forests")
 def test_components_tell_the_cells_they_were_fitted_on_from_others():
     values = log_normalize(pbmc3k())[np.random.default_rng(0).permutation(2_638)]
     x, y, others = np.split(values[:900], 3)

@@ -10,6 +10,7 @@ import pytest
 import scanpy as sc
 import torch
 from anndata import AnnData
+from lightning.pytorch.callbacks import Callback
 from scipy import sparse, stats
 
 from sclatent.data import log_normalize_counts, mean_profiles, unseen_profiles
@@ -96,11 +97,23 @@ def test_the_snippet_of_the_readme(tmp_path, capsys):
         assert "SCLDM with 30 genes" in capsys.readouterr().out
 
 
+class FirstEpoch(Callback):
+    """Notes how many epochs a stage is to have, and ends it after the first."""
+
+    def __init__(self):
+        self.planned = []
+
+    def on_train_epoch_end(self, trainer, plan):
+        self.planned.append(trainer.max_epochs)
+        trainer.should_stop = True
+
+
 def test_by_default_both_stages_are_sized_to_the_data(cells, small, quiet):
     SCLDM.setup_anndata(cells, condition_keys="condition")
     model = SCLDM(cells, **small)
-    model.train(**quiet, early_stopping=False, limit_train_batches=1, limit_val_batches=1)
-    assert len(model.history["autoencoder_loss_train"]) == round(4_000 / len(cells) ** 0.5)
+    first = FirstEpoch()
+    model.train(**quiet, callbacks=[first])
+    assert first.planned == [round(4_000 / len(cells) ** 0.5)] * 2
     assert model.is_trained
     assert len(model.train_indices_) == round(0.9 * len(cells))
     assert sorted([*model.train_indices_, *model.validation_indices_]) == list(range(len(cells)))

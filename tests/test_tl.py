@@ -44,7 +44,7 @@ def joint(nuclei) -> JointDiffusion:
 
 @pytest.fixture(scope="module")
 def daed(nuclei) -> DAED:
-    return fit(DAED, nuclei, {"denoiser": 60, "diffusion": 1}, width=32, n_blocks=2)
+    return fit(DAED, nuclei, {"denoiser": 30, "diffusion": 1}, width=32, n_blocks=2)
 
 
 @pytest.fixture(scope="module")

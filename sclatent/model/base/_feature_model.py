@@ -197,7 +197,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             check_categorical(adata.obs, batch_key, "batch_key")
             check_no_empty_level(adata.obs, batch_key, "batch_key")
             check_levels(adata.obs, batch_key, "batch_key")
-        warn_of_copies(adata.obs, list({labels_key, batch_key} - {None}))
+        warn_of_copies(adata.obs, [key for key in dict.fromkeys((labels_key, batch_key)) if key is not None])
         if adata.n_obs > 1 and "source_registry" not in kwargs:
             codes = np.zeros(adata.n_obs) if batch_key is None else pd.factorize(adata.obs[batch_key])[0]
             check_varies(values, where, shape, codes)
