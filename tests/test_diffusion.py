@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sclatent.diffusion import LinearFlow, classifier_free, solve
+from sclatent.nn import Context
 
 SOLVERS = ["euler", "heun", "adaptive"]
 
@@ -160,8 +161,8 @@ def denoiser() -> Counted:
     """v(x, t, c) = x + t + effects of the codes with an interaction; an open key has an effect of its own."""
     tables = torch.randn(2, 4, generator=torch.Generator().manual_seed(4))
 
-    def f(x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-        a, b = tables[0][codes[:, 0]], tables[1][codes[:, 1]]
+    def f(x: Tensor, t: Tensor, context: Context) -> Tensor:
+        a, b = tables[0][context.codes[:, 0]], tables[1][context.codes[:, 1]]
         return x + t[:, None] + (a + b + a * b)[:, None]
 
     return Counted(f)
@@ -171,23 +172,23 @@ CODES = torch.tensor([[0, 1], [2, 0], [1, -1]])
 X, T = torch.arange(6.0).view(3, 2), torch.full((3,), 0.4)
 
 
-def without(codes: Tensor, *keys: int) -> Tensor:
+def without(codes: Tensor, *keys: int) -> Context:
     codes = codes.clone()
     codes[:, list(keys)] = -1
-    return codes
+    return Context(codes)
 
 
-@pytest.mark.parametrize(("weight", "codes"), [(1.0, CODES), (0.0, without(CODES, 0, 1))])
+@pytest.mark.parametrize(("weight", "codes"), [(1.0, Context(CODES)), (0.0, without(CODES, 0, 1))])
 def test_plain_and_unconditional_sampling_cost_one_evaluation(denoiser, weight, codes):
     expected = denoiser.f(X, T, codes)
-    assert torch.equal(classifier_free(denoiser, CODES, weight)(X, T), expected)
+    assert torch.equal(classifier_free(denoiser, Context(CODES), weight)(X, T), expected)
     assert denoiser.rows == [3]
 
 
 @pytest.mark.parametrize("weight", [2.5, 0.3, -1.0, 2])
 def test_guidance_extrapolates_in_one_batch(denoiser, weight):
-    plain, free = denoiser.f(X, T, CODES), denoiser.f(X, T, without(CODES, 0, 1))
-    guided = classifier_free(denoiser, CODES, weight)(X, T)
+    plain, free = denoiser.f(X, T, Context(CODES)), denoiser.f(X, T, without(CODES, 0, 1))
+    guided = classifier_free(denoiser, Context(CODES), weight)(X, T)
     torch.testing.assert_close(guided, free + weight * (plain - free))
     assert denoiser.rows == [6]
 
@@ -196,7 +197,7 @@ def test_guidance_extrapolates_in_one_batch(denoiser, weight):
     ("weights", "rows"), [((1.0, 1.0), 3), ((3.0, 1.0), 6), ((1.0, 0.0), 3), ((2.0, 1.5), 9), ((0.0, 3.0), 9)]
 )
 def test_guidance_key_by_key(denoiser, weights, rows):
-    plain = denoiser.f(X, T, CODES)
+    plain = denoiser.f(X, T, Context(CODES))
     expected = plain + sum((w - 1) * (plain - denoiser.f(X, T, without(CODES, k))) for k, w in enumerate(weights))
-    torch.testing.assert_close(classifier_free(denoiser, CODES, weights)(X, T), expected)
+    torch.testing.assert_close(classifier_free(denoiser, Context(CODES), weights)(X, T), expected)
     assert denoiser.rows == [rows]

@@ -11,20 +11,21 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.distributions import Normal
 
+from sclatent.baseline import GaussianVelocity, shrink_covariances
 from sclatent.data import FeatureBatch, TokenRows
 from sclatent.diffusion import LinearFlow, VariancePreserving, classifier_free, solve
 from sclatent.module import (
-    CentredDenoiser,
     DenoisingAutoencoder,
     DiT,
     FeatureScale,
-    GaussianVelocity,
     ImageAutoencoder,
     JointDenoiser,
     Patches,
+    ResidualDenoiser,
     UNet,
     VectorAutoencoder,
 )
+from sclatent.nn import Context
 from sclatent.train import DenoisingPlan, JointPlan, PriorPlan, ReconstructionPlan
 
 OF_ONE_BATCH = torch.zeros(5, dtype=torch.int64)
@@ -197,23 +198,23 @@ def test_the_u_net_takes_a_grid_of_any_size(n_side):
     net = UNet(n_side**2, 12, (3,), width=16, n_resolutions=3)
     shake(net)
     x, t, codes = draws(4, n_side**2, 12), torch.linspace(0, 1, 4), torch.tensor([[0], [1], [2], [-1]])
-    v = net(x, t, codes)
+    v = net(x, t, Context(codes))
     assert v.shape == x.shape
     assert net.activations(x, t).shape == (4, 6, 16)
-    torch.testing.assert_close(net(x[1:2], t[1:2], codes[1:2]), v[1:2], rtol=1e-2, atol=1e-2)
-    assert not torch.allclose(net(x, t, torch.roll(codes, 1, 0)), v)
-    assert not torch.allclose(net(x, t.flip(0), codes), v)
+    torch.testing.assert_close(net(x[1:2], t[1:2], Context(codes[1:2])), v[1:2], rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(net(x, t, Context(torch.roll(codes, 1, 0))), v)
+    assert not torch.allclose(net(x, t.flip(0), Context(codes)), v)
 
 
 def test_the_u_net_sees_patches_where_they_are_in_the_image():
     """What changes at a place of the image changes the prediction there most."""
     patches, net = Patches((16, 16, 1), 2), UNet(64, 4, (), width=16, n_resolutions=2)
     shake(net)
-    no_label = torch.empty(1, 0, dtype=torch.int64)
+    nothing = Context(torch.empty(1, 0, dtype=torch.int64))
 
     def predict(image: Tensor) -> Tensor:
         with torch.no_grad():
-            return patches.from_tokens(net(patches.to_tokens(image), torch.tensor([0.5]), no_label))[0, :, :, 0]
+            return patches.from_tokens(net(patches.to_tokens(image), torch.tensor([0.5]), nothing))[0, :, :, 0]
 
     empty = torch.zeros(1, 16, 16, 1)
     for row, column in ((3, 3), (11, 3), (5, 13)):
@@ -240,15 +241,15 @@ def joint(request) -> JointDenoiser:
 
 
 def test_logits_do_not_depend_on_the_label_that_is_told(joint):
-    x, t, told = draws(6, 4, 3), torch.linspace(0, 1, 6), torch.full((6, 1), 2)
+    x, t, told = draws(6, 4, 3), torch.linspace(0, 1, 6), Context(torch.full((6, 1), 2))
     before, velocity = joint.logits(x, t), joint(x, t, told)
     assert before.shape == (6, 5)
     with torch.no_grad():
-        joint.conditions.tables[0][:-1] += 1.0  # all labels; the last row is for none
+        joint.trunk.conditions.tables[0][:-1] += 1.0  # all labels; the last row is for none
     assert torch.equal(joint.logits(x, t), before)
     assert not torch.allclose(joint(x, t, told), velocity)
     with torch.no_grad():
-        joint.conditions.tables[0][-1] += 1.0
+        joint.trunk.conditions.tables[0][-1] += 1.0
     assert not torch.allclose(joint.logits(x, t), before)
 
 
@@ -268,43 +269,36 @@ def test_the_classifier_sees_what_the_noise_has_left(joint):
 def test_coordinates_that_vary_together_have_the_variance_of_their_direction(joint):
     alone, together = 0.5 * draws(4_000, 6, seed=1), draws(4_000, 1, seed=2).expand(-1, 5)
     constant = torch.zeros(4_000, 1)
-    joint.fit_variance(torch.cat([alone, together, constant], dim=1).view(-1, 4, 3))
+    joint._fit_variance(torch.cat([alone, together, constant], dim=1).view(-1, 4, 3))
     variance = joint.variance.flatten()
     torch.testing.assert_close(variance[:6], torch.full((6,), 0.25), rtol=0.1, atol=0)
     torch.testing.assert_close(variance[6:11], torch.full((5,), 5.0), rtol=0.1, atol=0)
     assert 0 < variance[11] < 1e-3
-    joint.fit_variance(draws(30, 12, seed=3).view(-1, 4, 3))  # few cells, in which everything seems to go together
+    joint._fit_variance(draws(30, 12, seed=3).view(-1, 4, 3))  # few cells, in which everything seems to go together
     assert joint.variance.mean() < 1.5
 
 
 def test_a_few_large_images_are_looked_at_without_a_matrix_of_all_their_pixels():
     z = draws(6, 20, seed=4) @ draws(20, 20, seed=5)
     joint = JointDenoiser(DiT(5, 4, (), width=16, n_blocks=1), (5, 4), n_labels=2, process=LinearFlow())
-    joint.fit_variance(z.view(-1, 5, 4))
+    joint._fit_variance(z.view(-1, 5, 4))
     variance = z.square().mean(dim=0)
     expected = (z.T @ z / 6).square().sum(dim=1) / variance - variance.sum() / 6
     torch.testing.assert_close(joint.variance.flatten(), expected.maximum(variance), rtol=1e-4, atol=1e-4)
 
 
 def test_the_mean_of_a_label_moves_the_label_alone(joint):
-    """A denoiser that is told the mean of a label works around it: where x is, and where it goes."""
-    x, t, none = draws(6, 4, 3), torch.full((6,), 0.5), torch.full((6, 1), -1)
-    logits, free, told = joint.logits(x, t), joint(x, t, none), joint(x, t, none + 2)
-    effects, m = torch.zeros(5, 12), draws(4, 3, seed=9)
-    effects[1] = m.flatten()
-    nothing = torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 12)
-    joint.mean.fit([effects], torch.zeros(12), *nothing)
+    """A denoiser that is conditioned on a label works around its mean: where x is, and where it goes."""
+    x, t, label = draws(6, 4, 3), torch.full((6,), 0.5), Context(torch.full((6, 1), 1))
+    logits, free, told = joint.logits(x, t), joint(x, t, label.without()), joint(x, t, label)
+    m = draws(4, 3, seed=9)
+    joint.mean.model.weights = torch.zeros(1, 4, 3, dtype=torch.float64)  # as of one combination that was seen
+    joint.mean.model.seen = torch.ones(1, 1, dtype=torch.int64)
+    joint.mean.model.variances = torch.zeros(1, dtype=torch.float64)
+    joint.mean.model.constant.copy_(m)
     torch.testing.assert_close(joint.logits(x, t), logits)
-    torch.testing.assert_close(joint(x, t, none), free)
-    torch.testing.assert_close(joint(x + 0.5 * m, t, none + 2), told + m, rtol=1e-4, atol=1e-4)
-
-
-def test_the_mean_of_a_label_counts_the_more_the_more_cells_it_has(joint):
-    tokens = torch.ones(40, 4, 3)
-    labels = torch.tensor([0] * 30 + [1] * 2 + [-1] * 8)
-    joint.fit(tokens, labels, shrinkage=10.0)
-    means = joint.mean(torch.tensor([[0], [1], [2], [-1]]), torch.zeros(4))[:, 0, 0]
-    torch.testing.assert_close(means, torch.tensor([30 / 40, 2 / 12, 0.0, 0.0]))
+    torch.testing.assert_close(joint(x, t, label.without()), free)
+    torch.testing.assert_close(joint(x + 0.5 * m, t, label), told + m, rtol=1e-4, atol=1e-4)
 
 
 def covariances(gaussian: GaussianVelocity, labels: list[int]) -> Tensor:
@@ -318,21 +312,33 @@ def covariances(gaussian: GaussianVelocity, labels: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("process", [LinearFlow(), VariancePreserving()], ids=["linear", "variance preserving"])
 def test_gaussian_cells_have_the_covariance_of_their_label(process):
-    """As far as the label has cells; else that which all labels share, and all cells where it is left open."""
+    """A label without cells has that which all labels share, and the null condition that of all cells."""
     mixed = draws(3, 6, 6, seed=1) / 2
-    labels = torch.tensor([0] * 900 + [1] * 600 + [-1] * 500)
-    z = torch.einsum("nij,nj->ni", mixed[labels], draws(2000, 6, seed=2)) + 2 * F.one_hot(labels + 1, 6)
+    labels = torch.tensor([0] * 9000 + [1] * 6000 + [-1] * 5000)
+    z = torch.einsum("nij,nj->ni", mixed[labels], draws(20_000, 6, seed=2)) + 2 * F.one_hot(labels + 1, 6)
     z = z - z.mean(dim=0)
-    means = torch.stack([z[labels == k].mean(dim=0) if k < 2 else torch.zeros(6) for k in range(3)])
-    gaussian = GaussianVelocity(3, (2, 3), process)
-    gaussian.fit(z.view(-1, 2, 3), labels, means.view(3, 2, 3), shrinkage=1e-3)
-    own = [z[labels == k].T.cov(correction=0) for k in (0, 1)]
-    expected = torch.stack([own[1], own[0], (900 * own[0] + 600 * own[1]) / 1500, z.T.cov(correction=0)])
-    torch.testing.assert_close(covariances(gaussian, [1, 0, 2, -1]), expected, rtol=0.02, atol=0.02)
-    # many cells of the covariance that all share, and noise that comes on top
-    gaussian.fit(z.view(-1, 2, 3), labels, means.view(3, 2, 3), shrinkage=1e9, noise_level=0.5)
-    everywhere = expected[3:].expand(4, 6, 6) + 0.5 * torch.eye(6)
-    torch.testing.assert_close(covariances(gaussian, [0, 1, 2, -1]), everywhere, rtol=0.02, atol=0.02)
+    means = torch.stack([*(z[labels == k].mean(dim=0) for k in range(2)), torch.zeros(6)])
+    gaussian = GaussianVelocity((3,), (2, 3), process)
+    for noise_level in (0.0, 0.5):
+        gaussian.fit(z.view(-1, 2, 3), labels[:, None], means[labels].view(-1, 2, 3), noise_level)
+        own = [z[labels == k].T.cov(correction=0) for k in (0, 1)]
+        expected = torch.stack([own[1], own[0], (9 * own[0] + 6 * own[1]) / 15, z.T.cov(correction=0)])
+        expected = expected + noise_level * torch.eye(6)
+        torch.testing.assert_close(covariances(gaussian, [1, 0, 2, -1]), expected, rtol=0.02, atol=0.02)
+
+
+def test_covariances_of_few_cells_are_shrunk_as_much_as_they_are_alike():
+    """To what all share where groups differ by chance alone, and hardly where they differ."""
+    n, d = 30, 6
+    z, prior = draws(40, n, d, seed=1).double(), torch.eye(d).double()
+    sizes = torch.full((40,), float(n))
+    alike = shrink_covariances(z.mT @ z, sizes, prior)
+    assert (alike - prior).square().mean() < 0.1 * (z.mT @ z / n - prior).square().mean()
+    scales = torch.exp(1.5 * draws(40, 1, d, seed=2)).double()
+    z = scales * z
+    other = shrink_covariances(z.mT @ z, sizes, prior)
+    relative = (other.diagonal(dim1=1, dim2=2) / scales[:, 0].square()).log().abs().median()
+    assert relative < 0.5
 
 
 def test_of_many_coordinates_the_covariances_are_those_of_principal_components():
@@ -341,58 +347,73 @@ def test_of_many_coordinates_the_covariances_are_those_of_principal_components()
     labels = torch.tensor([0] * 1000 + [1] * 1000)
     axes = torch.linalg.qr(draws(6, 6, seed=4))[0]
     strong = torch.einsum("nij,nj->ni", mixed[:, :4][labels], draws(2000, 4, seed=2)) @ axes[:4]
-    z, means = (strong + weak).view(-1, 2, 3), torch.zeros(2, 2, 3)
-    few, all_of_them = (GaussianVelocity(2, (2, 3), VariancePreserving(), rank) for rank in (4, 6))
+    z = (strong + weak).view(-1, 2, 3)
+    few, all_of_them = (GaussianVelocity((2,), (2, 3), VariancePreserving(), rank) for rank in (4, 6))
     for gaussian in (few, all_of_them):
-        gaussian.fit(z, labels, means, shrinkage=1.0)
+        gaussian.fit(z, labels[:, None], torch.zeros_like(z))
     same = [covariances(gaussian, [0, 1, -1]) for gaussian in (few, all_of_them)]
     torch.testing.assert_close(*same, rtol=0.02, atol=0.05)
     # fewer cells than components: nothing is known of the others but that they hardly vary
-    few.fit(z[:3], labels[:3], means, shrinkage=1.0)
-    spread = torch.linalg.eigvalsh(covariances(few, [0])[0])
-    assert (spread[:3] < 0.01).all()
-    assert (spread[3:] > 0.01).all()
+    few.fit(z[:3], labels[:3, None], torch.zeros(3, 2, 3))
+    assert torch.linalg.eigvalsh(covariances(few, [0])[0])[:3].max() < 0.01
 
 
-@pytest.mark.parametrize(("n_labels", "dim"), [(2, 256 * 256 * 3), (300, 64 * 64)])
-def test_covariances_of_many_pixels_or_labels_stay_small(n_labels, dim):
-    gaussian = GaussianVelocity(n_labels, (1, dim), LinearFlow())
-    assert max(buffer.nbytes for buffer in gaussian.buffers()) <= 2**26
-    x, codes = draws(2, 1, dim), torch.tensor([[-1], [1]])
-    assert gaussian(x, torch.tensor([0.2, 0.8]), codes).isfinite().all()
+def test_covariances_of_many_pixels_or_labels_stay_small():
+    for n_labels, dim in ((2, 64 * 64 * 3), (300, 256)):
+        labels = torch.arange(600) % n_labels
+        gaussian = GaussianVelocity((n_labels,), (1, dim), LinearFlow())
+        gaussian.fit(draws(600, 1, dim), labels[:, None], torch.zeros(600, 1, dim))
+        assert max(buffer.nbytes for buffer in gaussian.buffers()) <= 2**26
+        x, codes = draws(2, 1, dim), torch.tensor([[-1], [1]])
+        assert gaussian(x, torch.tensor([0.2, 0.8]), codes).isfinite().all()
+
+
+def residual(z: Tensor, labels: Tensor) -> ResidualDenoiser:
+    """A denoiser that has learned nothing yet."""
+    denoiser = ResidualDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow())
+    denoiser.fit(z - z.mean(dim=0), labels[:, None])
+    return denoiser
 
 
 def test_a_denoiser_that_has_learned_nothing_yet_generates_gaussian_cells():
-    denoiser = CentredDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow())
     z, labels = draws(500, 2, 3, seed=3), torch.tensor([0, 1]).repeat(250)
     z[labels == 1, 0] *= 3
     z[labels == 0] += 1
-    denoiser.fit(z - z.mean(dim=0), labels, shrinkage=1e-3)
+    denoiser, context, noise = residual(z, labels), Context(labels[:, None]), draws(500, 2, 3, seed=4)
     with torch.no_grad():
-        cells = solve(lambda x, t: denoiser(x, t, labels[:, None]), draws(500, 2, 3, seed=4), 0.0, 1.0, "heun", 100)
+        cells = solve(lambda x, t: denoiser(x, t, context), noise, 0.0, 1.0, "heun", 100)
+        same = solve(lambda x, t: denoiser.without_network(x, t, context), noise, 0.0, 1.0, "heun", 100)
+    torch.testing.assert_close(cells, same)
     for k in (0, 1):
         made, real = cells[labels == k], (z - z.mean(dim=0))[labels == k]
         torch.testing.assert_close(made.mean(dim=0), real.mean(dim=0), rtol=0, atol=0.5)
-        torch.testing.assert_close(made.std(dim=0), real.std(dim=0), rtol=0.2, atol=0)
+        torch.testing.assert_close(made.std(dim=0), real.std(dim=0), rtol=0.25, atol=0)
 
 
-def test_guidance_holds_what_varies_more_under_a_label_than_in_all_cells():
-    """Pushed harder, cells vary less: also where their label is the wider one, and nothing would hold them."""
-    denoiser = CentredDenoiser(DiT(2, 3, (2,), 16, 1, 2), (2, 3), LinearFlow())
+def test_guidance_above_1_leaves_the_covariance_of_the_baseline_as_it_is():
+    """Also where the label is wider than all cells, and nothing would hold what is pushed beyond it."""
     z, labels = draws(500, 2, 3, seed=3), torch.tensor([0] * 400 + [1] * 100)
     z[labels == 1, 0] *= 4
     z[labels == 1, 1] /= 4
-    denoiser.fit(z - z.mean(dim=0), labels, shrinkage=1.0)
-    codes, noise, spread = torch.ones(300, 1, dtype=torch.int64), draws(300, 2, 3, seed=4), {}
+    denoiser, context = residual(z, labels), Context(torch.ones(300, 1, dtype=torch.int64))
+    made = {}
     for weight in (1.0, 2.0, 8.0):
-        field = classifier_free(denoiser.guided_to(codes), codes, weight)
+        field = classifier_free(denoiser, context, weight)
         with torch.no_grad():
-            spread[weight] = solve(field, noise, 0.0, 1.0, "heun", 100).std(dim=0)
-    torch.testing.assert_close(spread[1.0], z[labels == 1].std(dim=0), rtol=0.2, atol=0)
-    assert (spread[8.0] < 1.01 * spread[2.0]).all()
-    assert (spread[2.0] < 1.01 * spread[1.0]).all()
-    torch.testing.assert_close(spread[8.0][0], spread[1.0][0], rtol=0.1, atol=0)  # wide ones stay, narrow ones narrow
-    assert (spread[8.0][1] < 0.8 * spread[1.0][1]).all()
+            made[weight] = solve(field, draws(300, 2, 3, seed=4), 0.0, 1.0, "heun", 100)
+    torch.testing.assert_close(made[1.0].std(dim=0), z[labels == 1].std(dim=0), rtol=0.25, atol=0)
+    for weight in (2.0, 8.0):
+        torch.testing.assert_close(made[weight].std(dim=0), made[1.0].std(dim=0), rtol=1e-3, atol=0)
+
+
+def test_without_a_baseline_it_is_the_network_alone():
+    trunk = DiT(2, 3, (2,), 16, 1, 2)
+    shake(trunk)
+    denoiser = ResidualDenoiser(trunk, (2, 3), LinearFlow(), "none")
+    denoiser.fit(draws(10, 2, 3), torch.arange(10)[:, None] % 2)
+    x, t, context = draws(6, 2, 3), torch.rand(6), Context(torch.ones(6, 1, dtype=torch.int64))
+    assert denoiser(x, t, context).equal(trunk(x, t, context))
+    assert not denoiser.without_network(x, t, context).any()
 
 
 def test_logits_depend_on_the_cell_and_on_the_time(joint):
@@ -464,7 +485,7 @@ def joint_plan(tokens: Tensor, codes: list[int], told: bool = False, step: int =
     """A plan as it is at a step of ten, and a minibatch of all cells."""
     denoiser = JointDenoiser(DiT(3, 4, (2,) if told else (), 16, 1, 2), (3, 4), 2, LinearFlow(), dropout=0.0)
     shake(denoiser)
-    plan = JointPlan(denoiser, LinearFlow(), told=told, dropout_all=0.0, **kwargs)
+    plan = JointPlan(denoiser, LinearFlow(), dropout_all=0.0, **kwargs)
     rows = TokenRows(tokens, torch.tensor(codes)[:, None]).subset(np.arange(1))  # the others are for validation
     loader = SimpleNamespace(dataset=rows)
     plan.trainer = SimpleNamespace(train_dataloader=loader, global_step=step, estimated_stepping_batches=10)

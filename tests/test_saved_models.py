@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from anndata import AnnData
 
 from sclatent.datasets import simulate
@@ -109,18 +108,6 @@ def test_other_models_come_back_too(cells, fit, tmp_path, setup, model):
     assert (one.X != other.X).nnz == 0
     assert again.get_reconstruction_error() == first.get_reconstruction_error()
     assert again.size_factor_scale == first.size_factor_scale
-
-
-def test_weights_of_before_there_was_a_correction_load_without_one(sim_model):
-    module = copy.deepcopy(sim_model.module)
-    codes = torch.tensor([[0, 0], [2, 1]])
-    module.correction.fit_combinations(codes, torch.ones(2, 80))
-    new = copy.deepcopy(module.state_dict())
-    old = {key: value for key, value in new.items() if not key.startswith("correction")}
-    module.load_state_dict(old)
-    assert not module.correction.of(codes).any()
-    module.load_state_dict(new)
-    assert module.correction.of(codes).all()
 
 
 def test_a_model_can_be_trained_further_after_loading(cells, fit, quiet, tmp_path):

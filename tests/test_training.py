@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from sclatent.model import SCLDM
-from sclatent.module import CellDenoiser
+from sclatent.module import DiT
 from sclatent.train import DiffusionPlan, TrainingDivergedError
 
 KEYS = {"condition_keys": ["cell_type", "condition"]}
@@ -311,15 +311,16 @@ def test_the_average_of_the_weights_is_what_samples(untrained, quiet):
     model.train(EPOCHS, train_size=1.0, callbacks=[capture], **quiet)
     assert_same_weights(model.module.denoiser.state_dict(), capture.averaged)
     different = [key for key, value in model.module.denoiser.state_dict().items() if not value.equal(capture.raw[key])]
-    assert "out.weight" in different
+    assert "trunk.out.weight" in different
 
 
 def test_conditions_are_lost_together_and_key_by_key():
     """Which is what trains the null entries that guidance and open keys rely on; validation loses none."""
     seen = []
-    plan = DiffusionPlan(CellDenoiser(2, 4, [3, 2], width=8, n_blocks=1, n_heads=2), dropout_all=0.1, dropout_key=0.2)
+    denoiser = DiT(2, 4, [3, 2], width=8, n_blocks=1, n_heads=2, has_size=True)
+    plan = DiffusionPlan(denoiser, dropout_all=0.1, dropout_key=0.2)
     for denoiser in (plan.trained, plan.averaged):
-        denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2].numpy()))
+        denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2].codes.numpy()))
     codes = torch.stack([torch.arange(6_000) % 3, torch.arange(6_000) % 2], dim=1)
     for losses in (plan.losses, plan.validation_losses):
         losses((torch.zeros(6_000, 2, 4), codes, torch.zeros(6_000)), torch.Generator().manual_seed(0))
@@ -334,7 +335,7 @@ def test_averaging_can_be_turned_off(untrained, quiet):
     one, other = untrained(), untrained()
     one.train(EPOCHS, **quiet)
     other.train(EPOCHS, plan_kwargs={"diffusion": {"ema_decay": 0.0}}, **quiet)
-    assert not one.module.denoiser.out.weight.equal(other.module.denoiser.out.weight)
+    assert not one.module.denoiser.trunk.out.weight.equal(other.module.denoiser.trunk.out.weight)
     assert_same_weights(one.module.autoencoder.state_dict(), other.module.autoencoder.state_dict())
 
 

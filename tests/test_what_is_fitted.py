@@ -1,7 +1,5 @@
 """What is fitted in closed form: on the training cells alone, and said where that is limited."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -9,9 +7,9 @@ from anndata import AnnData
 from scipy import sparse
 
 from sclatent.datasets import simulate
+from sclatent.diffusion import LinearFlow
 from sclatent.model import DAED, SCLDM, JointLDM
-from sclatent.model import _scldm_training as training
-from sclatent.module import CellDenoiser
+from sclatent.module import DiT, ResidualDenoiser
 
 TINY = {
     "n_tokens": 2, "token_dim": 4, "width": 8, "n_blocks": 1, "n_heads": 2, "denoiser_width": 8, "denoiser_blocks": 1,
@@ -81,7 +79,8 @@ def test_totals_of_generated_cells_are_their_library_sizes(likelihood):
 
 def test_activations_are_those_of_the_forward_pass():
     torch.manual_seed(0)
-    denoiser = CellDenoiser(n_tokens=2, token_dim=4, n_levels=[2], width=8, n_blocks=2, n_heads=2)
+    trunk = DiT(2, 4, n_levels=[2], width=8, n_blocks=2, n_heads=2, has_size=True)
+    denoiser = ResidualDenoiser(trunk, (2, 4), LinearFlow())
     with torch.no_grad():  # blocks of a fresh network do nothing yet
         for weight in denoiser.parameters():
             weight.normal_(0, 0.5)
@@ -92,41 +91,3 @@ def test_activations_are_those_of_the_forward_pass():
     with torch.no_grad():
         denoiser.mean.slope.fill_(1.0)
     assert not torch.equal(before, denoiser.activations(x, t, size))
-
-
-def nested() -> AnnData:
-    """Four types of which one was never stimulated."""
-    adata = simulate(200, 20, cell_types=4, library_size=200, seed=0)
-    unseen = (adata.obs["cell_type"] == "type_3") & (adata.obs["condition"] == "stimulated")
-    adata = adata[~unseen].copy()
-    SCLDM.setup_anndata(adata, condition_keys=["cell_type", "condition"])
-    return adata
-
-
-@pytest.mark.parametrize(
-    ("limit", "said"),
-    [
-        ("MAX_COMBINATIONS", "by the additive model alone"),
-        ("MAX_PROFILE_VALUES", "on tokens alone"),
-    ],
-)
-def test_what_limits_the_prediction_of_unseen_combinations_is_said(monkeypatch, tmp_path, limit, said):
-    monkeypatch.setattr(training, limit, 1)
-    model = SCLDM(nested(), **TINY)
-    with pytest.warns(UserWarning, match=f"not seen in training are predicted {said}"):
-        model.train(1, **QUIET)
-    model.save(tmp_path / "m")
-    for one in (model, SCLDM.load(tmp_path / "m")):
-        unseen = one.sample(3, {"cell_type": "type_3", "condition": "stimulated"}, progress_bar=False)
-        assert said in unseen.uns["sclatent"]["unseen_combinations"]
-        seen = one.sample(3, {"cell_type": "type_2", "condition": "stimulated"}, progress_bar=False)
-        assert "unseen_combinations" not in seen.uns["sclatent"]
-
-
-def test_without_a_limit_nothing_is_said():
-    model = SCLDM(nested(), **TINY)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        model.train(1, **QUIET)
-    unseen = model.sample(3, {"cell_type": "type_3", "condition": "stimulated"}, progress_bar=False)
-    assert "unseen_combinations" not in unseen.uns["sclatent"]

@@ -1,6 +1,6 @@
 """From AnnData to minibatches: checks, conditions, genes by name, sparse loaders."""
 
-from ._additive import additive_effects, common_slope
+from ._additive import additive_effects
 from ._batches import TrainingBatches
 from ._checks import (
     check_adata,
@@ -21,7 +21,6 @@ from ._checks import (
 from ._conditions import Conditions
 from ._features import FeatureBatch, FeatureRows, check_finite, check_varies, feature_shape, get_features, read_features
 from ._genes import align_genes
-from ._interactions import MAX_COMBINATIONS, MAX_UNSEEN, SHRINKAGE, ChangeRidge, interaction_effects, unseen_profiles
 from ._labels import UNLABELED, check_labels, label_codes
 from ._levels import check_levels, plain_level, short_repr
 from ._library import LibrarySizes, check_library_size
@@ -29,19 +28,14 @@ from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
 from ._numbers import check_number, check_whole, is_number, is_whole
-from ._profiles import mean_profiles
 from ._random import random_stream, torch_stream
 from ._reading import by_rows, read_rows, row_blocks, totals
 
 __all__ = [
-    "MAX_COMBINATIONS",
-    "MAX_UNSEEN",
-    "SHRINKAGE",
     "TARGET_SUM",
     "UNLABELED",
     "CellBatch",
     "CellRows",
-    "ChangeRidge",
     "Conditions",
     "EpochSampler",
     "FeatureBatch",
@@ -69,18 +63,15 @@ __all__ = [
     "check_var_names",
     "check_varies",
     "check_whole",
-    "common_slope",
     "feature_shape",
     "gene_loadings",
     "get_features",
     "get_matrix",
-    "interaction_effects",
     "is_number",
     "is_whole",
     "label_codes",
     "log_normalize_counts",
     "make_loader",
-    "mean_profiles",
     "not_whole",
     "plain_level",
     "random_stream",
@@ -91,6 +82,5 @@ __all__ = [
     "short_repr",
     "torch_stream",
     "totals",
-    "unseen_profiles",
     "warn_of_copies",
 ]

@@ -10,39 +10,6 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 
-def common_slope(codes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Slope of y on x within the combinations of conditions, one for all of them (analysis of covariance).
-
-    Parameters
-    ----------
-    codes
-        Condition codes, (cells, n_keys).
-    x
-        Covariate, (cells,).
-    y
-        What is explained, (cells, dim).
-
-    Returns
-    -------
-    np.ndarray
-        The slope (dim,); 0 if the covariate does not vary within any combination.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sclatent.data import common_slope
-    >>> codes = np.array([[0], [0], [1], [1]])  # two groups of two cells
-    >>> x, y = np.array([0.0, 1.0, 0.0, 1.0]), np.array([[0.0], [2.0], [10.0], [12.0]])
-    >>> common_slope(codes, x, y).tolist()  # within both of them
-    [2.0]
-    """
-    _, index, sizes = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    index = index.ravel()
-    x = x - (np.bincount(index, x) / sizes)[index]
-    square = x @ x
-    return (x @ y) / square if square > 1e-6 * len(x) else np.zeros(y.shape[1])
-
-
 def additive_effects(
     codes: np.ndarray, values: np.ndarray, n_levels: Sequence[int], ridge: float = 1e-3
 ) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sclatent.nn import Context
+
 from ._process import Process
 
 Field = Callable[[Tensor, Tensor], Tensor]
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, Tensor, Context], Tensor]
 
 
-def classifier_free(f: Denoiser, codes: Tensor, weight: float | Sequence[float]) -> Field:
+def classifier_free(f: Denoiser, context: Context, weight: float | Sequence[float]) -> Field:
     r"""Steer a denoiser by classifier-free guidance (Ho & Salimans 2022).
 
     With one weight w,
@@ -21,19 +23,20 @@ def classifier_free(f: Denoiser, codes: Tensor, weight: float | Sequence[float])
     .. math:: v = v(\varnothing) + w \, (v(c) - v(\varnothing)):
 
     w = 1 is plain conditional sampling and w = 0 unconditional sampling, each at the cost of one evaluation. With one
-    weight a key, every key is pushed away from leaving that key open,
+    weight a key, every key is pushed away from its null condition,
 
     .. math:: v = v(c) + \sum_k (w_k - 1) \, (v(c) - v(c \setminus c_k)),
 
     at the cost of one evaluation more for every key whose weight is not 1. All evaluations of a step go through in one
-    batch.
+    batch. Weights above 1 push along means and the network alone: covariances of a baseline stay those of the
+    conditions, as where a condition is wider than all cells nothing would hold what is pushed beyond it.
 
     Parameters
     ----------
     f
-        Denoiser ``f(x, t, codes)``.
-    codes
-        Condition codes, (cells, n_keys); -1 where a key is open.
+        Denoiser ``f(x, t, context)``.
+    context
+        What the cells are conditioned on.
     weight
         One weight, or one a key.
 
@@ -44,35 +47,31 @@ def classifier_free(f: Denoiser, codes: Tensor, weight: float | Sequence[float])
 
     Examples
     --------
-    A denoiser that says 1 where it is told the condition, and 0 where not:
+    A denoiser that says 1 where it is given the condition, and 0 where not:
 
     >>> import torch
     >>> from sclatent.diffusion import classifier_free
-    >>> def denoiser(x, t, codes):
-    ...     return (codes[:, :1] >= 0).float()
-    >>> x, t, codes = torch.zeros(1, 1), torch.zeros(1), torch.tensor([[0, 3]])  # one cell, two condition keys
-    >>> [classifier_free(denoiser, codes, weight)(x, t).item() for weight in (0.0, 1.0, 2.0)]
+    >>> from sclatent.nn import Context
+    >>> def denoiser(x, t, context):
+    ...     return (context.codes[:, :1] >= 0).float()
+    >>> x, t, context = torch.zeros(1, 1), torch.zeros(1), Context(torch.tensor([[0, 3]]))  # one cell, two keys
+    >>> [classifier_free(denoiser, context, weight)(x, t).item() for weight in (0.0, 1.0, 2.0)]
     [0.0, 1.0, 2.0]
-    >>> classifier_free(denoiser, codes, [3.0, 1.0])(x, t).item()  # the first key alone is pushed
+    >>> classifier_free(denoiser, context, [3.0, 1.0])(x, t).item()  # the first key alone is pushed
     3.0
     """
-    open_codes = torch.full_like(codes, -1)
     if isinstance(weight, int | float):
-        variants, weights = [codes, open_codes], [weight, 1 - weight]
+        variants = [(context, float(weight)), (context.without(keep_spread=weight > 1), 1 - weight)]
     else:
-        variants, weights = [codes], [1.0]
-        for k, w in enumerate(weight):
-            without = codes.clone()
-            without[:, k] = -1
-            variants.append(without)
-            weights[0] += w - 1
-            weights.append(1 - w)
-    kept = [(c, w) for c, w in zip(variants, weights, strict=True) if w != 0]
+        pushed = [(context.without(k, keep_spread=w > 1), 1 - w) for k, w in enumerate(weight)]
+        variants = [(context, 1 - sum(w for _, w in pushed)), *pushed]
+    variants = [(c, w) for c, w in variants if w != 0]
+    stacked = Context.stack([c for c, _ in variants])
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
-        n = len(kept)
-        stacked = f(x.repeat(n, *[1] * (x.ndim - 1)), t.repeat(n), torch.cat([c for c, _ in kept]))
-        return sum(w * v for v, (_, w) in zip(stacked.chunk(n), kept, strict=True))
+        n = len(variants)
+        v = f(x.repeat(n, *[1] * (x.ndim - 1)), t.repeat(n), stacked)
+        return sum(w * part for part, (_, w) in zip(v.chunk(n), variants, strict=True))
 
     return guided
 

@@ -6,8 +6,9 @@ from collections.abc import Hashable
 
 import numpy as np
 from anndata import AnnData
+from sklearn.linear_model import RidgeCV
 
-from sclatent.data import ChangeRidge, check_categorical
+from sclatent.data import check_categorical
 
 from ._cells import CellGroups
 from ._groups import alike
@@ -142,7 +143,14 @@ def ridge_shift(controls: np.ndarray, changes: np.ndarray, target: np.ndarray) -
     """
     if len(controls) < 3 or (controls == controls[0]).all():  # no slope
         return changes.mean(axis=0)
-    return ChangeRidge(controls, changes)(target)
+    centre = controls.mean(axis=0)
+    scale = np.sqrt(np.square(controls - centre).sum(axis=1).mean())
+    # groups span few directions, however many genes there are, and the regression knows no others
+    directions = np.linalg.svd(controls - centre, full_matrices=False)[2]
+    components = np.linalg.svd(changes, full_matrices=False)[2]
+    points, at = ((x - centre) @ directions.T / scale for x in (controls, target))
+    ridge = RidgeCV(alphas=np.logspace(-3, 3, 13)).fit(points, changes @ components.T)
+    return ridge.predict(at[None])[0] @ components
 
 
 def _arms(

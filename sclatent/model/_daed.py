@@ -12,12 +12,14 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
-from sclatent.data import SHRINKAGE, FeatureBatch, FeatureRows, TokenRows, is_number, is_whole, short_repr
+from sclatent.baseline import Baseline
+from sclatent.data import FeatureBatch, FeatureRows, TokenRows, is_number, is_whole, short_repr
 from sclatent.diffusion import VariancePreserving, lower_bound
-from sclatent.module import CentredDenoiser, DenoisingAutoencoder, new_denoiser
+from sclatent.module import DenoisingAutoencoder, ResidualDenoiser, new_denoiser
+from sclatent.nn import Context
 from sclatent.train import DenoisingPlan, PriorPlan, StagePlan
 
-from .base import FeatureModel, cell_rng, check_sizes
+from .base import FeatureModel, cell_rng, check_baseline, check_sizes
 
 
 class DAED(FeatureModel):
@@ -44,6 +46,9 @@ class DAED(FeatureModel):
         The same of the prior.
     n_heads
         Heads of every attention of a transformer.
+    baseline
+        The closed form that the denoiser of the prior is added to: ``"mixed"`` or ``"additive"``, a Gaussian a label,
+        or ``"none"``, the network of the paper alone.
     seed
         Seed of the initial weights.
     registry
@@ -102,6 +107,7 @@ class DAED(FeatureModel):
         denoiser_width: int | None = None,
         denoiser_blocks: int | None = None,
         n_heads: int = 4,
+        baseline: Baseline = "mixed",
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
@@ -112,9 +118,11 @@ class DAED(FeatureModel):
         check_sizes(optional=True, patch=patch, width=width, n_blocks=n_blocks)
         check_sizes(optional=True, denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks)
         check_sizes(n_heads=n_heads)
+        check_baseline(baseline)
         super().__init__(
             adata, registry, noise_level=noise_level, patch=patch, width=width, n_blocks=n_blocks,
-            denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks, n_heads=n_heads, seed=seed,
+            denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks, n_heads=n_heads,
+            baseline=baseline, seed=seed,
         )  # fmt: skip
 
     def _new_autoencoder(self) -> DenoisingAutoencoder:
@@ -128,19 +136,18 @@ class DAED(FeatureModel):
         shape, n_levels = (patches.n_tokens, patches.token_dim), self.labels.n_levels
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
         trunk = new_denoiser(self._is_image, *shape, n_levels, *size)
-        return CentredDenoiser(trunk, shape, self.process) if n_levels else trunk
+        return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         return ()  # the two networks share no weights, and neither needs the other to be trained
 
     def _stage_rows(self, stage: str, rows: FeatureRows) -> TokenRows:
-        data = super()._stage_rows("diffusion", rows)  # patches of clean cells, for both
-        if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            level, seen = self.module.autoencoder.noise_level, self.train_indices_
-            x1 = math.sqrt(1 - level) * self._tokens[seen]  # but for its noise
-            labels = torch.from_numpy(rows.labels[seen, 0])
-            self.module.denoiser.cpu().fit(x1, labels, SHRINKAGE, noise_level=level)
-        return data
+        return super()._stage_rows("diffusion" if stage == "diffusion" else "patches", rows)
+
+    def _fit_baseline(self, rows: FeatureRows) -> None:
+        level, seen = self.module.autoencoder.noise_level, self.train_indices_
+        x1 = math.sqrt(1 - level) * self._tokens[seen]  # but for its noise
+        self.module.denoiser.cpu().fit(x1, torch.from_numpy(rows.labels[seen]), noise_level=level)
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "denoiser":
@@ -267,12 +274,12 @@ class DAED(FeatureModel):
                 f"n_draws={short_repr(n_draws)} must be at least 1, and n_steps={short_repr(n_steps)} at least 2, both "
                 "whole numbers."
             )
-        labels = torch.from_numpy(codes).to(self.device)
+        context = Context(torch.from_numpy(codes).to(self.device))
         draws = [cell_rng(seed, "steps", i) for i in cells]
         uniforms = np.stack([(rng.random() + np.arange(n_draws)) / n_draws % 1 for rng in draws], axis=1)
         noise = np.stack([rng.standard_normal((n_draws, *x1.shape[1:])) for rng in draws], axis=1)
         noise, uniforms = (torch.from_numpy(a).float().to(self.device) for a in (noise, uniforms))
-        return lower_bound(lambda x, t: self.module.denoiser(x, t, labels), self.process, x1, noise, uniforms, n_steps)
+        return lower_bound(lambda x, t: self.module.denoiser(x, t, context), self.process, x1, noise, uniforms, n_steps)
 
     def predict(
         self,

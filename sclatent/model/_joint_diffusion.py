@@ -11,7 +11,7 @@ from torch import nn
 
 from sclatent.data import is_number, short_repr
 from sclatent.diffusion import VariancePreserving
-from sclatent.module import JointDenoiser, Patches, new_denoiser
+from sclatent.module import JointDenoiser, Patches, ResidualDenoiser, new_denoiser
 from sclatent.train import JointPlan, StagePlan
 
 from .base import FeatureModel, JointMixin, check_sizes
@@ -107,12 +107,14 @@ class JointDiffusion(JointMixin, FeatureModel):
         p, patches = self.init_params_, self.module.autoencoder
         shape = patches.n_tokens, patches.token_dim
         trunk = new_denoiser(self._is_image, *shape, (), p["denoiser_width"], p["denoiser_blocks"], p["n_heads"])
-        return JointDenoiser(trunk, shape, self.labels.n_levels[0], self.process) if self.labels.keys else trunk
+        if not self.labels.keys:
+            return ResidualDenoiser(trunk, shape, self.process, "none")
+        return JointDenoiser(trunk, shape, self.labels.n_levels[0], self.process, "none")
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if not self.labels.keys:
             return super()._plan(stage, arguments)
-        return JointPlan(self.module.denoiser, self.process, told=False, **arguments)
+        return JointPlan(self.module.denoiser, self.process, **arguments)
 
     def denoise(
         self,

@@ -12,12 +12,13 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 from torch import nn
 
-from sclatent.data import SHRINKAGE, FeatureRows, TokenRows, random_stream
+from sclatent.baseline import Baseline
+from sclatent.data import FeatureRows, random_stream
 from sclatent.diffusion import LinearFlow
-from sclatent.module import DiT, ImageAutoencoder, JointDenoiser, VectorAutoencoder
+from sclatent.module import DiT, ImageAutoencoder, JointDenoiser, ResidualDenoiser, VectorAutoencoder
 from sclatent.train import JointPlan, ReconstructionPlan, StagePlan
 
-from .base import FeatureModel, JointMixin, check_sizes
+from .base import FeatureModel, JointMixin, check_baseline, check_sizes
 
 
 class JointLDM(JointMixin, FeatureModel):
@@ -42,6 +43,9 @@ class JointLDM(JointMixin, FeatureModel):
         Width and number of blocks of the Diffusion Transformer.
     n_heads
         Heads of every attention.
+    baseline
+        The closed form that the denoiser is added to: ``"mixed"`` or ``"additive"``, a Gaussian a label, or ``"none"``,
+        the network of the paper alone.
     seed
         Seed of the initial weights.
     registry
@@ -98,14 +102,16 @@ class JointLDM(JointMixin, FeatureModel):
         denoiser_width: int = 128,
         denoiser_blocks: int = 3,
         n_heads: int = 4,
+        baseline: Baseline = "mixed",
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
         check_sizes(optional=True, n_tokens=n_tokens, token_dim=token_dim, width=width)
         check_sizes(denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks, n_heads=n_heads)
+        check_baseline(baseline)
         super().__init__(
             adata, registry, n_tokens=n_tokens, token_dim=token_dim, width=width, denoiser_width=denoiser_width,
-            denoiser_blocks=denoiser_blocks, n_heads=n_heads, seed=seed,
+            denoiser_blocks=denoiser_blocks, n_heads=n_heads, baseline=baseline, seed=seed,
         )  # fmt: skip
 
     def _new_autoencoder(self) -> ImageAutoencoder | VectorAutoencoder:
@@ -124,8 +130,8 @@ class JointLDM(JointMixin, FeatureModel):
         n_levels = self.labels.n_levels
         trunk = DiT(*shape, n_levels, *size)
         if not n_levels:
-            return trunk
-        return JointDenoiser(trunk, shape, n_levels[0], self.process)
+            return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
+        return JointDenoiser(trunk, shape, n_levels[0], self.process, p["baseline"])
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)
@@ -146,11 +152,4 @@ class JointLDM(JointMixin, FeatureModel):
             return ReconstructionPlan(self.module.autoencoder, **{**defaults, **arguments})
         if not self.labels.keys:
             return super()._plan(stage, arguments)
-        return JointPlan(self.module.denoiser, self.process, told=True, **arguments)
-
-    def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
-        data = super()._stage_rows(stage, rows)
-        if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            seen = self.train_indices_
-            self.module.denoiser.cpu().fit(self._tokens[seen], torch.from_numpy(rows.labels[seen, 0]), SHRINKAGE)
-        return data
+        return JointPlan(self.module.denoiser, self.process, **arguments)

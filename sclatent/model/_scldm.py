@@ -12,6 +12,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data.fields import AnnDataField, NumericalObsField
 from torch import Tensor
 
+from sclatent.baseline import Baseline
 from sclatent.data import (
     CellRows,
     Conditions,
@@ -35,15 +36,16 @@ from sclatent.data import (
     short_repr,
     warn_of_copies,
 )
-from sclatent.module import LIKELIHOODS, CellDenoiser, CellDiffusion, SetAutoencoder, Standardize
+from sclatent.diffusion import LinearFlow
+from sclatent.module import LIKELIHOODS, CellDiffusion, DiT, ResidualDenoiser, SetAutoencoder, Standardize
 from sclatent.nn import OPEN
 
 from ._scldm_description import DescriptionMixin
 from ._scldm_generation import GenerationMixin
 from ._scldm_training import TrainingMixin
-from .base import StagedModel, check_seed, check_sizes, initial_weights
+from .base import StagedModel, check_baseline, check_seed, check_sizes, initial_weights
 from .base._fields import KnownConditionsField, KnownLayerField, KnownLevelsField
-from .base._schema import FLAG, LEVELS, NAME, NAMES, POSITIVE, TEXT, check, check_codes, dict_of, list_of, optional
+from .base._schema import FLAG, LEVELS, NAME, NAMES, POSITIVE, check, check_codes, dict_of, list_of, optional
 
 CONDITIONS_KEY = "conditions"
 WRITTEN = ("library_size",)  # columns of obs that cells of sample() have besides conditions and batch
@@ -73,6 +75,10 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         plain autoencoder, the tokens of which are layer-normalised instead.
     denoiser_width, denoiser_blocks
         Width and number of blocks of the Diffusion Transformer.
+    baseline
+        The closed form that the Diffusion Transformer is added to: ``"mixed"``, a linear mixed model of the mean tokens
+        of conditions (:class:`~sclatent.baseline.MixedModel`) with their covariance around it; ``"additive"``, the same
+        without interactions; or ``"none"``, the network of the paper alone.
     seed
         Seed of the initial weights.
     registry
@@ -123,6 +129,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
     >>> adata.obsm["X_sclatent"] = model.get_latent_representation()
     """
 
+    process = LinearFlow()
+
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -135,6 +143,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         kl_weight: float = 0.0,
         denoiser_width: int = 128,
         denoiser_blocks: int = 4,
+        baseline: Baseline = "mixed",
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
@@ -152,6 +161,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             raise ValueError(f"kl_weight={kl_weight!r} must be 0 (a plain autoencoder) or above.")
         if not isinstance(gene_likelihood, str) or gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
+        check_baseline(baseline)
         if adata is not None:
             check_adata(adata)
         super().__init__(adata, registry)
@@ -172,6 +182,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             "kl_weight": kl_weight,
             "denoiser_width": denoiser_width,
             "denoiser_blocks": denoiser_blocks,
+            "baseline": baseline,
             "seed": seed,
         }
         self.genes = pd.Index(self._state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str)
@@ -185,7 +196,6 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         self.module = CellDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._seeded_denoiser())
         self.size_factor_scale = 1.0
         self.library_sizes: LibrarySizes | None = None
-        self._limits: list[str] = []
         self._start()
         self._model_summary_string = (
             f"SCLDM with {len(self.genes)} genes, conditions {self.conditions.keys}, {n_tokens} tokens of {token_dim}, "
@@ -195,12 +205,12 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             rows = self._rows()  # the unit of size factors is no finding: all cells count
             self.size_factor_scale = rows.totals().sum() / rows.library.sum()
 
-    def _new_denoiser(self) -> CellDenoiser:
+    def _new_denoiser(self) -> ResidualDenoiser:
         p = self.init_params_
-        return CellDenoiser(
-            p["n_tokens"], p["token_dim"], self.conditions.n_levels,
-            p["denoiser_width"], p["denoiser_blocks"], p["n_heads"],
-        )  # fmt: skip
+        shape = p["n_tokens"], p["token_dim"]
+        size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
+        trunk = DiT(*shape, self.conditions.n_levels, *size, has_size=True)
+        return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
 
     @classmethod
     def setup_anndata(
@@ -342,7 +352,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         }
         fields = schema["registry"]["field_registries"]
         fields |= {REGISTRY_KEYS.X_KEY: {"state_registry": {"column_names": NAMES}}, CONDITIONS_KEY: {}}
-        return schema | {"size_factor_scale": POSITIVE, "limits": list_of(TEXT)}
+        return schema | {"size_factor_scale": POSITIVE}
 
     @classmethod
     def _check_description(cls, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -355,7 +365,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             raise ValueError(f"model.json: levels of {list(levels)} are not those of condition_keys={keys}")
 
     def _description(self) -> dict[str, Any]:
-        return {"size_factor_scale": self.size_factor_scale, "limits": self._limits}
+        return {"size_factor_scale": self.size_factor_scale}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         if self.library_sizes is None:  # not trained yet
@@ -367,7 +377,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         }
 
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        self.size_factor_scale, self._limits = float(description["size_factor_scale"]), description["limits"]
+        self.size_factor_scale = float(description["size_factor_scale"])
         if not arrays:  # not trained yet
             return
         codes, sizes, batch = (arrays[name] for name in ("library.codes", "library.sizes", "batch_codes"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sclatent.data import CellRows, check_library_size, is_number, short_repr
 from sclatent.diffusion import DEFAULT_STEPS, classifier_free, solve
-from sclatent.nn import OPEN
+from sclatent.nn import OPEN, Context
 
 from .base import cell_rng, check_n_samples, check_order, check_seed, check_steps
 
@@ -40,6 +40,7 @@ class GenerationMixin:
         batch_size: int = 256,
         seed: int = 0,
         progress_bar: bool = True,
+        baseline_only: bool = False,
     ) -> AnnData:
         r"""Generate cells.
 
@@ -74,6 +75,9 @@ class GenerationMixin:
             ``batch_size`` is. Cells of the same seed under different conditions start from the same noise.
         progress_bar
             Whether to show progress.
+        baseline_only
+            Whether to leave the network out: cells of the closed form alone (``baseline``), the floor that shows what
+            the network adds.
 
         Returns
         -------
@@ -108,6 +112,7 @@ class GenerationMixin:
         check_steps(n_steps)
         codes = self.conditions.encode(conditions, n_samples)
         weight = self._guidance(guidance_weight)
+        self._check_baseline_only(baseline_only)
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
         library, library_rule = self._library(library_size, codes, uniforms[:, 0])
         batches, batch_rule = self._batches_of(batch, self.conditions, codes, uniforms)
@@ -117,8 +122,8 @@ class GenerationMixin:
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
             code, size = torch.from_numpy(codes[cells]).to(self.device), self._size(library[cells])
             noise = self._noise(seed, cells)
-            tokens = self._flow(noise, code, size, weight, 0.0, 1.0, solver, n_steps)
-            mean = self._mean(tokens, batches[cells], library[cells], self._correction(code, weight))
+            tokens = self._flow(noise, Context(code, size), weight, 0.0, 1.0, solver, n_steps, baseline_only)
+            mean = self._mean(tokens, batches[cells], library[cells])
             self._check_generated(noise, tokens, mean, guidance_weight)
             blocks.append(self._draw(mean, seed, cells))
 
@@ -127,7 +132,7 @@ class GenerationMixin:
             blocks, self._obs(self.conditions, codes, batches, index).assign(library_size=library), "sample",
             lambda empty: library[empty],
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps, library_size=library_rule,
-            **batch_rule, **self._limited(codes),
+            **batch_rule, **({"baseline_only": True} if baseline_only else {}),
         )  # fmt: skip
 
     def counterfactual(
@@ -221,14 +226,7 @@ class GenerationMixin:
             blocks, obs, "counterfactual", lambda empty: rows.subset(empty).totals(),
             keep=keep, library_size="of the cell",
             seed=seed, guidance_weight=guidance_weight, solver=solver, n_steps=n_steps,
-            **self._limited(np.concatenate([source, target])),
         )  # fmt: skip
-
-    def _limited(self, codes: np.ndarray) -> dict[str, str]:
-        """What uns says of combinations that were not seen, if their prediction was limited and any is asked for."""
-        if not self._limits or self.training_batches.is_seen(codes).all():
-            return {}
-        return {"unseen_combinations": "predicted " + "; ".join(self._limits)}
 
     def _guidance(self, weight: float | Mapping[str, float]) -> float | list[float]:
         if not all(map(is_number, weight.values() if isinstance(weight, Mapping) else [weight])):
@@ -257,37 +255,28 @@ class GenerationMixin:
     def _flow(
         self,
         x: Tensor,
-        codes: Tensor,
-        size: Tensor,
+        context: Context,
         weight: float | list[float],
         start: float,
         end: float,
         solver: str,
         n_steps: int | None,
+        baseline_only: bool = False,
     ) -> Tensor:
-        def denoiser(x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-            # guidance stacks variants of the conditions of the same cells
-            return self.module.denoiser(x, t, codes, size.repeat(len(x) // len(size)))
-
-        return solve(classifier_free(denoiser, codes, weight), x, start, end, solver, n_steps)
+        denoiser = self.module.denoiser
+        field = classifier_free(denoiser.without_network if baseline_only else denoiser, context, weight)
+        return solve(field, x, start, end, solver, n_steps)
 
     def _size(self, library: np.ndarray) -> Tensor:
         return self.module.size(torch.tensor(library, dtype=torch.float32, device=self.device))
 
     @torch.inference_mode()
-    def _mean(
-        self, tokens: Tensor, batch: np.ndarray, library: np.ndarray, correction: Tensor | float = 0.0
-    ) -> np.ndarray:
+    def _mean(self, tokens: Tensor, batch: np.ndarray, library: np.ndarray) -> np.ndarray:
         """Mean expression (cells, genes) of standardised tokens, in double precision for the draws."""
         every_gene = torch.arange(len(self.genes), device=self.device)
-        logits = self.module.decode(tokens, every_gene, torch.from_numpy(batch).to(self.device)) + correction
+        logits = self.module.decode(tokens, every_gene, torch.from_numpy(batch).to(self.device))
         size = torch.from_numpy(library).float().to(self.device)
         return self.module.autoencoder.likelihood.mean(logits, size).cpu().numpy().astype(np.float64)
-
-    def _correction(self, codes: Tensor, weight: float | list[float]) -> Tensor:
-        """Correction (cells, genes) of what is decoded, as far as guidance goes to the conditions, but not beyond."""
-        share = 1 + sum(w - 1 for w in weight) if isinstance(weight, list) else weight
-        return float(np.clip(share, 0, 1)) * self.module.correction.of(codes)
 
     def _move(
         self,
@@ -312,16 +301,16 @@ class GenerationMixin:
         library = self._whole_library(batch, share)
         size = self._size(library)
 
-        moved = self._flow(tokens, old, size, 1.0, 1.0, keep, solver, n_steps)
+        of_old, of_new = Context(old, size), Context(new, size)
+        moved = self._flow(tokens, of_old, 1.0, 1.0, keep, solver, n_steps)
         with torch.inference_mode():  # same place around the new centre
-            moved = moved + keep * (self.module.denoiser.mean(new, size) - self.module.denoiser.mean(old, size))
-        moved = self._flow(moved, new, size, weight, keep, 1.0, solver, n_steps)
-        correction = self._correction(new, weight if keep < 1 else 1.0) - self._correction(old, 1.0)
+            moved = moved + keep * (self.module.denoiser.mean(of_new) - self.module.denoiser.mean(of_old))
+        moved = self._flow(moved, of_new, weight, keep, 1.0, solver, n_steps)
 
         # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
         mean = library[:, None] * share
         codes = self._asked_batches(self.conditions, target, codes)
-        new_mean = library[:, None] * self._mean(moved, codes, np.ones(len(cells)), correction)
+        new_mean = library[:, None] * self._mean(moved, codes, np.ones(len(cells)))
         self._check_generated(tokens, moved, new_mean, weight)
         whole = len(panel) == len(self.genes)
         drawn = np.empty_like(new_mean) if whole else self._draw(new_mean, seed, cells).toarray()

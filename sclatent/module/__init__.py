@@ -1,11 +1,8 @@
 """What a model trains: autoencoders, denoisers, and their likelihoods."""
 
-from ._cell_denoiser import CellDenoiser
-from ._centred_denoiser import CentredDenoiser
 from ._denoising_autoencoder import DenoisingAutoencoder
 from ._dit import DiT
 from ._features import FeatureAutoencoder, FeatureScale
-from ._gaussian_velocity import GaussianVelocity
 from ._image_autoencoder import ImageAutoencoder
 from ._joint_denoiser import JointDenoiser
 from ._latent_diffusion import CellDiffusion, LatentDiffusion
@@ -18,6 +15,7 @@ from ._likelihood import (
     ZeroInflatedNegativeBinomial,
 )
 from ._patches import Patches
+from ._residual_denoiser import ResidualDenoiser
 from ._set_autoencoder import SetAutoencoder
 from ._standardize import Standardize
 from ._unet import UNet, new_denoiser
@@ -25,14 +23,11 @@ from ._vector_autoencoder import VectorAutoencoder
 
 __all__ = [
     "LIKELIHOODS",
-    "CellDenoiser",
     "CellDiffusion",
-    "CentredDenoiser",
     "DenoisingAutoencoder",
     "DiT",
     "FeatureAutoencoder",
     "FeatureScale",
-    "GaussianVelocity",
     "GeneLikelihood",
     "ImageAutoencoder",
     "JointDenoiser",
@@ -41,6 +36,7 @@ __all__ = [
     "Normal",
     "Patches",
     "Poisson",
+    "ResidualDenoiser",
     "SetAutoencoder",
     "Standardize",
     "UNet",

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sclatent.nn import Context
+
 from ._patches import Patches
 from ._unet import new_denoiser
 
@@ -67,8 +69,8 @@ class DenoisingAutoencoder(Patches):
 
     def denoise(self, x1: Tensor) -> Tensor:
         r""":math:`f_\varphi(x_1)`: tokens x0 (cells, n_tokens, token_dim) of noisy tokens x1."""
-        no_label = torch.empty(len(x1), 0, dtype=torch.int64, device=x1.device)
-        correction = self.denoiser(x1, x1.new_zeros(len(x1)), no_label)
+        nothing = Context(torch.empty(len(x1), 0, dtype=torch.int64, device=x1.device))
+        correction = self.denoiser(x1, x1.new_zeros(len(x1)), nothing)
         return math.sqrt(1 - self.noise_level) * x1 + math.sqrt(self.noise_level) * correction
 
     def from_tokens(self, tokens: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sclatent.nn import OPEN, AdaLNBlock, ConditionEmbedding, TimeEmbedding
+from sclatent.nn import OPEN, AdaLNBlock, ConditionEmbedding, Context, TimeEmbedding
 
 
 class DiT(nn.Module):
-    """Diffusion Transformer with adaLN-zero (Peebles & Xie 2023), told the time and the conditions of the cells.
+    """Diffusion Transformer with adaLN-zero (Peebles & Xie 2023), conditioned on the time and the context of the cells.
 
     Parameters
     ----------
@@ -21,14 +21,17 @@ class DiT(nn.Module):
         Number of levels of each condition key.
     width, n_blocks, n_heads
         Width, number of blocks and heads of the transformer.
+    has_size
+        Whether it is conditioned on the library size, too.
 
     Examples
     --------
     >>> import torch
     >>> from sclatent.module import DiT
+    >>> from sclatent.nn import Context
     >>> denoiser = DiT(n_tokens=8, token_dim=16, n_levels=[5, 2], width=32, n_blocks=3)
     >>> x, t, codes = torch.randn(4, 8, 16), torch.rand(4), torch.full((4, 2), -1)
-    >>> denoiser(x, t, codes).shape
+    >>> denoiser(x, t, Context(codes)).shape
     torch.Size([4, 8, 16])
     >>> denoiser.activations(x, t).shape  # of 3 blocks
     torch.Size([4, 3, 32])
@@ -42,13 +45,15 @@ class DiT(nn.Module):
         width: int = 128,
         n_blocks: int = 4,
         n_heads: int = 4,
+        has_size: bool = False,
     ) -> None:
         super().__init__()
-        self.width, self.n_activations = width, n_blocks
+        self.n_levels, self.width, self.n_activations = tuple(n_levels), width, n_blocks
         self.embed = nn.Linear(token_dim, width)
         self.position = nn.Parameter(0.02 * torch.randn(n_tokens, width))
         self.time = TimeEmbedding(width)
         self.conditions = ConditionEmbedding(n_levels, width)
+        self.size = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width)) if has_size else None
         self.blocks = nn.ModuleList(AdaLNBlock(width, n_heads) for _ in range(n_blocks))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
@@ -57,25 +62,26 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def context(self, t: Tensor, codes: Tensor) -> Tensor:
-        """What the blocks are told, (cells, width)."""
-        return self.time(t) + self.conditions(codes)
-
-    def evaluate(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Prediction of the shape of ``x``, and the activations of each block averaged over the tokens.
 
         Parameters
         ----------
         x
             Noisy tokens, (cells, n_tokens, token_dim).
-        c
-            What the blocks are told, (cells, width).
+        t
+            Times in [0, 1], (cells,); 0 is noise, 1 is data.
+        context
+            What the cells are conditioned on.
 
         Returns
         -------
         tuple[Tensor, Tensor]
             Prediction (cells, n_tokens, token_dim) and activations (cells, n_blocks, width).
         """
+        c = self.time(t) + self.conditions(context.codes)
+        if self.size is not None:
+            c = c + self.size(context.size[:, None])
         h = self.embed(x) + self.position
         seen = []
         for block in self.blocks:
@@ -86,24 +92,8 @@ class DiT(nn.Module):
 
     def activations(self, x: Tensor, t: Tensor) -> Tensor:
         """Activations of each block without any condition, averaged over the tokens, (cells, n_blocks, width)."""
-        no_condition = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
-        return self.evaluate(x, self.context(t, no_condition))[1]
+        return self.evaluate(x, t, Context(torch.full((len(t), len(self.n_levels)), OPEN, device=t.device)))[1]
 
-    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-        """Predict the velocity.
-
-        Parameters
-        ----------
-        x
-            Noisy tokens, (cells, n_tokens, token_dim).
-        t
-            Times in [0, 1], (cells,); 0 is noise, 1 is data.
-        codes
-            Condition codes, (cells, n_keys); -1 leaves a key open.
-
-        Returns
-        -------
-        Tensor
-            Velocity, of the shape of ``x``.
-        """
-        return self.evaluate(x, self.context(t, codes))[0]
+    def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Predict the velocity, of the shape of ``x``; arguments as in :meth:`evaluate`."""
+        return self.evaluate(x, t, context)[0]

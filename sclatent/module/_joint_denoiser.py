@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from sclatent.baseline import Baseline
 from sclatent.diffusion import Process
-from sclatent.nn import OPEN, Dropout
+from sclatent.nn import OPEN, Context, Dropout
 
-from ._centred_denoiser import CentredDenoiser
 from ._dit import DiT
+from ._residual_denoiser import ResidualDenoiser
 from ._unet import UNet
 
 
-class JointDenoiser(CentredDenoiser):
+class JointDenoiser(ResidualDenoiser):
     r"""A denoiser with a classification head (Joint Diffusion, arXiv 2301.13622, section 4).
 
     The activations of all blocks, averaged over the tokens, are joined with the embedding of the time and go through a
@@ -34,8 +37,8 @@ class JointDenoiser(CentredDenoiser):
 
     Parameters
     ----------
-    trunk, shape, process
-        As in :class:`CentredDenoiser`.
+    trunk, shape, process, baseline, covariance
+        As in :class:`ResidualDenoiser`.
     n_labels
         Number of labels.
     head_width
@@ -48,10 +51,11 @@ class JointDenoiser(CentredDenoiser):
     >>> import torch
     >>> from sclatent.diffusion import LinearFlow
     >>> from sclatent.module import DiT, JointDenoiser
+    >>> from sclatent.nn import Context
     >>> trunk = DiT(n_tokens=8, token_dim=16, n_levels=[3], width=32, n_blocks=2)
     >>> denoiser = JointDenoiser(trunk, (8, 16), n_labels=3, process=LinearFlow())
     >>> x, t = torch.randn(4, 8, 16), torch.rand(4)
-    >>> velocity, logits = denoiser.joint(x, t, torch.full((4, 1), -1))
+    >>> velocity, logits = denoiser.joint(x, t, Context(torch.full((4, 1), -1)))
     >>> velocity.shape, logits.shape
     (torch.Size([4, 8, 16]), torch.Size([4, 3]))
     """
@@ -64,10 +68,12 @@ class JointDenoiser(CentredDenoiser):
         shape: tuple[int, int],
         n_labels: int,
         process: Process,
+        baseline: Baseline = "mixed",
+        covariance: bool = True,
         head_width: int = 512,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__(trunk, shape, process)
+        super().__init__(trunk, shape, process, baseline, covariance)
         self.register_buffer("variance", torch.ones(shape))
         latent, width = shape[0] * shape[1], trunk.width
         pooled = (trunk.n_activations + 1) * width
@@ -82,8 +88,13 @@ class JointDenoiser(CentredDenoiser):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def fit_variance(self, tokens: Tensor) -> None:
-        r"""Take :math:`\sigma^2` from tokens (cells, n_tokens, token_dim) of mean 0."""
+    def fit(self, tokens: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Fit the baseline, and the variances of the linear guess, to tokens (cells, n_tokens, token_dim) of mean 0."""
+        super().fit(tokens, *args, **kwargs)
+        self._fit_variance(tokens)
+
+    def _fit_variance(self, tokens: Tensor) -> None:
+        r"""Take :math:`\sigma^2` from tokens."""
         z = tokens[:: -(-len(tokens) // 8192)].flatten(1)
         variance = z.square().mean(dim=0).clamp(min=1e-6)
         if 2 * len(z) < z.shape[1]:  # cells with cells: the same sums, without a matrix of all coordinates
@@ -94,12 +105,12 @@ class JointDenoiser(CentredDenoiser):
         of_directions = together / variance - variance.sum() / len(z)
         self.variance.copy_(of_directions.maximum(variance).view_as(self.variance))
 
-    def joint(self, x: Tensor, t: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def joint(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Velocity and logits of the labels (cells, n_labels) in one evaluation.
 
-        The logits of a cell that was told its label are of no use. Arguments are those of :meth:`evaluate`.
+        The logits of a cell that is conditioned on its label are of no use. Arguments are those of :meth:`evaluate`.
         """
-        v, seen = self.evaluate(x, t, codes)
+        v, seen = self.evaluate(x, t, context)
         if self.training:
             seen = self.label_gradient * seen + (1 - self.label_gradient) * seen.detach()
         pooled = torch.cat([seen.flatten(1), self.trunk.time(t)], dim=1)
@@ -111,5 +122,5 @@ class JointDenoiser(CentredDenoiser):
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the labels (cells, n_labels) of noisy tokens x at times t."""
-        no_label = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
-        return self.joint(x, t, no_label)[1]
+        null = torch.full((len(t), len(self.n_levels)), OPEN, device=t.device)
+        return self.joint(x, t, Context(null))[1]

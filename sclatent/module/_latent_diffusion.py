@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
-
-from sclatent.nn import CombinationTable
 
 from ._standardize import Standardize
 
@@ -40,10 +36,7 @@ class LatentDiffusion(nn.Module):
 
 
 class CellDiffusion(LatentDiffusion):
-    """Latent diffusion of cells, with the standardisation of library sizes and a correction of what is decoded.
-
-    The correction, (genes,) for each combination of conditions that nobody measured, is added to the logits of its
-    cells: what tokens do not carry over to it.
+    """Latent diffusion of cells, with the standardisation of library sizes.
 
     Parameters
     ----------
@@ -52,13 +45,15 @@ class CellDiffusion(LatentDiffusion):
     standardize
         Standardisation of the tokens.
     denoiser
-        :class:`CellDenoiser`.
+        :class:`ResidualDenoiser`.
 
     Examples
     --------
     >>> import torch
-    >>> from sclatent.module import CellDenoiser, CellDiffusion, SetAutoencoder, Standardize
-    >>> module = CellDiffusion(SetAutoencoder(n_genes=100), Standardize(8, 16), CellDenoiser(8, 16))
+    >>> from sclatent.diffusion import LinearFlow
+    >>> from sclatent.module import CellDiffusion, DiT, ResidualDenoiser, SetAutoencoder, Standardize
+    >>> denoiser = ResidualDenoiser(DiT(8, 16, has_size=True), (8, 16), LinearFlow())
+    >>> module = CellDiffusion(SetAutoencoder(n_genes=100), Standardize(8, 16), denoiser)
     >>> tokens, genes, batch = torch.randn(3, 8, 16), torch.arange(100), torch.zeros(3, dtype=torch.int64)
     >>> module.decode(tokens, genes, batch).shape
     torch.Size([3, 100])
@@ -67,12 +62,6 @@ class CellDiffusion(LatentDiffusion):
     def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
         super().__init__(autoencoder, standardize, denoiser)
         self.standardize_size = Standardize()
-        self.correction = CombinationTable(denoiser.mean.n_levels, len(autoencoder.gene_bias))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name, entries in self.correction.named_buffers():  # weights of before there was a correction have none
-            state_dict.setdefault(f"{prefix}correction.{name}", entries[-1:])
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def size(self, library: Tensor) -> Tensor:
         """Standardised log library sizes (cells,); those far from all of training are taken as its extremes."""

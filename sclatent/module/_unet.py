@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sclatent.nn import OPEN, ConditionEmbedding, TimeEmbedding
+from sclatent.nn import OPEN, ConditionEmbedding, Context, TimeEmbedding
 
 from ._dit import DiT
 
@@ -66,7 +66,7 @@ class UNet(nn.Module):
         if width % 8:
             raise ValueError(f"denoiser_width={width!r} must be a multiple of 8 for images.")
         self.n_side = round(n_tokens**0.5)
-        self.width, self.n_activations = width, 2 * n_resolutions
+        self.n_levels, self.width, self.n_activations = tuple(n_levels), width, 2 * n_resolutions
         self.time = TimeEmbedding(width)
         self.conditions = ConditionEmbedding(n_levels, width)
         self.embed = nn.Conv2d(token_dim, width, 3, padding=1)
@@ -79,25 +79,24 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def context(self, t: Tensor, codes: Tensor) -> Tensor:
-        """What the blocks are told, (cells, width)."""
-        return self.time(t) + self.conditions(codes)
-
-    def evaluate(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Prediction of the shape of ``x``, and the activations of each block averaged over the image.
 
         Parameters
         ----------
         x
             Noisy patches, (cells, n_tokens, token_dim).
-        c
-            What the blocks are told, (cells, width).
+        t
+            Times in [0, 1], (cells,); 0 is noise, 1 is data.
+        context
+            What the cells are conditioned on.
 
         Returns
         -------
         tuple[Tensor, Tensor]
             Prediction (cells, n_tokens, token_dim) and activations (cells, n_activations, width).
         """
+        c = self.time(t) + self.conditions(context.codes)
         h = self.embed(x.transpose(1, 2).unflatten(2, (self.n_side, self.n_side)))
         skipped, seen = [], []
         for i, block in enumerate(self.down):
@@ -117,12 +116,11 @@ class UNet(nn.Module):
 
     def activations(self, x: Tensor, t: Tensor) -> Tensor:
         """Activations of each block without any condition, averaged over the image, (cells, n_activations, width)."""
-        no_condition = torch.full((len(t), len(self.conditions.tables)), OPEN, device=t.device)
-        return self.evaluate(x, self.context(t, no_condition))[1]
+        return self.evaluate(x, t, Context(torch.full((len(t), len(self.n_levels)), OPEN, device=t.device)))[1]
 
-    def forward(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Predict the velocity of patches x (cells, n_tokens, token_dim); as in :class:`DiT`."""
-        return self.evaluate(x, self.context(t, codes))[0]
+        return self.evaluate(x, t, context)[0]
 
 
 def new_denoiser(

@@ -1,7 +1,8 @@
 """Layers: attention between genes and tokens, embeddings of time and of conditions."""
 
 from ._attention import AdaLNBlock, Block, SelfAttention
-from ._conditions import OPEN, CombinationTable, ConditionEmbedding, ConditionMean
+from ._conditions import CombinationTable, ConditionEmbedding
+from ._context import OPEN, Context
 from ._dropout import Dropout
 from ._set_attention import SetPooling, SetReadout
 from ._sets import CellSets
@@ -14,7 +15,7 @@ __all__ = [
     "CellSets",
     "CombinationTable",
     "ConditionEmbedding",
-    "ConditionMean",
+    "Context",
     "Dropout",
     "SelfAttention",
     "SetPooling",

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-OPEN = -1  # the code of a condition that is left open
-
 
 class ConditionEmbedding(nn.Module):
     """One table a condition key, with a null entry; what a cell gets is the sum over its keys.
@@ -37,9 +35,12 @@ class ConditionEmbedding(nn.Module):
         self.shape = shape
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Sum the entries of codes (cells, n_keys); a key with code -1 is open and takes the null entry."""
+        """Sum the entries of codes (cells, n_keys); code -1, the null condition, has an entry of its own.
+
+        Without any table, codes are not looked at.
+        """
         total = torch.zeros(len(codes), *self.shape, device=codes.device)
-        for table, code in zip(self.tables, codes.unbind(1), strict=True):
+        for table, code in zip(self.tables, codes.unbind(1) if len(self.tables) else (), strict=True):
             total = total + table[code]  # code -1 is the last row, the null entry
         return total
 
@@ -112,68 +113,3 @@ class CombinationTable(nn.Module):
         numbers = self.combinations
         if not numbers.is_meta and not ((numbers.diff() > 0).all() and numbers[-1] == torch.iinfo(torch.int64).max):
             args[-1].append(f"{prefix}combinations must rise up to the number of none.")  # errors
-
-
-class ConditionMean(CombinationTable):
-    r"""Mean of the tokens under their conditions and library size, fitted by least squares and then fixed.
-
-    .. math:: m(c, s) = \sum_k \delta_k(c_k) + \gamma(c) + s \, \beta, \qquad \delta_k(\text{open}) = 0,
-
-    on standardised tokens, with s the standardised log library size and :math:`\gamma` what a combination of conditions
-    has beyond the sum (:func:`sclatent.data.interaction_effects`). It carries an effect that was seen in some
-    combinations to combinations that were not: the network that is added to it has to learn only how cells lie around
-    their mean.
-
-    Parameters
-    ----------
-    n_levels
-        Number of levels of each key.
-    shape
-        Shape of the tokens of one cell.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sclatent.nn import ConditionMean
-    >>> mean = ConditionMean([2], 1)  # one key of two levels, and a single number to explain
-    >>> mean.fit_means(torch.tensor([[-1.0], [4.0]]))
-    >>> mean(torch.tensor([[0], [1], [-1]]), torch.zeros(3)).tolist()  # an open key has no effect
-    [[-1.0], [4.0], [0.0]]
-    """
-
-    def __init__(self, n_levels: Sequence[int], *shape: int) -> None:
-        super().__init__(n_levels, *shape)
-        for k, n in enumerate(n_levels):
-            self.register_buffer(f"effect{k}", torch.zeros(n + 1, *shape))
-        self.register_buffer("slope", torch.zeros(shape))
-
-    def fit(self, effects: Sequence[Tensor], slope: Tensor, combinations: Tensor, interactions: Tensor) -> None:
-        """Take over the effects of all levels, what combinations have beyond the sum, and the slope.
-
-        Parameters
-        ----------
-        effects
-            ``(n_levels, *shape)`` for each key.
-        slope
-            ``(*shape)``.
-        combinations
-            Condition codes, (n_combinations, n_keys), -1 where a key is open.
-        interactions
-            ``(n_combinations, *shape)``.
-        """
-        self.slope.copy_(slope.view(self.shape))
-        for k, effect in enumerate(effects):
-            self.get_buffer(f"effect{k}")[:-1] = effect.view(-1, *self.shape)
-        self.fit_combinations(combinations, interactions)
-
-    def fit_means(self, means: Tensor) -> None:
-        """Take over the means ``(n_levels, *shape)`` of the levels of the only key."""
-        none = torch.empty(0, 1, dtype=torch.int64)
-        self.fit([means], torch.zeros(self.shape), none, means.new_empty(0, *self.shape))
-
-    def forward(self, codes: Tensor, size: Tensor) -> Tensor:
-        """Mean tokens ``(cells, *shape)`` under codes (cells, n_keys), -1 where a key is open, and sizes s (cells,)."""
-        total = size.view(-1, *[1] * len(self.shape)) * self.slope + self.of(codes)
-        for k, code in enumerate(codes.unbind(1)):
-            total = total + self.get_buffer(f"effect{k}")[code]
-        return total

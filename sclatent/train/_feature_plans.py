@@ -11,7 +11,7 @@ from torch import Tensor
 from sclatent.data import FeatureBatch, check_number, check_whole
 from sclatent.diffusion import Process
 from sclatent.module import DenoisingAutoencoder, FeatureAutoencoder, JointDenoiser
-from sclatent.nn import OPEN, Dropout
+from sclatent.nn import OPEN, Context, Dropout
 
 from ._plans import DiffusionPlan, StagePlan
 
@@ -141,10 +141,10 @@ class PriorPlan(DiffusionPlan):
         self._add_noise = autoencoder.add_noise
 
     def _flow_losses(
-        self, denoiser: torch.nn.Module, tokens: Tensor, *told: Tensor, generator: torch.Generator
+        self, denoiser: torch.nn.Module, tokens: Tensor, context: Context, generator: torch.Generator
     ) -> Tensor:
         noise = torch.randn(tokens.shape, generator=generator, device=generator.device)
-        return super()._flow_losses(denoiser, self._add_noise(tokens, noise), *told, generator=generator)
+        return super()._flow_losses(denoiser, self._add_noise(tokens, noise), context, generator)
 
 
 class JointPlan(DiffusionPlan):
@@ -168,8 +168,6 @@ class JointPlan(DiffusionPlan):
         What is trained.
     process
         How noise comes.
-    told
-        Whether the denoiser is told the label (for classifier-free guidance).
     classifier_weight
         :math:`\lambda`.
     n_labelled
@@ -197,7 +195,7 @@ class JointPlan(DiffusionPlan):
     >>> from sclatent.train import JointPlan
     >>> process = LinearFlow()
     >>> denoiser = JointDenoiser(DiT(4, 8, n_levels=[3], width=32, n_blocks=1), (4, 8), n_labels=3, process=process)
-    >>> plan = JointPlan(denoiser, process, told=True, mixup=0.0, lr=1e-3)
+    >>> plan = JointPlan(denoiser, process, mixup=0.0, lr=1e-3)
     >>> plan.mixup, plan.threshold
     (0.0, 0.8)
     """
@@ -209,7 +207,6 @@ class JointPlan(DiffusionPlan):
         self,
         denoiser: JointDenoiser,
         process: Process,
-        told: bool,
         classifier_weight: float = 1.0,
         n_labelled: int = 64,
         mixup: float = 0.5,
@@ -220,7 +217,6 @@ class JointPlan(DiffusionPlan):
         **kwargs: Any,
     ) -> None:
         super().__init__(denoiser, process, ema_decay=ema_decay, **kwargs)
-        self.told = told
         self.classifier_weight = check_number("classifier_weight", classifier_weight)
         self.n_labelled = check_whole("n_labelled", n_labelled)
         self.mixup = check_number("mixup", mixup)
@@ -255,9 +251,10 @@ class JointPlan(DiffusionPlan):
         z, codes = batch
         t = self.process.draw_time(len(z), generator)
         noise = torch.randn(z.shape, generator=generator, device=generator.device)
-        told = codes if self.told else codes[:, :0]
         lost = torch.rand(len(z), 1, generator=generator, device=generator.device) < self.dropout_all
-        v, logits = self.trained.joint(self.process.interpolate(z, noise, t), t, told.masked_fill(lost, OPEN))
+        v, logits = self.trained.joint(
+            self.process.interpolate(z, noise, t), t, self._context(codes.masked_fill(lost, OPEN))
+        )
         diffusion = (v - self.process.velocity(z, noise, t)).square().flatten(1).mean(dim=1)
         cross_entropy = self._cross_entropy(generator) if len(self._labelled[0]) else z.new_zeros(())
         self.log("diffusion_denoising_loss_train", diffusion.mean(), on_step=False, on_epoch=True)
@@ -272,7 +269,11 @@ class JointPlan(DiffusionPlan):
 
     def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Diffusion loss of each cell under the averaged weights, (cells,)."""
-        return super().validation_losses((batch[0], batch[1] if self.told else batch[1][:, :0]), generator)
+        tokens, codes = batch
+        return self._flow_losses(self.averaged, tokens, self._context(codes), generator)
+
+    def _context(self, codes: Tensor) -> Context:
+        return Context(codes[:, : len(self.trained.n_levels)])
 
     def _cross_entropy(self, generator: torch.Generator) -> Tensor:
         tokens, labels = self._labelled

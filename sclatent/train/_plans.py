@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from sclatent.data import CellBatch, check_number, check_whole, torch_stream
 from sclatent.diffusion import LinearFlow, Process
 from sclatent.module import SetAutoencoder
-from sclatent.nn import OPEN, CellSets
+from sclatent.nn import OPEN, CellSets, Context
 
 
 class TrainingDivergedError(RuntimeError):
@@ -231,7 +231,8 @@ class DiffusionPlan(StagePlan):
     Parameters
     ----------
     denoiser
-        What is trained; a minibatch is tokens, condition codes, and whatever else the denoiser is told.
+        What is trained; a minibatch is tokens, condition codes, and library sizes where the denoiser is conditioned on
+        them.
     process
         How noise comes; straight paths by default.
     dropout_all
@@ -284,21 +285,22 @@ class DiffusionPlan(StagePlan):
 
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,)."""
-        tokens, codes, *others = batch
+        tokens, codes, *size = batch
         uniform = torch.rand(len(codes), 1 + codes.shape[1], generator=generator, device=generator.device)
         lost = (uniform[:, :1] < self.dropout_all) | (uniform[:, 1:] < self.dropout_key)
-        return self._flow_losses(self.trained, tokens, codes.masked_fill(lost, OPEN), *others, generator=generator)
+        return self._flow_losses(self.trained, tokens, Context(codes.masked_fill(lost, OPEN), *size), generator)
 
     def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell under the averaged weights and all its conditions, (cells,)."""
-        return self._flow_losses(self.averaged, *batch, generator=generator)
+        tokens, *context = batch
+        return self._flow_losses(self.averaged, tokens, Context(*context), generator)
 
     def _flow_losses(
-        self, denoiser: torch.nn.Module, tokens: Tensor, *told: Tensor, generator: torch.Generator
+        self, denoiser: torch.nn.Module, tokens: Tensor, context: Context, generator: torch.Generator
     ) -> Tensor:
         t = self.process.draw_time(len(tokens), generator)
         noise = torch.randn(tokens.shape, generator=generator, device=generator.device)
-        return self.process.loss(lambda x, t: denoiser(x, t, *told), tokens, noise, t)
+        return self.process.loss(lambda x, t: denoiser(x, t, context), tokens, noise, t)
 
     def on_train_start(self) -> None:
         """Begin to count steps, where a resumed training left off."""

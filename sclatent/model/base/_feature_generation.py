@@ -14,8 +14,7 @@ from torch import Tensor
 
 from sclatent.data import FeatureBatch, is_number, short_repr
 from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
-from sclatent.module import CentredDenoiser
-from sclatent.nn import OPEN
+from sclatent.nn import OPEN, Context
 
 from ._random import cell_rng, check_seed
 from ._staged_model import check_n_samples, check_order, check_steps
@@ -71,6 +70,7 @@ class FeatureGenerationMixin:
         batch_size: int = 256,
         seed: int = 0,
         progress_bar: bool = True,
+        baseline_only: bool = False,
     ) -> AnnData:
         r"""Generate cells.
 
@@ -103,6 +103,9 @@ class FeatureGenerationMixin:
             ``batch_size`` is. Cells of the same seed under different labels start from the same noise.
         progress_bar
             Whether to show progress.
+        baseline_only
+            Whether to leave the network out: cells of the closed form alone (``baseline``), the floor that shows what
+            the network adds.
 
         Returns
         -------
@@ -133,6 +136,9 @@ class FeatureGenerationMixin:
         if guidance_weight is None:
             guidance_weight = IMAGE_CLASSIFIER_WEIGHT if self._is_image and guidance == "classifier" else 1.0
         guidance, weights = self._guidance(guidance, guidance_weight)
+        self._check_baseline_only(baseline_only)
+        if baseline_only and weights[1]:
+            raise ValueError(f"guidance={guidance!r} needs the network: use 'classifier-free' with baseline_only=True.")
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
         batches, batch_rule = self._batches_of(batch, self.labels, codes, uniforms)
         self._warn_of_batches(self.labels, codes, batches)
@@ -140,7 +146,7 @@ class FeatureGenerationMixin:
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
             noise = self._noise(seed, cells)
-            tokens = self._flow(noise, codes[cells], 0.0, 1.0, weights, solver, n_steps)
+            tokens = self._flow(noise, codes[cells], 0.0, 1.0, weights, solver, n_steps, baseline_only)
             blocks.append(self._decode(tokens, batches[cells]).cpu().numpy())
             self._check_generated(noise, tokens, blocks[-1], guidance_weight)
         index = pd.Index([f"generated_{i}" for i in range(n_samples)])
@@ -148,6 +154,7 @@ class FeatureGenerationMixin:
         return self._generated(
             values, self._obs(self.labels, codes, batches, index), "sample", seed=seed, solver=solver,
             guidance_weight=guidance_weight, guidance=guidance, n_steps=n_steps or DEFAULT_STEPS[solver], **batch_rule,
+            **({"baseline_only": True} if baseline_only else {}),
         )  # fmt: skip
 
     def counterfactual(
@@ -308,8 +315,8 @@ class FeatureGenerationMixin:
         """
         denoiser = self.module.denoiser
         t = x.new_full((len(x),), self.process.time(noise_level))
-        no_label = torch.full((len(x), len(denoiser.conditions.tables)), OPEN, device=x.device)
-        return self.process.data(x, denoiser(x, t, no_label), t)
+        null = Context(torch.full((len(x), len(denoiser.n_levels)), OPEN, device=x.device))
+        return self.process.data(x, denoiser(x, t, null), t)
 
     def _latent(self, batch: FeatureBatch, seed: int, cells: np.ndarray) -> Tensor:
         """Standardised tokens of measured cells."""
@@ -330,22 +337,22 @@ class FeatureGenerationMixin:
         weights: tuple[float, float],
         solver: Solver,
         n_steps: int | None,
+        baseline_only: bool = False,
     ) -> Tensor:
         """Carry tokens from one time to another under label codes (cells, n_keys), with weights of either guidance.
 
-        The classifier sees the noisy tokens, and of images the clean ones as the denoiser foretells them.
+        The classifier sees the noisy tokens, and of images the clean ones that the denoiser predicts.
         """
         labels, denoiser = torch.from_numpy(codes).to(self.device), self.module.denoiser
-        told = labels[:, : len(denoiser.conditions.tables)]
+        context = Context(labels[:, : len(denoiser.n_levels)])
         free, by_classifier = weights
-        is_pushed = free > 1 and isinstance(denoiser, CentredDenoiser)
-        field = classifier_free(denoiser.guided_to(told) if is_pushed else denoiser, told, free)
+        field = classifier_free(denoiser.without_network if baseline_only else denoiser, context, free)
         if by_classifier:
-            y = labels[:, 0]
+            y, null = labels[:, 0], context.without()
 
             def log_prob(x: Tensor, t: Tensor) -> Tensor:
                 if self._is_image:
-                    x, t = self.process.data(x, denoiser(x, t, torch.full_like(told, OPEN)), t), torch.ones_like(t)
+                    x, t = self.process.data(x, denoiser(x, t, null), t), torch.ones_like(t)
                 log_p = denoiser.logits(x, t).log_softmax(dim=1).gather(1, y.clamp(min=0)[:, None])[:, 0]
                 return log_p * (y != OPEN)
 

@@ -326,7 +326,14 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             if not has_frame:
                 self.module.standardize.cpu().fit(tokens[self.train_indices_], common=True)
             self._tokens = self.module.standardize.cpu()(tokens)
+        if stage == "diffusion" and "diffusion" not in self.trained_stages:
+            self._fit_baseline(rows)
         return TokenRows(self._tokens, torch.from_numpy(rows.labels))
+
+    def _fit_baseline(self, rows: FeatureRows) -> None:
+        """Fit the closed form that the denoiser is added to, on the tokens of the training cells."""
+        seen = self.train_indices_
+        self.module.denoiser.cpu().fit(self._tokens[seen], torch.from_numpy(rows.labels[seen]))
 
     # ---- saving
 

@@ -9,17 +9,11 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from sclatent.data import FeatureRows, TokenRows, make_loader
+from sclatent.data import make_loader
 
 
 class JointMixin:
     """Prediction of labels."""
-
-    def _stage_rows(self, stage: str, rows: FeatureRows) -> FeatureRows | TokenRows:
-        data = super()._stage_rows(stage, rows)
-        if stage == "diffusion" and self.labels.keys and "diffusion" not in self.trained_stages:
-            self.module.denoiser.cpu().fit_variance(self._tokens[self.train_indices_])
-        return data
 
     @torch.no_grad()
     def predict(

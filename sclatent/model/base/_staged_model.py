@@ -22,6 +22,7 @@ from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from sclatent.baseline import BASELINES
 from sclatent.data import (
     Conditions,
     TrainingBatches,
@@ -33,6 +34,8 @@ from sclatent.data import (
     random_stream,
     short_repr,
 )
+from sclatent.diffusion import Process
+from sclatent.module import ResidualDenoiser
 from sclatent.nn import OPEN
 from sclatent.train import StagePlan
 
@@ -71,6 +74,12 @@ def check_sizes(*, optional: bool = False, **sizes: int | None) -> None:
             check_whole(argument, size, instead=", or None for the default" if optional else "")
 
 
+def check_baseline(baseline: Any) -> None:
+    """Raise a ``ValueError`` unless there is such a baseline."""
+    if not isinstance(baseline, str) or baseline not in BASELINES:
+        raise ValueError(f"baseline={short_repr(baseline)} is not known: use one of {list(BASELINES)}.")
+
+
 def check_order(given: Any, names: pd.Index, argument: str) -> None:
     """Raise a ``ValueError`` if a table or column has the names of the cells in another order: it goes by position."""
     if not isinstance(given, pd.DataFrame | pd.Series) or len(given) != len(names) or given.index.equals(names):
@@ -100,6 +109,7 @@ class StagedModel(RegistryMixin):
 
     STAGES: ClassVar[tuple[str, ...]]
 
+    process: Process
     module: nn.Module
     batches: Conditions  # levels of batch_key
     training_batches: TrainingBatches
@@ -177,7 +187,10 @@ class StagedModel(RegistryMixin):
 
     @abstractmethod
     def _new_denoiser(self) -> nn.Module:
-        """Return an untrained denoiser; called when there is an autoencoder, and where the seed is set."""
+        """Return an untrained denoiser, or a network that is one without a baseline.
+
+        Called when there is an autoencoder, and where the seed is set.
+        """
 
     @abstractmethod
     def _description(self) -> dict[str, Any]:
@@ -491,6 +504,14 @@ class StagedModel(RegistryMixin):
         if stage not in self.trained_stages:
             raise RuntimeError(f"{method} needs a trained {stage}: call train() first.")
 
+    def _check_baseline_only(self, baseline_only: bool) -> None:
+        if not isinstance(baseline_only, bool | np.bool_):
+            raise ValueError(f"baseline_only={baseline_only!r} must be True or False.")
+        if baseline_only and not self.module.denoiser.has_baseline:
+            raise ValueError(
+                "baseline_only=True needs a baseline, and this model has none: make it with baseline='mixed'."
+            )
+
     def _given(self, adata: AnnData | None) -> AnnData:
         """The AnnData that was given to a method, by default that of training."""
         adata = self.adata if adata is None else adata
@@ -519,10 +540,14 @@ class StagedModel(RegistryMixin):
         """Where the model is."""
         return next(self.module.parameters()).device
 
-    def _seeded_denoiser(self) -> nn.Module:
+    def _seeded_denoiser(self) -> ResidualDenoiser:
         """An untrained denoiser, always the same."""
         with initial_weights(self.init_params_["seed"], "denoiser"):
-            return self._new_denoiser()
+            denoiser = self._new_denoiser()
+        if isinstance(denoiser, ResidualDenoiser):
+            return denoiser
+        autoencoder = self.module.autoencoder
+        return ResidualDenoiser(denoiser, (autoencoder.n_tokens, autoencoder.token_dim), self.process, "none")
 
     def _blocks(
         self, n: int, batch_size: int, description: str, progress_bar: bool, unit: str = " cells", delay: float = 0.0

@@ -1,4 +1,4 @@
-"""The house is as docs/developer/house.md says: rooms, and which way imports go; versions agree."""
+"""The architecture is as docs/developer/architecture.md says: subpackages and which way imports go; versions agree."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "sclatent"
 
-# What each room may import of the others. The page and the picture say the same, and are held to it below.
+# What each subpackage may import of the others. The page and the picture say the same, which is tested below.
 MAY_IMPORT = {
     "nn": set(),
-    "diffusion": set(),
+    "diffusion": {"nn"},
     "data": {"nn"},
-    "module": {"nn", "diffusion"},
+    "baseline": {"nn", "diffusion"},
+    "module": {"nn", "diffusion", "baseline"},
     "train": {"nn", "diffusion", "data", "module"},
-    "model.base": {"nn", "diffusion", "data", "module", "train"},
-    "model": {"nn", "diffusion", "data", "module", "train", "model.base"},
+    "model.base": {"nn", "diffusion", "data", "baseline", "module", "train"},
+    "model": {"nn", "diffusion", "data", "baseline", "module", "train", "model.base"},
     "tl": {"module", "model", "model.base"},
     "metrics": {"data"},
     "pl": {"data", "metrics"},
@@ -33,8 +34,8 @@ MAY_IMPORT = {
 }
 
 
-def room_of(parts: tuple[str, ...]) -> str | None:
-    """Room of a module by its name without the package, such as ("model", "base", "_folder")."""
+def subpackage_of(parts: tuple[str, ...]) -> str | None:
+    """Subpackage of a module by its name without the package, such as ("model", "base", "_folder")."""
     return "model.base" if parts[:2] == ("model", "base") else parts[0] if parts and parts[0] in MAY_IMPORT else None
 
 
@@ -50,50 +51,54 @@ def imported(source: str, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]
 
 
 def arrows(source: str, package: tuple[str, ...]) -> set[str]:
-    """Other rooms that a module imports."""
-    rooms = {room_of(name[1:]) for name in imported(source, package) if name[0] == "sclatent"}
-    return rooms - {room_of(package[1:]), None}
+    """Other subpackages that a module imports."""
+    found = {subpackage_of(name[1:]) for name in imported(source, package) if name[0] == "sclatent"}
+    return found - {subpackage_of(package[1:]), None}
 
 
 def sources() -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Modules of all rooms, and the package of each."""
+    """Modules of all subpackages, and the package of each."""
     for file in sorted(PACKAGE.rglob("*.py")):
         package = ("sclatent", *file.parent.relative_to(PACKAGE).parts)
-        if len(package) > 1:  # not the door
+        if len(package) > 1:  # not the top level
             yield file, package
 
 
 def reduced() -> set[tuple[str, str]]:
     """Arrows of the picture: those that are no shortcut of others."""
-    arrows = {(room, other) for room, others in MAY_IMPORT.items() for other in others}
+    arrows = {(name, other) for name, others in MAY_IMPORT.items() for other in others}
     return {(a, c) for a, c in arrows if not any((a, b) in arrows and (b, c) in arrows for b in MAY_IMPORT)}
 
 
 # ---- imports
 
 
-def test_every_room_imports_only_what_it_may():
+def test_every_subpackage_imports_only_what_it_may():
     wrong = [
         f"{file.relative_to(ROOT)} imports {other}"
         for file, package in sources()
-        for other in arrows(file.read_text(), package) - MAY_IMPORT[room_of(package[1:])]
+        for other in arrows(file.read_text(), package) - MAY_IMPORT[subpackage_of(package[1:])]
     ]
     assert not wrong, wrong
 
 
 def test_what_is_allowed_is_needed():
-    used = {(room_of(package[1:]), other) for file, package in sources() for other in arrows(file.read_text(), package)}
-    assert used == {(room, other) for room, others in MAY_IMPORT.items() for other in others}
+    used = {
+        (subpackage_of(package[1:]), other)
+        for file, package in sources()
+        for other in arrows(file.read_text(), package)
+    }
+    assert used == {(name, other) for name, others in MAY_IMPORT.items() for other in others}
 
 
-def test_every_folder_is_a_room_and_there_are_no_circles():
-    assert {room_of(package[1:]) for _, package in sources()} == set(MAY_IMPORT)
+def test_every_folder_is_a_subpackage_and_there_are_no_circles():
+    assert {subpackage_of(package[1:]) for _, package in sources()} == set(MAY_IMPORT)
     TopologicalSorter(MAY_IMPORT).prepare()
 
 
-@pytest.mark.parametrize("room", ["metrics", "datasets", "pp"])
-def test_what_sees_arrays_only_never_reaches_a_model(room):
-    reached, new = set(), {room}
+@pytest.mark.parametrize("name", ["metrics", "datasets", "pp"])
+def test_what_sees_arrays_only_never_reaches_a_model(name):
+    reached, new = set(), {name}
     while new:
         reached |= new
         new = set().union(*(MAY_IMPORT[other] for other in new)) - reached
@@ -114,7 +119,7 @@ def test_diffusion_is_handed_its_networks():
         ("sclatent.metrics", "from ..model.base import StagedModel", {"model.base"}),
         ("sclatent.metrics", "from .. import tl", {"tl"}),
         ("sclatent.metrics", "import sclatent.train._plans as plans", {"train"}),
-        ("sclatent.diffusion", "def f():\n    from sclatent.nn import OPEN", {"nn"}),
+        ("sclatent.diffusion", "def f():\n    from sclatent.data import OPEN", {"data"}),
         ("sclatent.model.base", "from .._scldm import SCLDM", {"model"}),
         ("sclatent.model", "from .base import FeatureModel", {"model.base"}),
         ("sclatent.model", "from ._scldm import SCLDM\nimport torch.nn", set()),
@@ -128,13 +133,13 @@ def test_an_import_is_seen_however_it_is_written(package, source, found):
 
 
 def test_the_page_says_the_same():
-    page = (ROOT / "docs" / "developer" / "house.md").read_text()
+    page = (ROOT / "docs" / "developer" / "architecture.md").read_text()
     rows = re.findall(r"^\| `([\w.]+)` \| .* \| ([^|]*) \|$", page, flags=re.MULTILINE)
-    assert {room: set(re.findall(r"`([\w.]+)`", others)) for room, others in rows} == MAY_IMPORT
+    assert {name: set(re.findall(r"`([\w.]+)`", others)) for name, others in rows} == MAY_IMPORT
 
 
 def test_the_picture_says_the_same():
-    picture = ElementTree.parse(ROOT / "docs" / "_static" / "house.svg")
+    picture = ElementTree.parse(ROOT / "docs" / "_static" / "architecture.svg")
     ids = {element.attrib["id"] for element in picture.iter() if "id" in element.attrib}
     assert {id for id in ids if ":" not in id} - {"head"} == set(MAY_IMPORT)
     assert {tuple(id.split(":")) for id in ids if ":" in id} == reduced()

@@ -1,0 +1,139 @@
+"""A denoiser that learns what a closed form leaves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sclatent.baseline import Baseline, ConditionMean, GaussianVelocity
+from sclatent.diffusion import Process
+from sclatent.nn import OPEN, Context
+
+from ._dit import DiT
+from ._unet import UNet
+
+
+class ResidualDenoiser(nn.Module):
+    r"""A network that is added to the velocity of a closed form, the baseline.
+
+    .. math:: v(x_t, t, c) = \dot a_t \, m(c) + g(u, t, c) + f(u, t, c), \qquad u = x_t - a_t \, m(c),
+
+    with m the mean tokens of the context c (:class:`~sclatent.baseline.ConditionMean`), g the velocity of Gaussian
+    cells around it (:class:`~sclatent.baseline.GaussianVelocity`) and f the network, which sees cells of all conditions
+    around one centre. So a combination of conditions that nobody measured is in distribution for the network, and
+    guidance knows the mean from the first step on. With ``baseline="none"`` it is the network alone.
+
+    Parameters
+    ----------
+    trunk
+        The network f.
+    shape
+        Number of tokens and their width.
+    process
+        Whose :math:`x_t` the denoiser sees.
+    baseline
+        ``"mixed"``, ``"additive"`` or ``"none"``.
+    covariance
+        Whether the baseline has the covariance of cells around their mean; else they lie around it like noise.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.diffusion import VariancePreserving
+    >>> from sclatent.module import ResidualDenoiser, UNet
+    >>> from sclatent.nn import Context
+    >>> trunk = UNet(16, 4, n_levels=[2], width=16, n_resolutions=2)
+    >>> denoiser = ResidualDenoiser(trunk, (16, 4), VariancePreserving())
+    >>> tokens, codes = torch.randn(10, 16, 4), torch.tensor([[0], [1]]).repeat(5, 1)
+    >>> denoiser.fit(tokens, codes)
+    >>> denoiser(tokens, torch.rand(10), Context(codes)).shape
+    torch.Size([10, 16, 4])
+    """
+
+    def __init__(
+        self,
+        trunk: DiT | UNet,
+        shape: tuple[int, int],
+        process: Process,
+        baseline: Baseline = "mixed",
+        covariance: bool = True,
+    ) -> None:
+        super().__init__()
+        self.trunk, self.process = trunk, process
+        self.mean = ConditionMean(trunk.n_levels, *shape, kind=baseline)
+        has_covariance = covariance and baseline != "none"
+        self.gaussian = GaussianVelocity(trunk.n_levels, shape, process) if has_covariance else None
+
+    @property
+    def n_levels(self) -> tuple[int, ...]:
+        """Number of levels of each key that the denoiser is conditioned on."""
+        return self.trunk.n_levels
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether there is a closed form that the network is added to."""
+        return self.mean.kind != "none"
+
+    def fit(
+        self,
+        tokens: Tensor,
+        codes: Tensor,
+        size: Tensor | None = None,
+        noise_level: float = 0.0,
+    ) -> None:
+        """Fit the baseline, if there is one, to standardised tokens (cells, n_tokens, token_dim).
+
+        Parameters
+        ----------
+        tokens, codes, size
+            As in :meth:`sclatent.baseline.ConditionMean.fit`.
+        noise_level
+            Variance of noise that comes on top of these tokens in training.
+        """
+        if not self.has_baseline:
+            return
+        self.mean.fit(tokens, codes, size)
+        if self.gaussian is not None:
+            context = Context(codes, torch.zeros(len(codes)) if size is None else size)
+            self.gaussian.fit(tokens, codes, self.mean(context), noise_level)
+
+    def activations(self, x: Tensor, t: Tensor, size: Tensor | None = None) -> Tensor:
+        """Activations of each block of the network without any condition, (cells, n_activations, width)."""
+        null = torch.full((len(t), len(self.n_levels)), OPEN, device=t.device)
+        return self.evaluate(x, t, Context(null, size))[1]
+
+    def evaluate(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Velocity, and the activations of each block of the network (cells, n_activations, width).
+
+        Parameters
+        ----------
+        x
+            Noisy tokens, (cells, n_tokens, token_dim).
+        t
+            Times in [0, 1], (cells,); 0 is noise, 1 is data.
+        context
+            What the cells are conditioned on.
+        """
+        u, closed_form = self._closed_form(x, t, context)
+        v, seen = self.trunk.evaluate(u, t, context)
+        return closed_form + v, seen
+
+    def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Predict the velocity; arguments as in :meth:`evaluate`."""
+        return self.evaluate(x, t, context)[0]
+
+    def without_network(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Velocity of the baseline alone; arguments as in :meth:`evaluate`."""
+        return self._closed_form(x, t, context)[1]
+
+    def _closed_form(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Noisy tokens less their mean, and the velocity of the baseline."""
+        if not self.has_baseline:
+            return x, torch.zeros_like(x)
+        signal, _, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
+        m = self.mean(context)
+        u = x - signal * m
+        if self.gaussian is None:
+            gain = self.process.gaussian_gain(t, torch.ones_like(u))
+            return u, slope * m + gain * u
+        return u, slope * m + self.gaussian(u, t, context.codes if context.spread is None else context.spread)
