@@ -9,6 +9,8 @@ al. 2018 with --kang, 2,000 genes chosen on the training cells (scanpy's flavour
 
 Sources beside SCLDM:
 
+- SCLDM, no network: cells of its closed form alone (`baseline_only=True`); what the network adds is what is above this
+- SCLDM, baseline none (with --baselines mixed none): the network without a closed form
 - scVI, prior: a model that is told the type as its batch; z from N(0, I), library sizes of training cells of the type
 - scVI, aggregated posterior: a model that is not; z of training cells of the type, and their library sizes
 - training cells: handed back as they are, which is what a model that remembers would do. The components were fitted on
@@ -67,14 +69,19 @@ def split(adata: AnnData, fold: str, all_genes: bool = False) -> tuple[AnnData, 
 
 
 def run_scldm(train: AnnData, types: pd.DataFrame, seed: int, arguments: argparse.Namespace) -> dict[str, AnnData]:
-    """Train SCLDM and sample cells of the given types."""
+    """Train SCLDM and sample cells of the given types; the first baseline is that of the rows without its name."""
     SCLDM.setup_anndata(train, condition_keys=[KEY])
-    model = SCLDM(train, seed=seed)
-    model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
     options = {"seed": seed, "progress_bar": False}
-    sources = {"SCLDM": model.sample(conditions=types, **options)}
-    for w in arguments.guidance:
-        sources[f"SCLDM, guidance {w:g}"] = model.sample(conditions=types, guidance_weight=w, **options)
+    sources = {}
+    for baseline in arguments.baselines:
+        name = "SCLDM" if baseline == arguments.baselines[0] else f"SCLDM, baseline {baseline}"
+        model = SCLDM(train, seed=seed, baseline=baseline)
+        model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
+        sources[name] = model.sample(conditions=types, **options)
+        for w in arguments.guidance:
+            sources[f"{name}, guidance {w:g}"] = model.sample(conditions=types, guidance_weight=w, **options)
+        if baseline != "none":
+            sources[f"{name}, no network"] = model.sample(conditions=types, baseline_only=True, **options)
     return sources
 
 
@@ -166,6 +173,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help='data sets to run, such as "pbmc3k" or "kang, control"')
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--guidance", type=float, nargs="*", default=[], help="further rows with these weights")
+    parser.add_argument("--baselines", nargs="+", default=["mixed"], help="of SCLDM, the main one first")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--without-scvi", action="store_true")
     parser.add_argument("--progress", action="store_true", help="show progress of training and evaluation")

@@ -5,7 +5,8 @@ treated cells of each glioblastoma patient in turn (bundled), and with --kang th
 largest cell types. The 2,000 most variable genes (scanpy's flavour "seurat") are chosen on the training cells alone.
 `sclatent.metrics.evaluate_perturbation` compares every prediction with the cells that were held out.
 
-Rows: cells that were sampled; control cells that were moved (counterfactual), with more or less of the cell kept;
+Rows: cells that were sampled; control cells that were moved (counterfactual), with more or less of the cell kept; "no
+network" where the closed form alone is evaluated, without the network that diffusion trains;
 peers, each run in a Python environment of its own (`benchmarks/peers/`); the floors; the ceiling, one half of the
 real cells against the other.
 """
@@ -96,27 +97,33 @@ def predict(
 ) -> dict[str, AnnData]:
     """Train SCLDM and predict the treated cells of the group: n new ones, and its control cells moved."""
     SCLDM.setup_anndata(train, condition_keys=[fold.group_key, fold.condition_key])
-    model = trained(train, seed, arguments, arguments.models and arguments.models / f"{fold.name}, seed {seed}")
     target = {fold.group_key: fold.group, fold.condition_key: fold.treated}
     options = {"seed": seed, "progress_bar": False}
     predictions = {}
-    for w in arguments.guidance:
-        weight = {fold.condition_key: w}
-        predictions[f"SCLDM sample, guidance {w:g}"] = model.sample(n, target, guidance_weight=weight, **options)
-    for keep in arguments.keep:
-        # with all of the cell kept there is no flow to guide
-        for w in arguments.guidance if keep < 1 else [1.0]:
-            name = f"SCLDM counterfactual, keep {keep:g}" + (f", guidance {w:g}" if keep < 1 else "")
-            to, weight = {fold.condition_key: fold.treated}, {fold.condition_key: w}
-            predictions[name] = model.counterfactual(moved, to, keep=keep, guidance_weight=weight, **options)
+    for baseline in arguments.baselines:
+        model = trained(train, seed, baseline, arguments, fold.name)
+        scldm = "SCLDM" if baseline == arguments.baselines[0] else f"SCLDM, baseline {baseline},"
+        for w in arguments.guidance:
+            weight = {fold.condition_key: w}
+            predictions[f"{scldm} sample, guidance {w:g}"] = model.sample(n, target, guidance_weight=weight, **options)
+        if baseline != "none":
+            predictions[f"{scldm} sample, no network"] = model.sample(n, target, baseline_only=True, **options)
+        for keep in arguments.keep:
+            # with all of the cell kept there is no flow to guide, and the network is not evaluated
+            for w in arguments.guidance if keep < 1 else [1.0]:
+                name = f"{scldm} counterfactual, keep {keep:g}"
+                name += f", guidance {w:g}" if keep < 1 else ", no network"
+                to, weight = {fold.condition_key: fold.treated}, {fold.condition_key: w}
+                predictions[name] = model.counterfactual(moved, to, keep=keep, guidance_weight=weight, **options)
     return predictions
 
 
-def trained(train: AnnData, seed: int, arguments: argparse.Namespace, kept: Path | None) -> SCLDM:
+def trained(train: AnnData, seed: int, baseline: str, arguments: argparse.Namespace, fold: str) -> SCLDM:
     """Train SCLDM, or load the model that an earlier run has kept."""
+    kept = arguments.models and arguments.models / f"{fold}, {baseline}, seed {seed}"
     if kept and kept.exists():
         return SCLDM.load(kept, train)
-    model = SCLDM(train, seed=seed)
+    model = SCLDM(train, seed=seed, baseline=baseline)
     model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
     if kept:
         model.save(kept)
@@ -172,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kang", type=Path, help="h5ad file of Kang et al. 2018")
     parser.add_argument("--folds", nargs="+", help='folds to run, such as "glioblastoma/PW034" or all of "kang"')
+    parser.add_argument("--baselines", nargs="+", default=["mixed"], help="of SCLDM, the main one first")
     parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.0])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument(

@@ -15,18 +15,30 @@ import matplotlib
 import pytest
 
 # what a user calls, then the building blocks
-ROOMS = ["model", "metrics", "datasets", "pl", "tl", "pp", "module", "diffusion", "nn", "train", "data"]
-OF_USERS = ROOMS[:6]
+SUBPACKAGES = [
+    "model",
+    "metrics",
+    "datasets",
+    "pl",
+    "tl",
+    "pp",
+    "module",
+    "diffusion",
+    "baseline",
+    "nn",
+    "train",
+    "data",
+]
 NOT_RUN = {
     "datasets.kang": "downloads",
     "pp.efficientnet_lite0": "needs the extra images",
 }
 
 
-def public(room: str) -> dict[str, Any]:
-    """Classes and functions of a room by name; constants have no docstring."""
-    module = importlib.import_module(f"sclatent.{room}")
-    return {f"{room}.{name}": obj for name in module.__all__ if callable(obj := getattr(module, name))}
+def public(subpackage: str) -> dict[str, Any]:
+    """Classes and functions of a subpackage by name; constants have no docstring."""
+    module = importlib.import_module(f"sclatent.{subpackage}")
+    return {f"{subpackage}.{name}": obj for name in module.__all__ if callable(obj := getattr(module, name))}
 
 
 def documented(obj: Any) -> Any:
@@ -46,7 +58,7 @@ def methods(cls: type) -> dict[str, Any]:
     return found
 
 
-PUBLIC = {name: obj for room in ROOMS for name, obj in public(room).items()}
+PUBLIC = {name: obj for subpackage in SUBPACKAGES for name, obj in public(subpackage).items()}
 METHODS = {
     f"{name}.{method}": obj
     for name, cls in PUBLIC.items()
@@ -103,23 +115,25 @@ def test_the_example_runs(name: str):
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_public_name_has_an_example(room: str):
-    names = list(public(room))
-    if room in OF_USERS:
-        names += [name for name, m in METHODS.items() if name.startswith(f"{room}.") and not isinstance(m, property)]
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_every_public_name_has_an_example(subpackage: str):
+    names = list(public(subpackage))
+    if subpackage in OF_USERS:
+        names += [
+            name for name, m in METHODS.items() if name.startswith(f"{subpackage}.") and not isinstance(m, property)
+        ]
     without = [name for name in names if not is_run(parse(name, {}))]
     assert without == [name for name in names if name in NOT_RUN]
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_reference_lists_every_public_name_once_and_nothing_else(room: str):
-    page = (Path(__file__).parents[1] / "docs" / "api" / f"{room}.md").read_text()
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_the_reference_lists_every_public_name_once_and_nothing_else(subpackage: str):
+    page = (Path(__file__).parents[1] / "docs" / "api" / f"{subpackage}.md").read_text()
     lines = [
         line.strip().removeprefix(".. py:data:: ") for block in page.split("```")[1::2] for line in block.splitlines()
     ]
     listed = [line for line in lines if line.isidentifier()]
-    assert sorted(listed) == sorted(importlib.import_module(f"sclatent.{room}").__all__)
+    assert sorted(listed) == sorted(importlib.import_module(f"sclatent.{subpackage}").__all__)
 
 
 def test_the_page_of_a_model_has_a_place_for_every_method():

@@ -14,6 +14,7 @@ from scipy.stats import multivariate_normal
 from sklearn.linear_model import LogisticRegression
 
 from sclatent.model import DAED, JointDiffusion, JointLDM
+from sclatent.nn import Context
 
 MODELS = [DAED, JointDiffusion, JointLDM]
 each_joint_model = pytest.mark.parametrize("cls", MODELS[1:], ids=lambda cls: cls.__name__)
@@ -590,7 +591,7 @@ def test_counterfactual_images_move_their_spot(cls, image_model):
 
 
 @each_joint_model
-def test_of_images_the_classifier_sees_what_the_denoiser_foretells(cls, image_model):
+def test_of_images_the_classifier_sees_what_the_denoiser_predicts(cls, image_model):
     """One step of Euler's method, recomputed: the gradient goes through the denoiser, to the clean image."""
     query, model = more_images(cls)[:5].copy(), image_model
     by_classifier = {"noise_level": 0.6, "guidance_weight": 30.0, "guidance": "classifier", "noise": "drawn"}
@@ -599,9 +600,9 @@ def test_of_images_the_classifier_sees_what_the_denoiser_foretells(cls, image_mo
     denoiser, process = model.module.denoiser, model.process
     z = model._latent(batch, 0, np.arange(5))
     x, t = model._add_noise(z, 0.6, 0, np.arange(5))
-    no_label = torch.full((5, len(denoiser.conditions.tables)), -1)
+    null = Context(torch.full((5, len(denoiser.n_levels)), -1))
     x.requires_grad_()
-    v = denoiser(x, t, no_label)
+    v = denoiser(x, t, null)
     code = model.labels.levels["side"].index("right")
     log_p = denoiser.logits(process.data(x, v, t), torch.ones(5)).log_softmax(dim=1)[:, code]
     (gradient,) = torch.autograd.grad(log_p.sum(), x)

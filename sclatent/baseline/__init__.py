@@ -1,13 +1,13 @@
 """Where the cells of a condition are and how widely they spread, in closed form: what the network is added to."""
 
-from ._condition_mean import BASELINES, Baseline, ConditionMean, common_slope
+from ._condition_mean import BASELINES, ConditionMean, common_slope
+from ._condition_mean import Baseline as Baseline  # a type
 from ._gaussian import GaussianVelocity, shrink_covariances
 from ._mixed_model import MixedModel
 from ._reml import reml
 
 __all__ = [
     "BASELINES",
-    "Baseline",
     "ConditionMean",
     "GaussianVelocity",
     "MixedModel",

@@ -30,9 +30,12 @@ class GaussianVelocity(nn.Module):
     cells. This is what a denoiser learns first (Wang & Vastola 2024, arXiv 2412.09726), and a network that is added to
     it begins where a Gaussian a combination ends.
 
+    Guidance above 1 divides by the density of all cells. Where a combination is wider than these, nothing would hold
+    what is pushed: there, all cells are taken to be as wide as the combination that they are pushed to.
+
     A matrix of all pixels for each combination would be larger than the networks. Of more coordinates than 512, the
     covariances are those of so many principal components of all cells, and there is one variance outside of them. Of
-    more than 32,768 coordinates or 62 combinations there are fewer components: neither they nor the matrices take more
+    more than 32,768 coordinates or 31 combinations there are fewer components: neither they nor the matrices take more
     than 64 MiB.
 
     Parameters
@@ -66,9 +69,9 @@ class GaussianVelocity(nn.Module):
         self.process, self.max_rank = process, rank
         self.dim = shape[0] * shape[1]
         self.entry = CombinationTable(n_levels)  # of each combination that was seen, counted from 1
-        # of all cells, of each combination that was seen, and, the last, of one that was not
-        self.register_buffer("variances", torch.ones(2, 0))
-        self.register_buffer("axes", torch.zeros(2, 0, 0))
+        # of all cells; of each combination that was seen, and of one that was not; of all cells as wide as each of these
+        self.register_buffer("variances", torch.ones(3, 0))
+        self.register_buffer("axes", torch.zeros(3, 0, 0))
         self.register_buffer("components", torch.zeros(0, self.dim))  # of which the axes are, if not of all coordinates
         self.register_buffer("rest", torch.ones(()))
 
@@ -93,7 +96,7 @@ class GaussianVelocity(nn.Module):
         z, deviations = tokens.flatten(1).double(), (tokens - means).flatten(1).double()
         known = (codes != OPEN).all(dim=1) if codes.shape[1] else torch.zeros(len(codes), dtype=torch.bool)
         seen, group = torch.unique(codes[known], dim=0, return_inverse=True) if known.any() else (codes[:0], None)
-        n_entries = 2 + len(seen)
+        n_entries = 3 + 2 * len(seen)
         rank = max(1, min(self.max_rank, self.dim, MAX_ENTRIES // self.dim, math.isqrt(MAX_ENTRIES // n_entries)))
         self.components = self.components[:0]
         if rank < self.dim:
@@ -103,7 +106,7 @@ class GaussianVelocity(nn.Module):
             outside = z.square().sum() - (z @ components.T).square().sum()
             rest = outside / (len(z) * (self.dim - rank))
             self.rest.copy_((rest + noise_level).clamp(min=MIN_VARIANCE))
-            self.components = components.float()
+            self.components = components.float().contiguous()
             z, deviations = z @ components.T, deviations @ components.T
         every = z.T @ z / len(z)
         parts = [deviations[known][group == k] for k in range(len(seen))]
@@ -112,10 +115,18 @@ class GaussianVelocity(nn.Module):
         shared = shrink_covariances(products.sum(dim=0)[None], n.sum()[None], every)[0] if parts else every
         of_seen = shrink_covariances(products, n, shared)
         variances, axes = torch.linalg.eigh(torch.cat([every[None], of_seen, shared[None]]))
-        self.variances, self.axes = (variances + noise_level).clamp(min=MIN_VARIANCE).float(), axes.float()
+        variances = (variances + noise_level).clamp(min=MIN_VARIANCE)
+        root, inverse = ((axes[0] * variances[0].pow(power)) @ axes[0].T for power in (0.5, -0.5))
+        # combinations in the coordinates in which all cells have variance 1
+        relative, directions = torch.linalg.eigh(inverse @ (axes[1:] * variances[1:, None]) @ axes[1:].mT @ inverse)
+        wide = root @ (directions * relative.clamp(min=1)[:, None]) @ directions.mT @ root
+        of_wide, axes_of_wide = torch.linalg.eigh(wide)
+        variances, axes = torch.cat([variances, of_wide]), torch.cat([axes, axes_of_wide])
+        self.variances = variances.float()
+        self.axes = axes.float().contiguous()  # as they are after loading, so that results are equal to the bit
         self.entry.fit_combinations(seen, torch.arange(1.0, 1 + len(seen)))
 
-    def forward(self, u: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+    def forward(self, u: Tensor, t: Tensor, codes: Tensor, pushed_to: Tensor | None = None) -> Tensor:
         """Velocity (cells, n_tokens, token_dim).
 
         Parameters
@@ -126,17 +137,25 @@ class GaussianVelocity(nn.Module):
             Times in [0, 1], (cells,); 0 is noise, 1 is data.
         codes
             Condition codes, (cells, n_keys), -1 where the condition is null.
+        pushed_to
+            Combinations (cells, n_keys) as wide as which all cells are taken to be.
         """
         x = u.flatten(1)
         if not self.variances.shape[1]:  # not fitted: of variance 1 in all directions
             return (self.process.gaussian_gain(t, torch.ones_like(x)) * x).view_as(u)
-        entry = self.entry.of(codes).long()
-        is_null = (codes == OPEN).all(dim=1)
-        entry = torch.where(is_null, 0, torch.where(entry == 0, len(self.axes) - 1, entry))
+        entry = self._entry(codes)
+        if pushed_to is not None:
+            wide = self._entry(pushed_to)
+            entry = torch.where((entry == 0) & (wide > 0), len(self.axes) // 2 + wide, entry)
         if not len(self.components):
             return self._within(x, t, entry).view_as(u)
         z, outside = x @ self.components.T, self.process.gaussian_gain(t, self.rest.expand(len(t), 1))
         return (outside * x + (self._within(z, t, entry) - outside * z) @ self.components).view_as(u)
+
+    def _entry(self, codes: Tensor) -> Tensor:
+        """Entry of each combination, (cells,): 0 where all conditions are null."""
+        entry, unseen = self.entry.of(codes).long(), len(self.axes) // 2
+        return torch.where((codes == OPEN).all(dim=1), 0, torch.where(entry == 0, unseen, entry))
 
     def _within(self, x: Tensor, t: Tensor, entry: Tensor) -> Tensor:
         """Velocity of coordinates (cells, rank) that have these of the covariances."""

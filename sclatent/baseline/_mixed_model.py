@@ -145,7 +145,8 @@ class MixedModel(nn.Module):
         coefficients = np.linalg.solve(basis.T @ of_basis, basis.T @ of_values)
         self._take_fixed(np.linalg.lstsq(design, basis @ coefficients, rcond=None)[0])
         self.variances, self.seen = torch.from_numpy(variances), torch.from_numpy(codes)
-        self.weights = torch.from_numpy(of_values - of_basis @ coefficients).view(-1, *self.shape)
+        weights = np.ascontiguousarray(of_values - of_basis @ coefficients)
+        self.weights = torch.from_numpy(weights).view(-1, *self.shape)
         self._fit_marginal(codes, n_cells)
         return self
 

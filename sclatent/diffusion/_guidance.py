@@ -28,8 +28,7 @@ def classifier_free(f: Denoiser, context: Context, weight: float | Sequence[floa
     .. math:: v = v(c) + \sum_k (w_k - 1) \, (v(c) - v(c \setminus c_k)),
 
     at the cost of one evaluation more for every key whose weight is not 1. All evaluations of a step go through in one
-    batch. Weights above 1 push along means and the network alone: covariances of a baseline stay those of the
-    conditions, as where a condition is wider than all cells nothing would hold what is pushed beyond it.
+    batch.
 
     Parameters
     ----------
@@ -61,9 +60,9 @@ def classifier_free(f: Denoiser, context: Context, weight: float | Sequence[floa
     3.0
     """
     if isinstance(weight, int | float):
-        variants = [(context, float(weight)), (context.without(keep_spread=weight > 1), 1 - weight)]
+        variants = [(context, float(weight)), (context.without(is_pushed=weight > 1), 1 - weight)]
     else:
-        pushed = [(context.without(k, keep_spread=w > 1), 1 - w) for k, w in enumerate(weight)]
+        pushed = [(context.without(k, is_pushed=w > 1), 1 - w) for k, w in enumerate(weight)]
         variants = [(context, 1 - sum(w for _, w in pushed)), *pushed]
     variants = [(c, w) for c, w in variants if w != 0]
     stacked = Context.stack([c for c, _ in variants])

@@ -36,7 +36,7 @@ class JointLDM(JointMixin, FeatureModel):
         Number of tokens of an embedding, by default 8 or what it takes to hold all of it; of an image it follows from
         its size (9 or 16).
     token_dim
-        Width of a token: by default 32, and 64 for embeddings of more than 256 numbers.
+        Width of a token: by default 32, 64 for embeddings of more than 256 numbers, and no more than an embedding has.
     width
         Width of the autoencoder: of its perceptrons (embeddings; 256 by default) or its convolutions (images; 64).
     denoiser_width, denoiser_blocks
@@ -119,7 +119,9 @@ class JointLDM(JointMixin, FeatureModel):
         if self._is_image:
             return ImageAutoencoder(self.shape, p["token_dim"] or 32, p["width"] or 64, n_batches)
         (dim,) = self.shape
-        token_dim = p["token_dim"] or (32 if dim <= 256 else 64)  # what tells labels apart is not in the largest alone
+        token_dim = p["token_dim"] or min(
+            dim, 32 if dim <= 256 else 64
+        )  # what tells labels apart is not in the largest alone
         n_tokens = p["n_tokens"] or min(8, math.ceil(dim / token_dim))
         return VectorAutoencoder(dim, n_tokens, token_dim, p["width"] or 256, n_batches)
 

@@ -136,4 +136,4 @@ class ResidualDenoiser(nn.Module):
         if self.gaussian is None:
             gain = self.process.gaussian_gain(t, torch.ones_like(u))
             return u, slope * m + gain * u
-        return u, slope * m + self.gaussian(u, t, context.codes if context.spread is None else context.spread)
+        return u, slope * m + self.gaussian(u, t, context.codes, context.pushed_to)

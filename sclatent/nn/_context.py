@@ -21,8 +21,8 @@ class Context:
         Condition codes, (cells, n_keys), -1 where the condition is null.
     size
         Standardised log library sizes, (cells,).
-    spread
-        Condition codes by which the covariance of the cells goes, (cells, n_keys); by default ``codes``.
+    pushed_to
+        Condition codes that guidance pushes the cells to, (cells, n_keys), where it makes these null.
 
     Examples
     --------
@@ -37,26 +37,23 @@ class Context:
 
     codes: Tensor
     size: Tensor | None = None
-    spread: Tensor | None = None
+    pushed_to: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def without(self, key: int | None = None, keep_spread: bool = False) -> Context:
-        """Make a condition null, or all; ``keep_spread`` leaves the covariance that of the conditions as they are."""
+    def without(self, key: int | None = None, is_pushed: bool = False) -> Context:
+        """Make a condition null, or all; ``is_pushed`` remembers what they were."""
         codes = self.codes.clone()
         codes[:, slice(None) if key is None else key] = OPEN
-        spread = self.spread
-        if keep_spread and spread is None:
-            spread = self.codes
-        return replace(self, codes=codes, spread=spread if keep_spread else None)
+        return replace(self, codes=codes, pushed_to=self.codes if is_pushed else None)
 
     @staticmethod
     def stack(contexts: Sequence[Context]) -> Context:
         """Join contexts, one after the other."""
         codes = torch.cat([c.codes for c in contexts])
         sizes = [c.size for c in contexts if c.size is not None]
-        spread = None
-        if any(c.spread is not None for c in contexts):
-            spread = torch.cat([c.codes if c.spread is None else c.spread for c in contexts])
-        return Context(codes, torch.cat(sizes) if sizes else None, spread)
+        pushed_to = None
+        if any(c.pushed_to is not None for c in contexts):
+            pushed_to = torch.cat([c.codes if c.pushed_to is None else c.pushed_to for c in contexts])
+        return Context(codes, torch.cat(sizes) if sizes else None, pushed_to)

@@ -89,7 +89,7 @@ class FeatureGenerationMixin:
             the label; ``"classifier"`` (:func:`sclatent.diffusion.classifier`), the gradient of :math:`\ln p(y | x_t)`;
             or ``"both"``, the two added up. A model without a classifier has the first alone, one whose denoiser is not
             told the label the second; one that has both takes the first by default. Of images the classifier sees the
-            clean one that the denoiser foretells, so that the gradient goes along what images look like (Jeanneret et
+            clean one that the denoiser predicts, so that the gradient goes along what images look like (Jeanneret et
             al. 2022, arXiv 2203.15636).
         batch
             Level of ``batch_key`` to decode under; by default drawn from the training cells of the same label.
