@@ -24,6 +24,7 @@ from sclatent.data import (
     FeatureRows,
     TokenRows,
     TrainingBatches,
+    align_features,
     check_adata,
     check_categorical,
     check_finite,
@@ -252,13 +253,14 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         shape = self._query_shape(values, where)
         if shape != self.shape:
             raise ValueError(f"{where} has features of shape {shape}: this model was trained on {self.shape}.")
+        columns = align_features(adata, setup["obsm_key"], self._state(REGISTRY_KEYS.X_KEY)["column_names"], where)
         if not training:
             check_finite(values, where)
         codes = np.full((adata.n_obs, len(self.labels.keys)), OPEN)
         if labels:
             codes = label_codes(adata.obs, self.labels, setup["unlabeled_category"])
         batches = self._batch_codes(adata.obs) if batch else np.zeros(adata.n_obs, dtype=np.int64)
-        return FeatureRows(values, self.shape, codes, batches, indices)
+        return FeatureRows(values, self.shape, codes, batches, indices, columns)
 
     def _query_shape(self, values: Any, where: str) -> tuple[int, ...]:
         """Shape of the features of other cells; those that are flat are read by the shape of training."""
@@ -356,10 +358,10 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             raise ValueError(f"model.json: features of shape {shape}, stored as {stored}")
         if (setup["labels"] is None) != (setup["labels_key"] is None):
             raise ValueError(f"model.json: labels_key={setup['labels_key']!r}, but labels={setup['labels']!r}")
-        if setup["obsm_key"] is None:
-            names = description["registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
-            if len(names) != math.prod(shape) or not all(isinstance(name, str) for name in names):
-                raise ValueError(f"model.json: names of {len(names)} features, of shape {shape}")
+        names = description["registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+        whole = len(names) == math.prod(shape) and all(isinstance(name, str) for name in names)
+        if not isinstance(names, list | np.ndarray) or (setup["obsm_key"] is None and not whole):
+            raise ValueError(f"model.json: names of {len(names)} features, of shape {shape}")
         if not description["value_range"][0] <= description["value_range"][1]:
             raise ValueError(f"model.json: value_range={description['value_range']}")
 
