@@ -23,9 +23,10 @@ from sclatent.data import (
     row_blocks,
     totals,
 )
+from sclatent.data._levels import factorize
 
 from ._projection import log_normalize_dense
-from ._table import ALL
+from ._table import ALL, MEAN
 
 BLOCK = 2**22  # dense values that are made together: memory does not grow with the cells
 
@@ -73,7 +74,14 @@ class CellGroups:
             self.rows: dict[Hashable, np.ndarray] = {ALL: np.arange(adata.n_obs)}
         else:
             check_categorical(adata.obs, groupby, f"groupby, {argument}")
-            codes, levels = pd.factorize(adata.obs[groupby], sort=True)
+            codes, found = factorize(adata.obs[groupby].astype("category"))
+            levels = list(dict.fromkeys(found))
+            if reserved := {ALL, MEAN}.intersection(levels):
+                raise ValueError(
+                    f"groupby={groupby!r}: {argument} has the groups {sorted(reserved)}, which in the table are all "
+                    "cells and the mean over the groups: rename them."
+                )
+            codes = np.array([levels.index(level) for level in found])[codes]
             order = np.argsort(codes, kind="stable")
             self.rows = dict(zip(levels, np.split(order, np.cumsum(np.bincount(codes))[:-1]), strict=True))
 
