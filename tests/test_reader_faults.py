@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from sclatent.datasets import mitocheck
+from sclatent.datasets import mitocheck, simulate
+from sclatent.metrics import log_normalize, mean_change, pearson_of_change
 from sclatent.model import JointLDM
+from sclatent.pl import gene_statistics, response
 
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 
@@ -51,3 +53,17 @@ def test_features_are_matched_by_name(nuclei, obsm_key, tmp_path):
     for refuse in (model.predict, lambda other: JointLDM.load(tmp_path / "model", other)):
         with pytest.raises(ValueError, match=re.escape("it lacks 64 of them, such as ['pc00', 'pc01', 'pc02']")):
             refuse(renamed)
+
+
+def test_cells_that_are_log_normalised_already_are_no_counts():
+    counts = simulate(60, 20)
+    logs = AnnData(log_normalize(counts), obs=counts.obs, var=counts.var)
+    for call, argument in (
+        (lambda: mean_change(counts, logs), "control"),
+        (lambda: pearson_of_change(counts, logs, counts), "predicted"),
+        (lambda: response(counts, logs, counts), "predicted 'generated'"),
+        (lambda: gene_statistics(counts, logs), "generated"),
+        (lambda: gene_statistics(logs, counts), "real"),
+    ):
+        with pytest.raises(ValueError, match=f"^{argument} has values that are not whole .* Log-normalised"):
+            call()

@@ -187,6 +187,12 @@ def _counts(
             columns = adata.var_names.get_indexer(genes)
     place = f"{argument}.X" if layer is None else f"{argument}.layers[{layer!r}]"
     matrix = by_rows(get_matrix(adata, layer), place)
+    check_values(matrix, columns, argument, place, whole)
+    return matrix, columns
+
+
+def check_values(matrix: Any, columns: np.ndarray | None, argument: str, place: str, whole: bool = True) -> None:
+    """Raise a ``ValueError`` unless some columns of a matrix, None for all, hold counts, whole ones if so asked for."""
     for counts in _blocks(matrix, columns):
         values = counts.data if sparse.issparse(counts) else counts
         if not np.isfinite(values).all() or (values < 0).any():
@@ -196,7 +202,6 @@ def _counts(
                 "Log-normalised or expected ones cannot be compared: give the layer or the AnnData that has the counts."
             )
             raise ValueError(not_whole(argument, place, _blocks(matrix, columns), cure))
-    return matrix, columns
 
 
 def _blocks(matrix: Any, columns: np.ndarray | None) -> Iterator[np.ndarray | sparse.csr_matrix]:
