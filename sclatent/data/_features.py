@@ -62,6 +62,8 @@ class FeatureRows(Dataset):
         The rows that the data set consists of; all of them by default.
     columns
         Order in which the features of a cell are read, as of :func:`align_features`; as they are stored by default.
+    where
+        What to call the cells in a message: all that is read is checked then, to be finite. By default nothing is.
 
     Examples
     --------
@@ -83,14 +85,17 @@ class FeatureRows(Dataset):
         batch: np.ndarray,
         cells: Sequence[int] | slice | None = None,
         columns: np.ndarray | None = None,
+        where: str | None = None,
     ) -> None:
-        self.columns = columns
+        self.columns, self.where = columns, where
         self.values, self.shape, self.labels, self.batch = by_rows(values), shape, labels, batch
         self.cells = positions_of(cells, values.shape[0])
 
     def subset(self, positions: np.ndarray) -> FeatureRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""
-        return FeatureRows(self.values, self.shape, self.labels, self.batch, self.cells[positions], self.columns)
+        return FeatureRows(
+            self.values, self.shape, self.labels, self.batch, self.cells[positions], self.columns, self.where
+        )
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -98,8 +103,11 @@ class FeatureRows(Dataset):
     def __getitem__(self, positions: Sequence[int]) -> FeatureBatch:
         """Read a minibatch by the positions of its cells."""
         cells = self.cells[np.asarray(positions)]
+        x = read_features(self.values, cells, self.shape, self.columns)
+        if self.where is not None:
+            check_block_is_finite(x, self.where, cells)
         return FeatureBatch(
-            torch.from_numpy(read_features(self.values, cells, self.shape, self.columns)),
+            torch.from_numpy(x),
             torch.from_numpy(self.labels[cells]),
             torch.from_numpy(self.batch[cells]),
         )
@@ -334,7 +342,7 @@ def check_finite(values: Any, where: str) -> None:
     ValueError: adata.X has values that are NaN (the first in row 0): remove or replace them.
     """
     for rows, block in row_blocks(by_rows(values, where)):
-        check_block_is_finite(block, where, rows.start)
+        check_block_is_finite(block, where, range(rows.start, rows.stop))
 
 
 def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.ndarray) -> None:

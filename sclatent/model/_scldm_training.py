@@ -30,6 +30,8 @@ from sclatent.data import (
 from sclatent.diffusion import LinearFlow
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
 
+from .base import CHANGED
+
 MOVED = 50, 512  # least and most cells that are moved to see what tokens make of one combination,
 MOVED_IN_ALL = 20_000  # and how many in all, if that is not less than the least
 MOVED_VALUES = 100_000_000  # of which, times the number of genes, there are not more than so many
@@ -52,7 +54,7 @@ class TrainingMixin:
 
     def _check_values(self, rows: CellRows) -> None:
         is_count = self.registry["setup_args"]["is_count_data"]
-        check_counts(rows.matrix, "The AnnData of training was changed: it", is_count_data=is_count)
+        check_counts(rows.matrix, CHANGED, is_count_data=is_count)
 
     def _contents(self, rows: CellRows) -> Iterator[Any]:
         yield from (list(self.genes), self.conditions.levels, self.batches.levels, rows.panel.numpy())

@@ -51,7 +51,7 @@ from ._feature_generation import DIFFERENCE, FeatureGenerationMixin
 from ._fields import KnownLayerField, KnownLevelsField, KnownObsmField
 from ._random import check_seed, initial_weights
 from ._schema import COUNT, DTYPE, LEVELS, NAME, NUMBER, check_codes, list_of, optional
-from ._staged_model import StagedModel
+from ._staged_model import CHANGED, StagedModel
 
 LABELS_KEY = "labels"
 MAX_VALUES = 4_000_000  # of the cells that are computed together, where no one asks for gradients
@@ -260,7 +260,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         if labels:
             codes = label_codes(adata.obs, self.labels, setup["unlabeled_category"])
         batches = self._batch_codes(adata.obs) if batch else np.zeros(adata.n_obs, dtype=np.int64)
-        return FeatureRows(values, self.shape, codes, batches, indices, columns)
+        return FeatureRows(values, self.shape, codes, batches, indices, columns, CHANGED if training else None)
 
     def _query_shape(self, values: Any, where: str) -> tuple[int, ...]:
         """Shape of the features of other cells; those that are flat are read by the shape of training."""
@@ -303,7 +303,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         return self._rows(labels=True)
 
     def _check_values(self, rows: FeatureRows) -> None:
-        check_finite(rows.values, "The AnnData of training was changed: it")
+        check_finite(rows.values, CHANGED)
 
     def _contents(self, rows: FeatureRows) -> Iterator[Any]:
         yield from (self.shape, self.labels.levels, self.batches.levels, rows.labels, rows.batch)

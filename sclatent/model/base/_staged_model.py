@@ -46,6 +46,7 @@ from ._trainer import check_callbacks, check_trainer_arguments, of_stage, one_de
 from ._training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
+CHANGED = "The AnnData of training was changed: it"
 FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
 
 
