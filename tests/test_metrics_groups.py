@@ -162,7 +162,7 @@ def test_groups_that_have_the_name_of_a_summary_are_refused(real, control, name)
         lambda: evaluate_reconstruction(bad, bad, KEY),
         lambda: evaluate_perturbation(bad, bad, control, KEY),
     ):
-        with pytest.raises(ValueError, match=rf"groupby='cell_type': real has the groups \['{name}'\].*rename them"):
+        with pytest.raises(ValueError, match=rf"groupby='cell_type': real has the levels \['{name}'\].*rename them"):
             evaluate()
 
 

@@ -1,6 +1,7 @@
 """What a fresh reader of the package tried, and what went wrong."""
 
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from anndata import AnnData
 
 from sclatent.datasets import mitocheck, simulate
 from sclatent.metrics import log_normalize, mean_change, pearson_of_change
-from sclatent.model import JointLDM
+from sclatent.model import SCLDM, JointLDM
 from sclatent.pl import gene_statistics, response
 
 QUIET = {"accelerator": "cpu", "progress_bar": False}
@@ -18,6 +19,12 @@ QUIET = {"accelerator": "cpu", "progress_bar": False}
 @pytest.fixture(scope="module")
 def nuclei() -> AnnData:
     return mitocheck()[::40].copy()
+
+
+def counts_model(adata: AnnData, **setup) -> SCLDM:
+    SCLDM.setup_anndata(adata, **{"condition_keys": ["cell_type", "condition"], **setup})
+    small = {"n_tokens": 2, "token_dim": 4, "width": 8, "n_blocks": 1, "n_heads": 2}
+    return SCLDM(adata, **small, denoiser_width=8, denoiser_blocks=1)
 
 
 def joint(adata: AnnData, **setup) -> JointLDM:
@@ -67,3 +74,43 @@ def test_cells_that_are_log_normalised_already_are_no_counts():
     ):
         with pytest.raises(ValueError, match=f"^{argument} has values that are not whole .* Log-normalised"):
             call()
+
+
+def test_levels_without_a_training_cell_are_told():
+    adata = simulate(60, 20, cell_types=["A", "B", "C"], n_batches=2)
+    model = counts_model(adata, batch_key="batch")
+    adata._inplace_subset_obs(((adata.obs["cell_type"] != "A") & (adata.obs["batch"] != "batch_1")).to_numpy())
+    with (
+        pytest.warns(UserWarning, match=r"No training cell has a level of 'cell_type' that is one of \['A'\]"),
+        pytest.warns(UserWarning, match=r"No training cell has a level of 'batch' that is one of \['batch_1'\]"),
+    ):
+        model.train(1, **QUIET)
+    for arguments, level in (({"conditions": {"cell_type": "A"}}, "A"), ({"batch": "batch_1"}, "batch_1")):
+        with pytest.warns(UserWarning, match=rf"No training cell has a level of .* \['{level}'\]"):
+            model.sample(2, **arguments, progress_bar=False)
+    with pytest.warns(UserWarning, match=r"No training cell has a level of .* \['A'\]"):
+        model.counterfactual(adata[:2].copy(), {"cell_type": "A"}, progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.sample(2, {"cell_type": "B"}, progress_bar=False)
+
+
+def test_labels_without_a_training_cell_are_told(nuclei):
+    adata = nuclei[nuclei.obs["phenotype"].isin(["Interphase", "Metaphase"])].copy()
+    JointLDM.setup_anndata(adata, labels_key="phenotype")
+    model = JointLDM(adata, width=16, n_heads=2, denoiser_width=16, denoiser_blocks=1)
+    adata._inplace_subset_obs((adata.obs["phenotype"] == "Interphase").to_numpy())
+    for call in (lambda: model.train(1, **QUIET), lambda: model.sample(2, "Metaphase", progress_bar=False)):
+        with pytest.warns(UserWarning, match=r"No training cell has a level of 'phenotype' .* \['Metaphase'\]"):
+            call()
+
+
+def test_library_sizes_in_another_order_than_conditions_are_refused():
+    adata = simulate(60, 20, library_size=500)
+    model = counts_model(adata)
+    model.train(1, **QUIET)
+    sizes = pd.Series(np.arange(60.0) + 100, index=adata.obs_names)
+    with pytest.raises(ValueError, match=r"library_size .* another order than conditions .*loc\[conditions.index\]"):
+        model.sample(conditions=adata.obs, library_size=sizes[::-1], progress_bar=False)
+    made = model.sample(conditions=adata.obs, library_size=sizes, progress_bar=False)
+    assert made.obs["library_size"].tolist() == sizes.tolist()

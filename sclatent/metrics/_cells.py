@@ -78,7 +78,7 @@ class CellGroups:
             levels = list(dict.fromkeys(found))
             if reserved := {ALL, MEAN}.intersection(levels):
                 raise ValueError(
-                    f"groupby={groupby!r}: {argument} has the groups {sorted(reserved)}, which in the table are all "
+                    f"groupby={groupby!r}: {argument} has the levels {sorted(reserved)}, which in the table are all "
                     "cells and the mean over the groups: rename them."
                 )
             codes = np.array([levels.index(level) for level in found])[codes]

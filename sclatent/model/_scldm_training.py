@@ -90,6 +90,7 @@ class TrainingMixin:
         codes, batch, n_levels = rows.conditions[rows.cells], rows.batch[rows.cells], self.conditions.n_levels
         self.library_sizes = LibrarySizes(codes, self._library_sizes(rows), n_levels)
         self.training_batches = TrainingBatches(codes, batch, n_levels, self.batches.n_levels[0])
+        self._warn_of_levels(self.conditions)
 
     def _library_sizes(self, rows: CellRows) -> np.ndarray:
         """Library sizes of whole cells, (cells,); of cells that were measured on a part of the genes by the decoder."""

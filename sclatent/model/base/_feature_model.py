@@ -314,6 +314,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
     def _learn_from(self, rows: FeatureRows) -> None:
         codes, batch = rows.labels[rows.cells], rows.batch[rows.cells]
         self.training_batches = TrainingBatches(codes, batch, self.labels.n_levels, self.batches.n_levels[0])
+        self._warn_of_levels(self.labels)
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         return DiffusionPlan(self.module.denoiser, self.process, **arguments)
