@@ -386,6 +386,12 @@ def check_categorical(
         raise ValueError(f"{argument}: adata.obs[{key!r}] has no cells.")
     if column.isna().any():
         raise ValueError(f"{argument}: adata.obs[{key!r}] is missing for {int(column.isna().sum())} cells: {cure}.")
+    if isinstance(column.dtype, np.dtype) and not column.dtype.isnative:
+        native = column.dtype.newbyteorder("=")
+        raise ValueError(
+            f"{argument}: adata.obs[{key!r}] is of type {column.dtype.str}, whose order of bytes pandas cannot use: "
+            f'adata.obs[{key!r}] = adata.obs[{key!r}].astype("{native}") brings them into that of this machine.'
+        )
     try:
         levels = factorize(column)[1]
     except TypeError as error:

@@ -95,7 +95,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         self.shape = tuple(setup["shape"])
         self.labels = Conditions({}, "labels")
         if setup["labels_key"] is not None:
-            self.labels = Conditions({setup["labels_key"]: setup["labels"]}, "labels")
+            self.labels = Conditions({setup["labels_key"]: setup["labels"]}, "labels", setup["unlabeled_category"])
         self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")
         with initial_weights(seed, "autoencoder"):
             autoencoder = self._new_autoencoder()

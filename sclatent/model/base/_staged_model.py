@@ -124,6 +124,11 @@ class StagedModel(RegistryMixin):
     @classmethod
     def _register(cls, adata: AnnData, setup_method_args: dict[str, Any], **kwargs: Any) -> AnnDataManager:
         """Write the fields of an AnnData into the registry of scvi-tools; a view becomes an AnnData of its own."""
+        if adata.is_view and adata.isbacked:
+            raise ValueError(
+                "adata is a view of a file, which cannot be set up: read it into memory, adata = adata.to_memory(), or "
+                'write its cells to a file of their own, adata = adata.copy(filename="cells.h5ad").'
+            )
         manager = AnnDataManager(
             fields=cls._fields(setup_method_args["setup_args"]),
             setup_method_args=setup_method_args,
