@@ -101,7 +101,13 @@ def test_tokens_of_unchanged_cells_are_computed_once(cls, monkeypatch):
     assert encoded == [53]
 
 
-@pytest.mark.parametrize("change", [filtered, turned, others])
+def others_of_the_same_names(model) -> None:
+    adata = cells(60, seed=1)
+    adata.obs_names = model.adata.obs_names
+    model.adata = adata
+
+
+@pytest.mark.parametrize("change", [filtered, turned, others, others_of_the_same_names])
 def test_rows_of_training_are_not_given_for_other_cells(change):
     model = trained(SCLDM, cells())
     assert sorted([*model.train_indices_, *model.validation_indices_]) == list(range(60))

@@ -12,7 +12,7 @@ from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
 QUIET = {"accelerator": "cpu", "progress_bar": False}
-ROW = 1_090  # beyond what is looked at where nothing is trained
+ROW = 1_090  # beyond the first block that is encoded
 VALUES = [
     (np.nan, f"values that are NaN (the first in row {ROW}): remove or replace"),
     (np.inf, f"values that are infinite (the first in row {ROW})"),
@@ -47,6 +47,18 @@ def test_counts(counts, kind, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         model.train(1, **QUIET)
     assert not model.trained_stages
+    adata.X = kind(counts)
+    model.train(1, stage="autoencoder", **QUIET)
+    adata.X = kind(spoiled)
+    for describe in (
+        model.get_latent_representation,
+        model.get_normalized_expression,
+        model.get_reconstruction_error,
+        lambda: model.get_latent_representation(indices=[3, ROW]),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            describe()
+    assert len(model.get_latent_representation(indices=[3, ROW - 1])) == 2
 
 
 @pytest.mark.parametrize("cls", [DAED, JointDiffusion, JointLDM], ids=lambda cls: cls.__name__)
@@ -66,6 +78,9 @@ def test_features(cls, value, message, where):
     with pytest.raises(ValueError, match=re.escape("The AnnData of training was changed: it has " + message)):
         model.train(1, **QUIET)
     assert not model.trained_stages
+    with pytest.raises(ValueError, match=rf"The AnnData of training was changed: .* \(the first in row {ROW}\)"):
+        model.get_features()
+    assert np.isfinite(model.get_features(indices=[3, ROW - 1])).all()
 
 
 def test_features_of_another_shape():

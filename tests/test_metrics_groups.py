@@ -12,7 +12,13 @@ import pytest
 from anndata import AnnData
 
 from sclatent.datasets import simulate
-from sclatent.metrics import evaluate_generation, evaluate_perturbation, linear_shift, mean_shift
+from sclatent.metrics import (
+    evaluate_generation,
+    evaluate_perturbation,
+    evaluate_reconstruction,
+    linear_shift,
+    mean_shift,
+)
 from sclatent.pl import response
 
 KEY = "cell_type"
@@ -115,3 +121,61 @@ def test_a_group_that_is_held_out_under_another_name_is_refused(cells, shift):
     """It would enter its own floor."""
     with pytest.raises(ValueError, match=r"held_out=1 is no level of adata.obs\['cell_type'\], but '1' is"):
         shift(cells, "condition", "control", "stimulated", KEY, held_out=1)
+
+
+@pytest.mark.parametrize("shift", [mean_shift, linear_shift])
+def test_a_group_that_is_not_there_is_refused_as_held_out(cells, shift):
+    with pytest.raises(
+        ValueError, match=r"held_out='4' is no level of adata.obs\['cell_type'\], which has \['1', '2', "
+    ):
+        shift(cells, "condition", "control", "stimulated", KEY, held_out="4")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "Float32", "category"])
+def test_numbers_are_the_same_group_in_any_precision(cells, real, control, dtype):
+    def doses(adata: AnnData, dtype: str) -> AnnData:
+        numbers = (adata.obs[KEY].astype(float) / 10).astype("float32" if dtype == "category" else dtype)
+        return renamed(adata, numbers.astype(dtype))
+
+    for shift in (mean_shift, linear_shift):
+        expected = shift(cells, "condition", "control", "stimulated", KEY, held_out="1")
+        for held_out in (0.1, np.float32(0.1)):
+            found = shift(doses(cells, dtype), "condition", "control", "stimulated", KEY, held_out=held_out)
+            np.testing.assert_array_equal(found, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = evaluate_perturbation(
+            doses(real, dtype), doses(real, "float64"), doses(control, dtype), KEY, seen=doses(real, "float64"), **QUICK
+        )
+    assert list(table["condition"].unique()) == [0.1, 0.2, 0.3, "mean"]
+    pd.testing.assert_frame_equal(
+        table.drop(columns="condition"),
+        evaluate_perturbation(real, real, control, KEY, seen=real, **QUICK).drop(columns="condition"),
+    )
+
+
+@pytest.mark.parametrize("name", ["all", "mean"])
+def test_groups_that_have_the_name_of_a_summary_are_refused(real, control, name):
+    bad = renamed(real, lambda names: names.replace("1", name))
+    for evaluate in (
+        lambda: evaluate_generation(bad, bad, KEY),
+        lambda: evaluate_reconstruction(bad, bad, KEY),
+        lambda: evaluate_perturbation(bad, bad, control, KEY),
+    ):
+        with pytest.raises(ValueError, match=rf"groupby='cell_type': real has the levels \['{name}'\].*rename them"):
+            evaluate()
+
+
+def test_a_real_group_that_a_prediction_lacks_is_told(real, control):
+    with pytest.warns(UserWarning, match=r"Not in real and in every prediction, and left out: \['2'\]"):
+        table = evaluate_perturbation(real, real[real.obs[KEY] != "2"].copy(), control, KEY, **QUICK)
+    assert list(table["condition"].unique()) == ["1", "3", "mean"]
+
+
+@pytest.mark.filterwarnings("error:train has no cells")  # which ends it there
+def test_conditions_that_train_lacks_have_fewer_floors_and_that_is_told(cells):
+    train = renamed(cells, lambda names: names.replace("1", "one"))
+    with pytest.raises(
+        UserWarning, match=r"no cells of \['1'\]: the floors 'cell mean' and 'independent genes' are left"
+    ):
+        evaluate_generation(cells, cells, KEY, train=train, n_components=5, max_cells=10, progress_bar=False)

@@ -171,6 +171,17 @@ def test_other_files_are_never_touched(sim_model, tmp_path, overwrite):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+def test_files_with_a_name_like_tensors_are_not_removed(cells, fit, sim_model, damaged, tmp_path):
+    names = ["tensors-mine.safetensors", ".tensors-mine", ".model.json.bak", "tensors-0123456789abcdeF.safetensors"]
+    for name in names:
+        (damaged / name).write_text("mine")
+    fit(cells, 1).save(damaged, overwrite=True)
+    assert [(damaged / name).read_text() for name in names] == ["mine"] * 4
+    (tmp_path / names[0]).write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty and holds no saved model"):
+        sim_model.save(tmp_path)
+
+
 def dies_at(patch: pytest.MonkeyPatch, what: str, n: int) -> None:
     """Let the n-th call of os.replace, or the n-th file that is written, fail as on a full disk."""
     original, calls = {"replace": os.replace, "write": builtins.open}[what], iter(range(1_000))

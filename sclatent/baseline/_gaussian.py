@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -62,14 +63,12 @@ class GaussianVelocity(nn.Module):
     True
     """
 
-    def __init__(
-        self, n_levels: tuple[int, ...], shape: tuple[int, int], process: Process, rank: int = MAX_RANK
-    ) -> None:
+    def __init__(self, n_levels: Sequence[int], shape: tuple[int, int], process: Process, rank: int = MAX_RANK) -> None:
         super().__init__()
         self.process, self.max_rank = process, rank
         self.dim = shape[0] * shape[1]
         self.entry = CombinationTable(n_levels)  # of each combination that was seen, counted from 1
-        # of all cells; of each combination that was seen, and of one that was not; of all cells as wide as each of these
+        # of all cells; of each combination that was seen, of one that was not; of all cells as wide as each of these
         self.register_buffer("variances", torch.ones(3, 0))
         self.register_buffer("axes", torch.zeros(3, 0, 0))
         self.register_buffer("components", torch.zeros(0, self.dim))  # of which the axes are, if not of all coordinates

@@ -19,7 +19,16 @@ from ._checks import (
     warn_of_copies,
 )
 from ._conditions import Conditions
-from ._features import FeatureBatch, FeatureRows, check_finite, check_varies, feature_shape, get_features, read_features
+from ._features import (
+    FeatureBatch,
+    FeatureRows,
+    align_features,
+    check_finite,
+    check_varies,
+    feature_shape,
+    get_features,
+    read_features,
+)
 from ._genes import align_genes
 from ._labels import UNLABELED, check_labels, label_codes
 from ._levels import check_levels, plain_level, short_repr
@@ -44,6 +53,7 @@ __all__ = [
     "TokenRows",
     "TrainingBatches",
     "additive_effects",
+    "align_features",
     "align_genes",
     "by_rows",
     "check_adata",

@@ -106,29 +106,53 @@ def check_counts(matrix: Any, where: str, *, is_count_data: bool = True, columns
         )
     matrix = by_rows(matrix, where)
     for rows, block in row_blocks(matrix):
-        values = block.data if sparse.issparse(block) else block
-        check_block_is_finite(block, where, rows.start)
-        if (values < 0).any():
-            raise ValueError(
-                f"{where} has negative values (smallest: {values.min():g}; the first in row "
-                f"{rows.start + first_row(block, values < 0)}); raw counts were expected. Scaled data cannot be used: "
-                "give layer=, the layer that holds the raw counts."
-            )
-        if is_count_data and (values != np.floor(values)).any():
-            cure = (
-                "Give layer=, the layer that holds the counts, or use is_count_data=False with "
-                'gene_likelihood="normal" for log-normalised values. Counts with fractions, such as after removal of '
-                "ambient RNA, can be rounded: adata.X.rint()."
-            )
-            raise ValueError(not_whole(where, place_of(where), (block for _, block in row_blocks(matrix)), cure))
-        counted = block if columns is None else block[:, columns]
-        empty = np.flatnonzero(totals(counted, axis=1) == 0)
-        if len(empty):
-            raise ValueError(
-                f"{where} has cells without any counts{'' if columns is None else ' in the genes of the model'} "
-                f"(the first is row {rows.start + empty[0]}): "
-                "remove them, for instance by sc.pp.filter_cells(adata, min_counts=1)."
-            )
+        blocks = (block for _, block in row_blocks(matrix))
+        check_block(block, where, range(rows.start, rows.stop), blocks, is_count_data=is_count_data, columns=columns)
+
+
+def check_block(
+    block: np.ndarray | sparse.csr_matrix,
+    where: str,
+    rows: Sequence[int],
+    blocks: Iterable[np.ndarray | sparse.csr_matrix],
+    *,
+    is_count_data: bool = True,
+    columns: np.ndarray | None = None,
+) -> None:
+    """Raise a ``ValueError`` unless some rows of a matrix hold what a model can be trained on.
+
+    Parameters
+    ----------
+    block, rows
+        The values, and which rows they are.
+    where, is_count_data, columns
+        As of :func:`check_counts`.
+    blocks
+        All that is known of the matrix, to tell whether values are whole but for rounding.
+    """
+    values = block.data if sparse.issparse(block) else block
+    check_block_is_finite(block, where, rows)
+    if (values < 0).any():
+        raise ValueError(
+            f"{where} has negative values (smallest: {values.min():g}; the first in row "
+            f"{rows[first_row(block, values < 0)]}); raw counts were expected. Scaled data cannot be used: "
+            "give layer=, the layer that holds the raw counts."
+        )
+    if is_count_data and (values != np.floor(values)).any():
+        cure = (
+            "Give layer=, the layer that holds the counts, or use is_count_data=False with "
+            'gene_likelihood="normal" for log-normalised values. Counts with fractions, such as after removal of '
+            "ambient RNA, can be rounded: adata.X.rint()."
+        )
+        raise ValueError(not_whole(where, place_of(where), blocks, cure))
+    counted = block if columns is None else block[:, columns]
+    empty = np.flatnonzero(totals(counted, axis=1) == 0)
+    if len(empty):
+        raise ValueError(
+            f"{where} has cells without any counts{'' if columns is None else ' in the genes of the model'} "
+            f"(the first is row {rows[empty[0]]}): "
+            "remove them, for instance by sc.pp.filter_cells(adata, min_counts=1)."
+        )
 
 
 def not_whole(where: str, place: str, blocks: Iterable[np.ndarray | sparse.csr_matrix], cure: str) -> str:
@@ -174,8 +198,8 @@ def not_whole(where: str, place: str, blocks: Iterable[np.ndarray | sparse.csr_m
     return f"{where} has values that are not whole numbers (such as {example!s}); raw counts were expected. {cure}"
 
 
-def check_block_is_finite(block: Any, where: str, start: int) -> None:
-    """Raise a ``ValueError`` if a block of rows, the first of which is row ``start``, has a value that is no number."""
+def check_block_is_finite(block: Any, where: str, rows: Sequence[int]) -> None:
+    """Raise a ``ValueError`` if a block has a value that is no number; ``rows`` says which rows of the data it is."""
     values = np.asarray(block.data if sparse.issparse(block) else block)
     if values.dtype.kind in "biu":
         return
@@ -186,7 +210,7 @@ def check_block_is_finite(block: Any, where: str, start: int) -> None:
         value = values[~good].flat[0]
         what = "NaN" if np.isnan(value) else "infinite" if np.isinf(value) else "too large for single precision"
         raise ValueError(
-            f"{where} has values that are {what} (the first in row {start + first_row(block, ~good)}): remove or "
+            f"{where} has values that are {what} (the first in row {rows[first_row(block, ~good)]}): remove or "
             "replace them."
         )
 
@@ -362,6 +386,12 @@ def check_categorical(
         raise ValueError(f"{argument}: adata.obs[{key!r}] has no cells.")
     if column.isna().any():
         raise ValueError(f"{argument}: adata.obs[{key!r}] is missing for {int(column.isna().sum())} cells: {cure}.")
+    if isinstance(column.dtype, np.dtype) and not column.dtype.isnative:
+        native = column.dtype.newbyteorder("=")
+        raise ValueError(
+            f"{argument}: adata.obs[{key!r}] is of type {column.dtype.str}, whose order of bytes pandas cannot use: "
+            f'adata.obs[{key!r}] = adata.obs[{key!r}].astype("{native}") brings them into that of this machine.'
+        )
     try:
         levels = factorize(column)[1]
     except TypeError as error:

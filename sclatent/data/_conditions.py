@@ -13,7 +13,7 @@ from pandas.api.types import is_scalar
 
 from sclatent.nn import OPEN
 
-from ._levels import factorize, level_key, plain_level, short_repr
+from ._levels import code_of, factorize, level_key, plain_level, short_repr
 
 ONE = {  # what to give in place of several levels, by the argument
     "conditions": " Give one level per key, or a DataFrame with one row per cell.",
@@ -30,6 +30,8 @@ class Conditions:
         Levels of each key, in the order of their codes.
     argument
         What a message calls the argument that they are given by.
+    unlabeled
+        What a column says of cells without a level.
 
     Examples
     --------
@@ -47,8 +49,10 @@ class Conditions:
     cell_1         T  stimulated
     """
 
-    def __init__(self, levels: Mapping[str, list[Any]], argument: str = "conditions") -> None:
-        self.argument = argument
+    def __init__(
+        self, levels: Mapping[str, list[Any]], argument: str = "conditions", unlabeled: Any | None = None
+    ) -> None:
+        self.argument, self.unlabeled = argument, unlabeled
         self.levels = {key: [plain_level(level) for level in values] for key, values in levels.items()}
         self._codes = {
             key: {level_key(level): i for i, level in enumerate(values)} for key, values in self.levels.items()
@@ -172,9 +176,11 @@ class Conditions:
         return np.array([*of_level, OPEN], dtype=np.int64)[codes]
 
     def _code(self, key: str, level: Any, argument: str) -> int:
-        code = self._codes[key].get(level_key(level))
+        code = code_of(level, self._codes[key])
         if code is None:
             one = "" if is_scalar(level) else ONE.get(self.argument, "")
+            if self.unlabeled is not None and level_key(level) == level_key(self.unlabeled):
+                one = " It is the unlabeled_category, which means no label: give None, or a missing value, for none."
             raise ValueError(
                 f"{argument}: {short_repr(plain_level(level))} is no level of {key!r}, which has "
                 f"{short_repr(self.levels[key])}.{one}"

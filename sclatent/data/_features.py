@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
@@ -59,6 +60,10 @@ class FeatureRows(Dataset):
         Label codes (cells, n_keys) and batch codes (cells,).
     cells
         The rows that the data set consists of; all of them by default.
+    columns
+        Order in which the features of a cell are read, as of :func:`align_features`; as they are stored by default.
+    where
+        What to call the cells in a message: all that is read is checked then, to be finite. By default nothing is.
 
     Examples
     --------
@@ -79,13 +84,18 @@ class FeatureRows(Dataset):
         labels: np.ndarray,
         batch: np.ndarray,
         cells: Sequence[int] | slice | None = None,
+        columns: np.ndarray | None = None,
+        where: str | None = None,
     ) -> None:
+        self.columns, self.where = columns, where
         self.values, self.shape, self.labels, self.batch = by_rows(values), shape, labels, batch
         self.cells = positions_of(cells, values.shape[0])
 
     def subset(self, positions: np.ndarray) -> FeatureRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""
-        return FeatureRows(self.values, self.shape, self.labels, self.batch, self.cells[positions])
+        return FeatureRows(
+            self.values, self.shape, self.labels, self.batch, self.cells[positions], self.columns, self.where
+        )
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -93,14 +103,19 @@ class FeatureRows(Dataset):
     def __getitem__(self, positions: Sequence[int]) -> FeatureBatch:
         """Read a minibatch by the positions of its cells."""
         cells = self.cells[np.asarray(positions)]
+        x = read_features(self.values, cells, self.shape, self.columns)
+        if self.where is not None:
+            check_block_is_finite(x, self.where, cells)
         return FeatureBatch(
-            torch.from_numpy(read_features(self.values, cells, self.shape)),
+            torch.from_numpy(x),
             torch.from_numpy(self.labels[cells]),
             torch.from_numpy(self.batch[cells]),
         )
 
 
-def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def read_features(
+    values: Any, cells: np.ndarray, shape: tuple[int, ...], columns: np.ndarray | None = None
+) -> np.ndarray:
     """Read the features of cells, ``(cells, *shape)``, float32.
 
     Parameters
@@ -111,6 +126,8 @@ def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.
         Rows to read, in any order.
     shape
         Shape of the features of a cell.
+    columns
+        Order in which features are read, (features,); as they are stored by default.
 
     Returns
     -------
@@ -126,7 +143,8 @@ def read_features(values: Any, cells: np.ndarray, shape: tuple[int, ...]) -> np.
     array([[ 8.,  9.],
            [10., 11.]], dtype=float32)
     """
-    return _dense(read_rows(values, cells)).reshape(len(cells), *shape)
+    block = _dense(read_rows(values, cells))
+    return (block if columns is None else block[:, columns]).reshape(len(cells), *shape)
 
 
 def get_features(adata: AnnData, obsm_key: str | None, layer: str | None) -> tuple[Any, str]:
@@ -170,6 +188,59 @@ def get_features(adata: AnnData, obsm_key: str | None, layer: str | None) -> tup
         raise KeyError(f"obsm_key={obsm_key!r} is not in adata.obsm, which has {list(adata.obsm)}.")
     values = adata.obsm[obsm_key]
     return (values.to_numpy() if hasattr(values, "to_numpy") else values), f"adata.obsm[{obsm_key!r}]"
+
+
+def align_features(adata: AnnData, obsm_key: str | None, known: Sequence[Any], where: str) -> np.ndarray | None:
+    """Find the features of a model among those of other cells, by name.
+
+    Parameters
+    ----------
+    adata
+        Cells.
+    obsm_key
+        Entry of obsm with the features; X or a layer by default.
+    known
+        Names of the features of the model.
+    where
+        What to call the features in a message.
+
+    Returns
+    -------
+    np.ndarray | None
+        For each feature of the model its position among those of the cells. None where they go by position: names are
+        the same, or one of the two has none, as arrays in obsm, or has their numbers in place of names.
+
+    Raises
+    ------
+    ValueError
+        If names are others.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.data import align_features
+    >>> adata = sclatent.datasets.mitocheck()[:5, :3].copy()
+    >>> align_features(adata[:, ::-1], None, adata.var_names, "adata.X").tolist()
+    [2, 1, 0]
+    """
+    names = adata.var_names if obsm_key is None else getattr(adata.obsm[obsm_key], "columns", None)
+    if names is None or len(names) != len(known):
+        return None
+    names, known = (pd.Index([str(name) for name in index]) for index in (names, known))
+    numbers = pd.Index([str(i) for i in range(len(known))])
+    if names.equals(known):
+        return None
+    if known.is_unique and names.is_unique and names.isin(known).all():
+        return names.get_indexer(known)
+    if names.equals(numbers) or known.equals(numbers):
+        return None
+    missing = known.difference(names, sort=False)
+    lacks = f"lacks {len(missing)} of them, such as {list(missing[:3])}" if len(missing) else "has some names twice"
+    raise ValueError(
+        f"{where} has features of other names than the {len(known)} of this model: it {lacks}, and starts with "
+        f"{list(names[:3])}. Features are matched by name: if they are the same, rename them: "
+        f"{'adata.var_names' if obsm_key is None else f'{where}.columns'} = {short_repr(list(known[:3]))[:-1]}, ...]."
+    )
 
 
 def feature_shape(
@@ -271,7 +342,7 @@ def check_finite(values: Any, where: str) -> None:
     ValueError: adata.X has values that are NaN (the first in row 0): remove or replace them.
     """
     for rows, block in row_blocks(by_rows(values, where)):
-        check_block_is_finite(block, where, rows.start)
+        check_block_is_finite(block, where, range(rows.start, rows.stop))
 
 
 def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.ndarray) -> None:

@@ -38,7 +38,7 @@ def align_genes(names: Sequence[str] | pd.Index, genes: pd.Index) -> np.ndarray:
     >>> align_genes(["CD3D", "NKG7", "ACTB"], pd.Index(["ACTB", "CD3D"])).tolist()
     [1, -1, 0]
     """
-    names = pd.Index(names)
+    names = pd.Index(names).astype(str)  # as those of the model are
     if not names.is_unique:
         twice = names[names.duplicated()][0]
         raise ValueError(f"The gene names of the query have duplicates (such as {twice!r}): make them unique first.")

@@ -13,7 +13,7 @@ from sclatent.nn import OPEN
 
 from ._checks import check_categorical
 from ._conditions import Conditions
-from ._levels import check_levels, factorize, level_key, short_repr
+from ._levels import check_levels, code_of, factorize, level_key, short_repr
 
 UNLABELED = "unknown"  # unlabeled_category by default
 
@@ -129,10 +129,10 @@ def label_codes(obs: pd.DataFrame, labels: Conditions, unlabeled: Any) -> np.nda
     _check_column(obs, key, unlabeled)
     codes, found = factorize(obs[key])
     code = {level_key(label): i for i, label in enumerate(labels.levels[key])} | {level_key(unlabeled): OPEN}
-    unknown = [label for label in found if level_key(label) not in code]
+    unknown = [label for label in found if code_of(label, code) is None]
     if unknown:
         raise ValueError(
             f"labels_key: adata.obs[{key!r}] has labels that this model does not know, {short_repr(unknown)}. It knows "
             f"{short_repr(labels.levels[key])}; cells without a label are {unlabeled!r}, the unlabeled_category."
         )
-    return np.array([code[level_key(label)] for label in found])[codes][:, None]
+    return np.array([code_of(label, code) for label in found])[codes][:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import Repr
 from typing import Any
 
@@ -104,6 +104,16 @@ def level_key(level: Any) -> tuple[str, Any] | None:
     return None
 
 
+def code_of(level: Any, codes: Mapping[Any, int], default: int | None = None) -> int | None:
+    """Return the code of a level among codes by :func:`level_key`; a float32 is found, too, as the float of Python."""
+    code = codes.get(level_key(level))
+    if code is None and isinstance(level, float):
+        with np.errstate(over="ignore"):
+            single = np.float32(level)
+        code = codes.get(level_key(single)) if float(single) == level else None
+    return default if code is None else code
+
+
 def factorize(column: pd.Series) -> tuple[np.ndarray, list[Any]]:
     """Return the code of every value, -1 where it is missing, and the plain levels in the order of their codes.
 
@@ -113,7 +123,10 @@ def factorize(column: pd.Series) -> tuple[np.ndarray, list[Any]]:
         column = column.cat.remove_unused_categories()
         codes, levels = column.cat.codes.to_numpy(), column.cat.categories
     else:
-        codes, levels = pd.factorize(column.to_numpy() if isinstance(column.dtype, np.dtype) else column.array)
+        is_numpy = isinstance(column.dtype, np.dtype)  # pandas sorts none that are in another order of bytes
+        codes, levels = pd.factorize(
+            column.to_numpy(column.dtype.newbyteorder("="), copy=False) if is_numpy else column.array
+        )
     return codes, [plain_level(level) for level in np.asarray(levels)]
 
 

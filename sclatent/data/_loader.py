@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sclatent.nn import CellSets
 
-from ._checks import positions_of
+from ._checks import check_block, positions_of
 from ._numbers import check_whole
 from ._random import random_stream
 from ._reading import by_rows, read_rows, totals
@@ -79,6 +79,9 @@ class CellRows(Dataset):
         Condition codes (cells, n_keys) and batch codes (cells,).
     cells
         The rows that the data set consists of; all of them by default.
+    where, is_count_data
+        What to call the cells in a message, and whether values must be whole: all that is read is checked then, as by
+        :func:`check_counts`. By default nothing is.
 
     Examples
     --------
@@ -101,7 +104,10 @@ class CellRows(Dataset):
         conditions: np.ndarray,
         batch: np.ndarray,
         cells: Sequence[int] | slice | None = None,
+        where: str | None = None,
+        is_count_data: bool = True,
     ) -> None:
+        self.where, self.is_count_data = where, is_count_data
         self.matrix = by_rows(matrix)
         self.known = np.flatnonzero(panel >= 0)
         self.panel = torch.from_numpy(panel[self.known].astype(np.int64))
@@ -119,7 +125,10 @@ class CellRows(Dataset):
 
     def rows(self, positions: Sequence[int]) -> sparse.csr_matrix:
         """Read cells as sparse rows over the genes that the model knows, with sorted columns."""
-        block = sparse.csr_matrix(read_rows(self.matrix, self.cells[np.asarray(positions)]))
+        cells = self.cells[np.asarray(positions)]
+        block = sparse.csr_matrix(read_rows(self.matrix, cells))
+        if self.where is not None:
+            check_block(block, self.where, cells, [block], is_count_data=self.is_count_data)
         if len(self.known) < block.shape[1]:
             block = block[:, self.known]
         block.sum_duplicates()

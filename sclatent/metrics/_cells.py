@@ -23,9 +23,10 @@ from sclatent.data import (
     row_blocks,
     totals,
 )
+from sclatent.data._levels import factorize
 
 from ._projection import log_normalize_dense
-from ._table import ALL
+from ._table import ALL, MEAN
 
 BLOCK = 2**22  # dense values that are made together: memory does not grow with the cells
 
@@ -73,7 +74,14 @@ class CellGroups:
             self.rows: dict[Hashable, np.ndarray] = {ALL: np.arange(adata.n_obs)}
         else:
             check_categorical(adata.obs, groupby, f"groupby, {argument}")
-            codes, levels = pd.factorize(adata.obs[groupby], sort=True)
+            codes, found = factorize(adata.obs[groupby].astype("category"))
+            levels = list(dict.fromkeys(found))
+            if reserved := {ALL, MEAN}.intersection(levels):
+                raise ValueError(
+                    f"groupby={groupby!r}: {argument} has the levels {sorted(reserved)}, which in the table are all "
+                    "cells and the mean over the groups: rename them."
+                )
+            codes = np.array([levels.index(level) for level in found])[codes]
             order = np.argsort(codes, kind="stable")
             self.rows = dict(zip(levels, np.split(order, np.cumsum(np.bincount(codes))[:-1]), strict=True))
 
@@ -179,6 +187,12 @@ def _counts(
             columns = adata.var_names.get_indexer(genes)
     place = f"{argument}.X" if layer is None else f"{argument}.layers[{layer!r}]"
     matrix = by_rows(get_matrix(adata, layer), place)
+    check_values(matrix, columns, argument, place, whole)
+    return matrix, columns
+
+
+def check_values(matrix: Any, columns: np.ndarray | None, argument: str, place: str, whole: bool = True) -> None:
+    """Raise a ``ValueError`` unless some columns of a matrix, None for all, hold counts, whole ones if so asked for."""
     for counts in _blocks(matrix, columns):
         values = counts.data if sparse.issparse(counts) else counts
         if not np.isfinite(values).all() or (values < 0).any():
@@ -188,7 +202,6 @@ def _counts(
                 "Log-normalised or expected ones cannot be compared: give the layer or the AnnData that has the counts."
             )
             raise ValueError(not_whole(argument, place, _blocks(matrix, columns), cure))
-    return matrix, columns
 
 
 def _blocks(matrix: Any, columns: np.ndarray | None) -> Iterator[np.ndarray | sparse.csr_matrix]:

@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from sclatent.data import by_rows, get_matrix, row_blocks
 
-from ._cells import mean_log_normalized
+from ._cells import check_values, mean_log_normalized
 
 Cells = AnnData | np.ndarray
 """Cells x genes: an AnnData of counts, or an array that is log-normalised already."""
@@ -30,7 +30,7 @@ def mean_change(cells: Cells, control: Cells) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the genes of two AnnData differ, or there is no cell.
+        If the genes of two AnnData differ, there is no cell, or values of an AnnData are no counts.
 
     Examples
     --------
@@ -44,9 +44,16 @@ def mean_change(cells: Cells, control: Cells) -> np.ndarray:
     >>> list(adata.var_names[top_responding(change, 3)])  # the genes that respond the most
     ['gene_29', 'gene_2', 'gene_37']
     """
+    return change_of(cells, control, "cells")
+
+
+def change_of(cells: Cells, control: Cells, argument: str) -> np.ndarray:
+    """Return :func:`mean_change`, with what to call the cells in a message."""
     if isinstance(cells, AnnData) and isinstance(control, AnnData) and not cells.var_names.equals(control.var_names):
-        raise ValueError("cells and control differ in their genes or in the order of them: use adata[:, genes] on one.")
-    return _mean(cells) - _mean(control)
+        raise ValueError(
+            f"{argument} and control differ in their genes or in the order of them: use adata[:, genes] on one."
+        )
+    return _mean(cells, argument) - _mean(control, "control")
 
 
 def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
@@ -78,7 +85,9 @@ def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
     0.0
     """
     is_change = isinstance(predicted, np.ndarray) and predicted.ndim == 1
-    return pearson(mean_change(real, control), predicted if is_change else mean_change(predicted, control))
+    return pearson(
+        change_of(real, control, "real"), predicted if is_change else change_of(predicted, control, "predicted")
+    )
 
 
 def top_responding(change: np.ndarray, n_genes: int) -> np.ndarray:
@@ -119,10 +128,12 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return pearson(rankdata(a), rankdata(b))
 
 
-def _mean(cells: Cells) -> np.ndarray:
+def _mean(cells: Cells, argument: str) -> np.ndarray:
     values = get_matrix(cells, None) if isinstance(cells, AnnData) else np.asarray(cells)
     if len(values.shape) != 2 or not values.shape[0]:
         raise ValueError(f"Cells x genes with at least one cell were expected, not an array of shape {values.shape}.")
     if not isinstance(cells, AnnData):
         return values.mean(axis=0, dtype=np.float64)
-    return mean_log_normalized((counts for _, counts in row_blocks(by_rows(values))), values.shape[0])
+    matrix = by_rows(values, f"{argument}.X")
+    check_values(matrix, None, argument, f"{argument}.X")
+    return mean_log_normalized((counts for _, counts in row_blocks(matrix)), values.shape[0])

@@ -13,6 +13,7 @@ from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from sclatent.data import TARGET_SUM, random_stream
+from sclatent.data._levels import factorize
 
 from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
 from ._change import pearson, spearman, top_responding
@@ -293,9 +294,7 @@ class _Controls:
         seed: int,
     ) -> None:
         check_anndata(control, "control")
-        self.shared = groupby not in control.obs or share_controls(
-            control.obs[groupby].dropna().unique().tolist(), groups, groupby
-        )
+        self.shared = groupby not in control.obs or share_controls(factorize(control.obs[groupby])[1], groups, groupby)
         self.cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer).shuffled(seed)
         self._means: dict[Hashable, np.ndarray] = {}
 
@@ -453,7 +452,7 @@ def _groups_to_compare(truth: CellGroups, controls: _Controls, sources: dict[str
         raise ValueError(
             f"real and predicted have no group in common: real has {list(truth.rows)[:5]}, predicted {levels}."
         )
-    lost = {g for source in cells.values() for g in source.rows} - set(shared)
+    lost = {g for source in (truth, *cells.values()) for g in source.rows} - set(shared)
     if lost:
         warnings.warn(f"Not in real and in every prediction, and left out: {sorted(lost, key=str)}.", stacklevel=3)
     without = [g for g in shared if not len(controls.rows(g))]

@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 from sklearn.linear_model import RidgeCV
 
-from sclatent.data import check_categorical
+from sclatent.data import check_categorical, plain_level, short_repr
 
 from ._cells import CellGroups
 from ._groups import alike
@@ -50,7 +50,7 @@ def mean_shift(
     Raises
     ------
     ValueError
-        If no other group has cells of both conditions, or ``held_out`` is written in another way than in obs.
+        If no other group has cells of both conditions, or ``held_out`` is no group.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def mean_shift(
     True
     """
     cells, arms = _arms(adata, condition_key, control, treated, group_key, held_out, layer)
-    arms.pop(held_out, None)
+    del arms[plain_level(held_out)]
     if pooled and arms:
         arms = {ALL: [np.concatenate(rows) for rows in zip(*arms.values(), strict=True)]}
     controls, treatments = _means(cells, arms, condition_key, control, treated, group_key, held_out)
@@ -116,7 +116,7 @@ def linear_shift(
     True
     """
     cells, arms = _arms(adata, condition_key, control, treated, group_key, held_out, layer)
-    start, _ = arms.pop(held_out, ([], []))
+    start, _ = arms.pop(plain_level(held_out))
     if not len(start):
         raise ValueError(
             f"held_out={held_out!r} has no cells of {control!r} in adata.obs[{condition_key!r}]: they are what the "
@@ -165,10 +165,10 @@ def _arms(
     """Cells, and for every group the rows of its control and of its treated cells."""
     cells = CellGroups(adata, adata.var_names, group_key, "adata", layer)
     check_categorical(adata.obs, condition_key, "condition_key")
-    if written := alike([held_out], cells.rows):
-        raise ValueError(
-            f"held_out={held_out!r} is no level of adata.obs[{group_key!r}], but {written[held_out]!r} is: give that."
-        )
+    if plain_level(held_out) not in cells.rows:
+        written = alike([held_out], cells.rows)
+        others = f"but {written[held_out]!r} is: give that" if written else f"which has {short_repr(list(cells.rows))}"
+        raise ValueError(f"held_out={held_out!r} is no level of adata.obs[{group_key!r}], {others}.")
     condition = adata.obs[condition_key].to_numpy()
     return cells, {g: [rows[condition[rows] == c] for c in (control, treated)] for g, rows in cells.rows.items()}
 

@@ -43,7 +43,7 @@ from sclatent.nn import OPEN
 from ._scldm_description import DescriptionMixin
 from ._scldm_generation import GenerationMixin
 from ._scldm_training import TrainingMixin
-from .base import StagedModel, check_baseline, check_seed, check_sizes, initial_weights
+from .base import CHANGED, StagedModel, check_baseline, check_seed, check_sizes, initial_weights
 from .base._fields import KnownConditionsField, KnownLayerField, KnownLevelsField
 from .base._schema import FLAG, LEVELS, NAME, NAMES, POSITIVE, check, check_codes, dict_of, list_of, optional
 
@@ -325,9 +325,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         setup = self.registry["setup_args"]
         matrix = by_rows(get_matrix(adata, setup["layer"]), "The AnnData of training" if training else "The query")
         panel = align_genes(adata.var_names, self.genes)
-        if training:  # the first cells tell whether all were normalised in place
-            check_counts(matrix[:1024], "The AnnData of training was changed: it", is_count_data=setup["is_count_data"])
-        else:
+        if not training:  # cells of training were checked at setup, and are again when they are read
             known_genes = None if (panel >= 0).all() else np.flatnonzero(panel >= 0)
             check_counts(matrix, "The query", is_count_data=setup["is_count_data"], columns=known_genes)
         obs = adata.obs
@@ -339,7 +337,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         elif setup["size_factor_key"] is not None:
             check_size_factors(obs, setup["size_factor_key"])
             library = self.size_factor_scale * obs[setup["size_factor_key"]].to_numpy(float)
-        return CellRows(matrix, panel, library, codes, batch_codes, indices)
+        where = CHANGED if training else None
+        return CellRows(matrix, panel, library, codes, batch_codes, indices, where, setup["is_count_data"])
 
     @classmethod
     def _schema(cls) -> dict[str, Any]:

@@ -111,6 +111,8 @@ class GenerationMixin:
         n_samples = check_n_samples(n_samples)
         check_steps(n_steps)
         codes = self.conditions.encode(conditions, n_samples)
+        if isinstance(conditions, pd.DataFrame):
+            check_order(library_size, conditions.index, "library_size", of="conditions", index="conditions.index")
         weight = self._guidance(guidance_weight)
         self._check_baseline_only(baseline_only)
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))

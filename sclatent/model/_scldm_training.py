@@ -19,6 +19,8 @@ from sclatent.data import (
 )
 from sclatent.train import AutoencoderPlan, DiffusionPlan, StagePlan
 
+from .base import CHANGED
+
 
 class TrainingMixin:
     """What each of the two stages trains, and on what."""
@@ -35,7 +37,7 @@ class TrainingMixin:
 
     def _check_values(self, rows: CellRows) -> None:
         is_count = self.registry["setup_args"]["is_count_data"]
-        check_counts(rows.matrix, "The AnnData of training was changed: it", is_count_data=is_count)
+        check_counts(rows.matrix, CHANGED, is_count_data=is_count)
 
     def _contents(self, rows: CellRows) -> Iterator[Any]:
         yield from (list(self.genes), self.conditions.levels, self.batches.levels, rows.panel.numpy())
@@ -71,6 +73,7 @@ class TrainingMixin:
         codes, batch, n_levels = rows.conditions[rows.cells], rows.batch[rows.cells], self.conditions.n_levels
         self.library_sizes = LibrarySizes(codes, self._library_sizes(rows), n_levels)
         self.training_batches = TrainingBatches(codes, batch, n_levels, self.batches.n_levels[0])
+        self._warn_of_levels(self.conditions)
 
     def _library_sizes(self, rows: CellRows) -> np.ndarray:
         """Library sizes of whole cells, (cells,); of cells that were measured on a part of the genes by the decoder."""

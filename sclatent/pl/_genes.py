@@ -9,8 +9,10 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 
-from sclatent.metrics import concordance, log_normalize, mean_change, pearson_of_change, top_responding
-from sclatent.metrics._change import pearson
+from sclatent.data import by_rows, get_matrix
+from sclatent.metrics import concordance, log_normalize, pearson_of_change, top_responding
+from sclatent.metrics._cells import check_values
+from sclatent.metrics._change import change_of, pearson
 from sclatent.metrics._groups import share_controls
 
 from ._figures import axes_or_new, grid, indexable, levels, save_figure
@@ -46,7 +48,7 @@ def gene_statistics(real: AnnData, generated: AnnData, save: str | os.PathLike |
     >>> [ax.get_title() for ax in axes]
     ['mean (log1p CP10k)', 'variance (log1p CP10k)', 'zero fraction']
     """
-    x, y = (_statistics(cells) for cells in (indexable(real)[:, generated.var_names], generated))
+    x, y = _statistics(indexable(real)[:, generated.var_names], "real"), _statistics(generated, "generated")
     figure, axes = grid(len(x), (3.2, 3.4))
     for ax, name in zip(axes, x, strict=True):
         a, b = x[name], y[name]
@@ -107,9 +109,9 @@ def response(
         groups = _by_group(real, predicted, control, groupby)
     panels = []
     for group, (cells, predictions, base) in groups.items():
-        x = mean_change(cells, base)
+        x = change_of(cells, base, "real")
         for name, prediction in predictions.items():
-            y = _change(prediction, base)
+            y = _change(prediction, base, name)
             title = name if groupby is None else group if len(predictions) == 1 else f"{group}, {name}"
             panels.append((title, x, y, pearson_of_change(cells, y, base)))
     columns = len(predicted) if len(predicted) > 1 else None
@@ -168,14 +170,14 @@ def top_genes(
     >>> len(ax.get_yticks())
     10
     """
-    x = mean_change(real, control)
+    x = change_of(real, control, "real")
     genes = top_responding(x, n_genes)
     genes = genes[np.argsort(x[genes])]
     place = np.arange(len(genes))
     given, ax = ax, axes_or_new(ax, (5.5, 0.8 + 0.22 * len(genes)))
     ax.barh(place, x[genes], color="0.85", label="real", zorder=1)
     for i, (name, prediction) in enumerate(predicted.items()):
-        change = _change(prediction, control)[genes]
+        change = _change(prediction, control, name)[genes]
         marker = "osD^v"[i % 5]
         ax.scatter(change, place, s=18, marker=marker, label=name, zorder=2)
     ax.axvline(0, color="0.3", lw=0.8)
@@ -189,8 +191,8 @@ def top_genes(
     return ax
 
 
-def _change(prediction: AnnData | np.ndarray, control: AnnData) -> np.ndarray:
-    return mean_change(prediction, control) if isinstance(prediction, AnnData) else prediction
+def _change(prediction: AnnData | np.ndarray, control: AnnData, name: str) -> np.ndarray:
+    return change_of(prediction, control, f"predicted {name!r}") if isinstance(prediction, AnnData) else prediction
 
 
 def _by_group(
@@ -226,7 +228,8 @@ def _by_group(
     }
 
 
-def _statistics(cells: AnnData) -> dict[str, np.ndarray]:
+def _statistics(cells: AnnData, argument: str) -> dict[str, np.ndarray]:
+    check_values(by_rows(get_matrix(cells, None), f"{argument}.X"), None, argument, f"{argument}.X")
     values = log_normalize(cells)
     return {
         "mean (log1p CP10k)": values.mean(axis=0, dtype=np.float64),

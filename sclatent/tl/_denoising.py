@@ -35,7 +35,8 @@ def denoising(
     r"""Compare what models make of noisy cells of several data sets in one step (arXiv 2206.00070, section 5).
 
     All models get the same noisy cells: standardised features :math:`x_0` of a data set, plus noise of :math:`\beta /
-    (1 - \beta)` times their variance. Every data set is standardised by itself, as those of training were.
+    (1 - \beta)` times their variance. Every data set is standardised by itself, as those of training were,
+    with a mean for every combination of the batches of all models.
 
     Parameters
     ----------
@@ -104,11 +105,13 @@ def denoising(
     check_key_added(key_added)
     for data_set, adata in adatas.items():
         check_adata(adata, f"adatas[{data_set!r}]")
+    batch_keys = {model.registry["setup_args"]["batch_key"] for model in models.values()}
     rows = []
     for data_set, adata in adatas.items():
         estimates = {}
         for name, model in models.items():
-            cells = clean_cells(model, adata, f"adatas[{data_set!r}] for models[{name!r}]", n_cells, seed)
+            where = f"adatas[{data_set!r}] for models[{name!r}]"
+            cells = clean_cells(model, adata, where, n_cells, seed, batch_keys)
             noise = draw_noise(cells, seed)
             estimates[NOISY] = error_of(noisy(cells, noise, noise_level), cells)
             estimates[name] = error_of(denoised(model, cells, noise, noise_level), cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,9 @@ def check_key_added(key_added: str) -> None:
         raise ValueError(f"key_added={key_added!r} must be a string, and none of {list(KEPT)}, which say other things.")
 
 
-def clean_cells(model: FeatureModel, adata: AnnData, where: str, n_cells: int, seed: int) -> Tensor:
+def clean_cells(
+    model: FeatureModel, adata: AnnData, where: str, n_cells: int, seed: int, batch_keys: Collection[str] = ()
+) -> Tensor:
     """Draw cells and standardise what the model diffuses of them.
 
     A data set is standardised by its own mean and standard deviation, embeddings by one number and images by channel,
@@ -99,6 +101,8 @@ def clean_cells(model: FeatureModel, adata: AnnData, where: str, n_cells: int, s
         How many cells to draw; all if there are fewer.
     seed
         Seed of the draw.
+    batch_keys
+        Batches of other models that get the same cells: every combination of batches has a mean of its own.
 
     Returns
     -------
@@ -111,7 +115,8 @@ def clean_cells(model: FeatureModel, adata: AnnData, where: str, n_cells: int, s
         x = torch.from_numpy(model.get_features(adata, order))
     except (KeyError, ValueError) as error:
         raise type(error)(f"{where}: {error.args[0]}") from error
-    x = _standardise(x, _batches(model, adata)[order])
+    keys = {model.registry["setup_args"]["batch_key"], *batch_keys}
+    x = _standardise(x, _batches(keys, adata)[order])
     if not model.is_latent:
         return x[:n_cells]
     with torch.no_grad():
@@ -121,10 +126,10 @@ def clean_cells(model: FeatureModel, adata: AnnData, where: str, n_cells: int, s
     return scale(tokens[:n_cells])
 
 
-def _batches(model: FeatureModel, adata: AnnData) -> np.ndarray:
-    """Codes of the batches of a data set, of whatever name; all 0 if it has none."""
-    key = model.registry["setup_args"]["batch_key"]
-    return pd.factorize(adata.obs[key])[0] if key in adata.obs else np.zeros(adata.n_obs, dtype=np.int64)
+def _batches(keys: Collection[str | None], adata: AnnData) -> np.ndarray:
+    """Codes of the batches of a data set, of whatever name, joined; all 0 if it has none."""
+    codes = [pd.factorize(adata.obs[key])[0] for key in keys if key in adata.obs]
+    return np.unique(np.stack([*codes, np.zeros(adata.n_obs)], axis=1), axis=0, return_inverse=True)[1].ravel()
 
 
 def _standardise(x: Tensor, batches: np.ndarray) -> Tensor:

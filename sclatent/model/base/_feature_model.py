@@ -24,6 +24,7 @@ from sclatent.data import (
     FeatureRows,
     TokenRows,
     TrainingBatches,
+    align_features,
     check_adata,
     check_categorical,
     check_finite,
@@ -50,7 +51,7 @@ from ._feature_generation import DIFFERENCE, FeatureGenerationMixin
 from ._fields import KnownLayerField, KnownLevelsField, KnownObsmField
 from ._random import check_seed, initial_weights
 from ._schema import COUNT, DTYPE, LEVELS, NAME, NUMBER, check_codes, list_of, optional
-from ._staged_model import StagedModel
+from ._staged_model import CHANGED, StagedModel
 
 LABELS_KEY = "labels"
 MAX_VALUES = 4_000_000  # of the cells that are computed together, where no one asks for gradients
@@ -94,7 +95,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         self.shape = tuple(setup["shape"])
         self.labels = Conditions({}, "labels")
         if setup["labels_key"] is not None:
-            self.labels = Conditions({setup["labels_key"]: setup["labels"]}, "labels")
+            self.labels = Conditions({setup["labels_key"]: setup["labels"]}, "labels", setup["unlabeled_category"])
         self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")
         with initial_weights(seed, "autoencoder"):
             autoencoder = self._new_autoencoder()
@@ -252,13 +253,14 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         shape = self._query_shape(values, where)
         if shape != self.shape:
             raise ValueError(f"{where} has features of shape {shape}: this model was trained on {self.shape}.")
+        columns = align_features(adata, setup["obsm_key"], self._state(REGISTRY_KEYS.X_KEY)["column_names"], where)
         if not training:
             check_finite(values, where)
         codes = np.full((adata.n_obs, len(self.labels.keys)), OPEN)
         if labels:
             codes = label_codes(adata.obs, self.labels, setup["unlabeled_category"])
         batches = self._batch_codes(adata.obs) if batch else np.zeros(adata.n_obs, dtype=np.int64)
-        return FeatureRows(values, self.shape, codes, batches, indices)
+        return FeatureRows(values, self.shape, codes, batches, indices, columns, CHANGED if training else None)
 
     def _query_shape(self, values: Any, where: str) -> tuple[int, ...]:
         """Shape of the features of other cells; those that are flat are read by the shape of training."""
@@ -301,7 +303,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         return self._rows(labels=True)
 
     def _check_values(self, rows: FeatureRows) -> None:
-        check_finite(rows.values, "The AnnData of training was changed: it")
+        check_finite(rows.values, CHANGED)
 
     def _contents(self, rows: FeatureRows) -> Iterator[Any]:
         yield from (self.shape, self.labels.levels, self.batches.levels, rows.labels, rows.batch)
@@ -312,6 +314,7 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
     def _learn_from(self, rows: FeatureRows) -> None:
         codes, batch = rows.labels[rows.cells], rows.batch[rows.cells]
         self.training_batches = TrainingBatches(codes, batch, self.labels.n_levels, self.batches.n_levels[0])
+        self._warn_of_levels(self.labels)
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         return DiffusionPlan(self.module.denoiser, self.process, **arguments)
@@ -363,10 +366,10 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
             raise ValueError(f"model.json: features of shape {shape}, stored as {stored}")
         if (setup["labels"] is None) != (setup["labels_key"] is None):
             raise ValueError(f"model.json: labels_key={setup['labels_key']!r}, but labels={setup['labels']!r}")
-        if setup["obsm_key"] is None:
-            names = description["registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
-            if len(names) != math.prod(shape) or not all(isinstance(name, str) for name in names):
-                raise ValueError(f"model.json: names of {len(names)} features, of shape {shape}")
+        names = description["registry"]["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+        whole = len(names) == math.prod(shape) and all(isinstance(name, str) for name in names)
+        if not isinstance(names, list | np.ndarray) or (setup["obsm_key"] is None and not whole):
+            raise ValueError(f"model.json: names of {len(names)} features, of shape {shape}")
         if not description["value_range"][0] <= description["value_range"][1]:
             raise ValueError(f"model.json: value_range={description['value_range']}")
 

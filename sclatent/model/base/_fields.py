@@ -12,11 +12,14 @@ import pandas as pd
 from anndata import AnnData
 from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, ObsmField
 
-from sclatent.data._levels import factorize, level_key
+from sclatent.data._levels import code_of, factorize, level_key
 
 
 class KnownLayerField(LayerField):
-    """X or a layer. Of further cells the features are those of the model, not those that there are."""
+    """X or a layer. Of further cells the features are those of the model, not those that there are; names are text."""
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        return {**super().register_field(adata), self.COLUMN_NAMES_KEY: np.asarray(adata.var_names.astype(str))}
 
     def transfer_field(self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
         self.validate_field(adata_target)
@@ -57,4 +60,4 @@ def _codes(adata: AnnData, key: Any, levels: Any) -> np.ndarray:
         return np.full(adata.n_obs, -1)
     code = {level_key(level): i for i, level in enumerate(levels)}
     codes, found = factorize(adata.obs[key])
-    return np.array([*(code.get(level_key(level), -1) for level in found), -1])[codes]
+    return np.array([*(code_of(level, code, -1) for level in found), -1])[codes]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from ._schema import COUNT, TEXT, check
 FORMAT = 1
 _JSON = "model.json"
 _LOCK = f".{_JSON}.lock"
+_WHOLE = r"(model\.json|tensors-[0-9a-f]{16}\.safetensors)"
+_OURS = re.compile(rf"{_WHOLE}|\.{_WHOLE}\.\d+-[0-9a-f]{{8}}")  # as write_atomically names what is not whole yet
 # what reading, and building from, contents that nobody has checked may raise
 CONTENT_ERRORS = (
     ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, SafetensorError, TypeError, ValueError,
@@ -94,9 +97,8 @@ def write_model(
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a file is of a saved model, or of one that is being saved."""
-    whole = name == _JSON or (name.startswith("tensors-") and name.endswith(".safetensors"))
-    return whole or name.startswith((".tensors-", f".{_JSON}."))
+    """Whether a file is of a saved model, or of one that is being saved: no one else names files so."""
+    return name == _LOCK or _OURS.fullmatch(name) is not None
 
 
 def _check_free(path: Path, overwrite: bool) -> None:

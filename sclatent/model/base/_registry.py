@@ -19,6 +19,8 @@ from ._folder import read_registry
 class RegistryMixin(BaseModelClass):
     """The AnnData of a model, and the manager of scvi-tools that knows how it was set up."""
 
+    n_adatas = 0  # how many times another AnnData was set: names of its cells may be the same
+
     @abstractmethod
     def _check_query(self, adata: AnnData) -> None:
         """Raise if an AnnData does not fit the model."""
@@ -39,6 +41,7 @@ class RegistryMixin(BaseModelClass):
         self._check_query(adata)
         manager = self._transfer_setup(adata)
         self._register_manager_for_instance(manager)
+        self.n_adatas += adata is not self._adata
         self._adata, self._adata_manager = adata, manager
         self.registry_, self.summary_stats = manager.registry, manager.summary_stats
 

@@ -49,6 +49,7 @@ from ._trainer import check_callbacks, check_trainer_arguments, of_stage, one_de
 from ._training_rows import TrainingRows
 
 logger = logging.getLogger(__name__)
+CHANGED = "The AnnData of training was changed: it"
 FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
 
 
@@ -80,14 +81,14 @@ def check_baseline(baseline: Any) -> None:
         raise ValueError(f"baseline={short_repr(baseline)} is not known: use one of {list(BASELINES)}.")
 
 
-def check_order(given: Any, names: pd.Index, argument: str) -> None:
+def check_order(given: Any, names: pd.Index, argument: str, of: str = "adata", index: str = "adata.obs_names") -> None:
     """Raise a ``ValueError`` if a table or column has the names of the cells in another order: it goes by position."""
     if not isinstance(given, pd.DataFrame | pd.Series) or len(given) != len(names) or given.index.equals(names):
         return
     if given.index.is_unique and given.index.isin(names).all():
         raise ValueError(
-            f"{argument} has the names of the cells in another order than adata has, and goes by position: give "
-            f"{argument}.loc[adata.obs_names], or {argument}.reset_index(drop=True) if the order is meant."
+            f"{argument} has the names of the cells in another order than {of} has, and goes by position: give "
+            f"{argument}.loc[{index}], or {argument}.reset_index(drop=True) if the order is meant."
         )
 
 
@@ -133,6 +134,11 @@ class StagedModel(RegistryMixin):
     @classmethod
     def _register(cls, adata: AnnData, setup_method_args: dict[str, Any], **kwargs: Any) -> AnnDataManager:
         """Write the fields of an AnnData into the registry of scvi-tools; a view becomes an AnnData of its own."""
+        if adata.is_view and adata.isbacked:
+            raise ValueError(
+                "adata is a view of a file, which cannot be set up: read it into memory, adata = adata.to_memory(), or "
+                'write its cells to a file of their own, adata = adata.copy(filename="cells.h5ad").'
+            )
         manager = AnnDataManager(
             fields=cls._fields(setup_method_args["setup_args"]),
             setup_method_args=setup_method_args,
@@ -598,8 +604,30 @@ class StagedModel(RegistryMixin):
         of_level = np.array([known.index(level) for level in conditions.levels[batch_key]])
         return np.where(asked == OPEN, batches, of_level[asked])
 
+    def _warn_of_levels(
+        self, conditions: Conditions, codes: np.ndarray | None = None, batches: np.ndarray | None = None
+    ) -> None:
+        """Say which levels no training cell has, of all or of those that are asked for, by codes (cells, n_keys)."""
+        seen, asked, levels = self.training_batches.codes, codes, dict(conditions.levels)
+        batch_key = self.registry["setup_args"]["batch_key"]
+        if batch_key not in (None, *levels):
+            levels[batch_key] = self.batches.levels["batch"]
+            seen = np.column_stack([seen, self.training_batches.batch])
+            asked = None if codes is None else np.column_stack([codes, batches])
+        for k, (key, names) in enumerate(levels.items()):
+            empty = np.setdiff1d(np.arange(len(names)) if asked is None else asked[:, k], np.append(seen[:, k], OPEN))
+            if len(empty):
+                warnings.warn(
+                    f"No training cell has a level of {key!r} that is one of {short_repr([names[i] for i in empty])}: "
+                    "nothing is learned of it, and cells that are made under it say nothing. Its cells were removed "
+                    "after setup_anndata, or are all among those that the loss is watched on: set the data up again "
+                    "without it, or train with train_size=1.",
+                    stacklevel=4,
+                )
+
     def _warn_of_batches(self, conditions: Conditions, codes: np.ndarray, batches: np.ndarray) -> None:
-        """Say it where a condition is decoded under a batch in which it was never seen."""
+        """Say it where a level was never seen, or a condition is decoded under a batch in which it was never seen."""
+        self._warn_of_levels(conditions, codes, batches)
         cells, keys = self.training_batches.apart(codes, batches).nonzero()
         if len(cells):
             key, batch_key = conditions.keys[keys[0]], self.registry["setup_args"]["batch_key"]
