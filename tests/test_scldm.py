@@ -732,3 +732,35 @@ def test_guidance_that_does_nothing_is_said(sim_model, sim):
         warnings.simplefilter("error", UserWarning)
         sim_model.counterfactual(some, where, guidance_weight={"condition": 1.0}, progress_bar=False)
         sim_model.counterfactual(some, where, keep=0.5, guidance_weight=2.0, n_steps=2, progress_bar=False)
+
+
+# ---- parts
+
+
+@pytest.mark.parametrize("process", ["linear", "variance_preserving"])
+@pytest.mark.parametrize("baseline", ["mixed", "additive", "none"])
+def test_every_process_goes_with_every_baseline(cells, fit, process, baseline, tmp_path):
+    model = fit(cells, 2, process=process, baseline=baseline)
+    model.save(tmp_path / "m")
+    loaded = SCLDM.load(tmp_path / "m")
+    asked = {"cell_type": "B", "condition": "stimulated"}
+    made, again = (m.sample(20, asked, progress_bar=False) for m in (model, loaded))
+    assert (made.X != again.X).nnz == 0
+    for keep in (0.4, 1.0):
+        same = model.counterfactual(cells, cells.obs[["condition"]], keep=keep, progress_bar=False)
+        assert abs(same.X - cells.X).mean() < 0.2 * cells.X.mean()
+    if baseline == "none":
+        with pytest.raises(ValueError, match="baseline_only=True needs a baseline"):
+            model.sample(5, asked, baseline_only=True, progress_bar=False)
+    else:
+        floor = model.sample(20, asked, baseline_only=True, progress_bar=False)
+        assert floor.uns["sclatent"]["baseline_only"]
+        assert "baseline_only" not in made.uns["sclatent"]
+
+
+@pytest.mark.parametrize("argument", ["baseline", "process"])
+@pytest.mark.parametrize("value", ["normal", None, 1])
+def test_parts_that_are_not_known_are_refused(cells, argument, value):
+    SCLDM.setup_anndata(cells, condition_keys="condition")
+    with pytest.raises(ValueError, match=f"{argument}={value!r} is not known: use one of"):
+        SCLDM(cells, **{argument: value})

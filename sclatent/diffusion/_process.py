@@ -5,9 +5,35 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Coefficients(NamedTuple):
+    r"""Shares of data and noise in x_t, and how fast they change; each of the shape of the times.
+
+    Attributes
+    ----------
+    data, noise
+        :math:`a_t` and :math:`s_t`.
+    data_rate, noise_rate
+        :math:`\dot a_t` and :math:`\dot s_t`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sclatent.diffusion import LinearFlow
+    >>> at_half = LinearFlow().coefficients(torch.tensor([0.5]))
+    >>> at_half.data.item(), at_half.noise_rate.item()
+    (0.5, -1.0)
+    """
+
+    data: Tensor
+    noise: Tensor
+    data_rate: Tensor
+    noise_rate: Tensor
 
 
 class Process(ABC):
@@ -24,10 +50,10 @@ class Process(ABC):
     A process of your own says how much there is of data and noise, and when (here, paths that leave the noise late):
 
     >>> import torch
-    >>> from sclatent.diffusion import Process
+    >>> from sclatent.diffusion import Coefficients, Process
     >>> class Late(Process):
     ...     def coefficients(self, t):
-    ...         return t**2, 1 - t**2, 2 * t, -2 * t
+    ...         return Coefficients(data=t**2, noise=1 - t**2, data_rate=2 * t, noise_rate=-2 * t)
     ...     def time(self, noise_level):
     ...         return (1 / (1 + (noise_level / (1 - noise_level)) ** 0.5)) ** 0.5
     >>> z, noise = torch.randn(2, 4, 8, 16)  # data and noise of 4 cells, each of 8 tokens of 16
@@ -38,15 +64,15 @@ class Process(ABC):
     """
 
     @abstractmethod
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, t: Tensor) -> Coefficients:
         r"""Return :math:`a_t, s_t, \dot a_t, \dot s_t` at times (cells,), each of that shape."""
 
     @abstractmethod
     def time(self, noise_level: float) -> float:
         """Return the time at which noise has this share of the variance of x_t, of data with variance 1."""
 
-    def _at(self, t: Tensor, x: Tensor) -> list[Tensor]:
-        return [c.view(-1, *[1] * (x.ndim - 1)) for c in self.coefficients(t)]
+    def _at(self, t: Tensor, x: Tensor) -> Coefficients:
+        return Coefficients(*(c.view(-1, *[1] * (x.ndim - 1)) for c in self.coefficients(t)))
 
     def interpolate(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return x_t for data and noise (cells, ...) at times (cells,)."""
@@ -109,9 +135,9 @@ class LinearFlow(Process):
     0.5
     """
 
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, t: Tensor) -> Coefficients:
         one = torch.ones_like(t)
-        return t, 1 - t, one, -one
+        return Coefficients(t, 1 - t, one, -one)
 
     def time(self, noise_level: float) -> float:
         return 1 / (1 + math.sqrt(noise_level / (1 - noise_level))) if noise_level < 1 else 0.0
@@ -135,10 +161,13 @@ class VariancePreserving(Process):
     0.795
     """
 
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coefficients(self, t: Tensor) -> Coefficients:
         angle = t * (math.pi / 2)
         a, s = angle.sin(), angle.cos()
-        return a, s, s * (math.pi / 2), -a * (math.pi / 2)
+        return Coefficients(a, s, s * (math.pi / 2), -a * (math.pi / 2))
 
     def time(self, noise_level: float) -> float:
         return 2 / math.pi * math.acos(math.sqrt(noise_level))
+
+
+PROCESSES: dict[str, type[Process]] = {"linear": LinearFlow, "variance_preserving": VariancePreserving}

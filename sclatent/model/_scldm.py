@@ -36,7 +36,7 @@ from sclatent.data import (
     short_repr,
     warn_of_copies,
 )
-from sclatent.diffusion import LinearFlow
+from sclatent.diffusion import PROCESSES
 from sclatent.module import LIKELIHOODS, CellDiffusion, DiT, ResidualDenoiser, SetAutoencoder, Standardize
 from sclatent.nn import OPEN
 
@@ -79,6 +79,9 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         The closed form that the Diffusion Transformer is added to: ``"mixed"``, a linear mixed model of the mean tokens
         of conditions (:class:`~sclatent.baseline.MixedModel`) with their covariance around it; ``"additive"``, the same
         without interactions; or ``"none"``, the network of the paper alone.
+    process
+        How noise comes to tokens: ``"linear"``, straight paths (:class:`~sclatent.diffusion.LinearFlow`), as in the
+        paper, or ``"variance_preserving"`` (:class:`~sclatent.diffusion.VariancePreserving`).
     seed
         Seed of the initial weights.
     registry
@@ -129,8 +132,6 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
     >>> adata.obsm["X_sclatent"] = model.get_latent_representation()
     """
 
-    process = LinearFlow()
-
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -144,6 +145,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         denoiser_width: int = 128,
         denoiser_blocks: int = 4,
         baseline: Baseline = "mixed",
+        process: Literal["linear", "variance_preserving"] = "linear",
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
@@ -162,6 +164,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         if not isinstance(gene_likelihood, str) or gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
         check_baseline(baseline)
+        if not isinstance(process, str) or process not in PROCESSES:
+            raise ValueError(f"process={short_repr(process)} is not known: use one of {list(PROCESSES)}.")
         if adata is not None:
             check_adata(adata)
         super().__init__(adata, registry)
@@ -183,8 +187,10 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             "denoiser_width": denoiser_width,
             "denoiser_blocks": denoiser_blocks,
             "baseline": baseline,
+            "process": process,
             "seed": seed,
         }
+        self.process = PROCESSES[process]()
         self.genes = pd.Index(self._state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str)
         self.conditions = Conditions(self._state(CONDITIONS_KEY).get("mappings", {}))
         self.batches = Conditions({"batch": list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])}, "batch")

@@ -203,6 +203,12 @@ class GenerationMixin:
                 "conditions)."
             )
         weight = self._guidance(guidance_weight)
+        if keep == 1 and not self.module.denoiser.has_baseline:
+            warnings.warn(
+                "keep=1 moves cells by the effect that conditions have in the baseline, and this model has none "
+                "(baseline='none'): they stay as they are. Use a smaller keep, such as 0.5.",
+                stacklevel=2,
+            )
         if keep == 1 and np.not_equal(weight, 1).any():
             warnings.warn(
                 f"guidance_weight={guidance_weight!r} does nothing at keep=1, where cells move by the difference of "
@@ -305,8 +311,9 @@ class GenerationMixin:
 
         of_old, of_new = Context(old, size), Context(new, size)
         moved = self._flow(tokens, of_old, 1.0, 1.0, keep, solver, n_steps)
-        with torch.inference_mode():  # same place around the new centre
-            moved = moved + keep * (self.module.denoiser.mean(of_new) - self.module.denoiser.mean(of_old))
+        with torch.inference_mode():  # same place around the new mean
+            kept = self.process.coefficients(torch.tensor(float(keep))).data
+            moved = moved + kept * (self.module.denoiser.mean(of_new) - self.module.denoiser.mean(of_old))
         moved = self._flow(moved, of_new, weight, keep, 1.0, solver, n_steps)
 
         # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere

@@ -114,7 +114,8 @@ class JointDenoiser(ResidualDenoiser):
         if self.training:
             seen = self.label_gradient * seen + (1 - self.label_gradient) * seen.detach()
         pooled = torch.cat([seen.flatten(1), self.trunk.time(t)], dim=1)
-        signal, noise, _, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
+        at = self.process.coefficients(t)
+        signal, noise = at.data[:, None, None], at.noise[:, None, None]
         explained = signal * self.variance
         z = (explained / (signal * explained + noise.square()) * x).flatten(1)
         logits = self.linear(z) + self.perceptron(z) + self.head(pooled)

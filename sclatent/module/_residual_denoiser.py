@@ -130,10 +130,10 @@ class ResidualDenoiser(nn.Module):
         """Noisy tokens less their mean, and the velocity of the baseline."""
         if not self.has_baseline:
             return x, torch.zeros_like(x)
-        signal, _, slope, _ = (coefficient[:, None, None] for coefficient in self.process.coefficients(t))
+        at = self.process.coefficients(t)
         m = self.mean(context)
-        u = x - signal * m
+        u, of_mean = x - at.data[:, None, None] * m, at.data_rate[:, None, None] * m
         if self.gaussian is None:
             gain = self.process.gaussian_gain(t, torch.ones_like(u))
-            return u, slope * m + gain * u
-        return u, slope * m + self.gaussian(u, t, context.codes, context.pushed_to)
+            return u, of_mean + gain * u
+        return u, of_mean + self.gaussian(u, t, context.codes, context.pushed_to)
