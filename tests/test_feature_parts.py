@@ -488,9 +488,8 @@ def joint_plan(tokens: Tensor, codes: list[int], told: bool = False, step: int =
     denoiser = JointDenoiser(DiT(3, 4, (2,) if told else (), 16, 1, 2), (3, 4), 2, LinearFlow(), dropout=0.0)
     shake(denoiser)
     plan = JointPlan(denoiser, LinearFlow(), dropout_all=0.0, **kwargs)
-    rows = TokenRows(tokens, torch.tensor(codes)[:, None]).subset(np.arange(1))  # the others are for validation
-    loader = SimpleNamespace(dataset=rows)
-    plan.trainer = SimpleNamespace(train_dataloader=loader, global_step=step, estimated_stepping_batches=10)
+    plan.trainer = SimpleNamespace(global_step=step, estimated_stepping_batches=10)
+    plan.look_at(TokenRows(tokens, torch.tensor(codes)[:, None]))
     plan.log = lambda *args, **kwargs: None
     plan.on_train_start()
     return plan, (tokens, torch.tensor(codes)[:, None])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sclatent.data import FeatureBatch, check_number, check_whole
+from sclatent.data import FeatureBatch, TokenRows, check_number, check_whole
 from sclatent.diffusion import Process
 from sclatent.module import DenoisingAutoencoder, FeatureAutoencoder, JointDenoiser
 from sclatent.nn import OPEN, Context, Dropout
@@ -230,15 +231,21 @@ class JointPlan(DiffusionPlan):
         n_labels = denoiser.linear.out_features
         self.register_buffer("mean_prediction", torch.full((n_labels,), 1 / n_labels))
 
-    def on_train_start(self) -> None:
+    def look_at(self, data: TokenRows) -> None:
         """Take the labelled cells, those of the validation split among them."""
-        super().on_train_start()
-        rows = self.trainer.train_dataloader.dataset
-        labelled = rows.others[0][:, 0] != OPEN
-        self._labelled = rows.tokens[labelled].to(self.device), rows.others[0][labelled, 0].to(self.device)
+        tokens, codes = data[np.arange(len(data))]
+        labelled = codes[:, 0] != OPEN
+        self._labelled = tokens[labelled], codes[labelled, 0]
         self._all_labelled = bool(labelled.all())
         frequency = torch.bincount(self._labelled[1], minlength=len(self.mean_prediction)) + 1.0
         self._frequency = frequency / frequency.sum()
+
+    def on_train_start(self) -> None:
+        """Move the labelled cells to the device."""
+        super().on_train_start()
+        tokens, labels = self._labelled
+        self._labelled = tokens.to(self.device), labels.to(self.device)
+        self._frequency = self._frequency.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Seed dropout by the minibatch, as a resumed training does not know what was drawn before."""

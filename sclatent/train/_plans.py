@@ -79,6 +79,9 @@ class StagePlan(pl.LightningModule):
         self.betas = tuple(check_number("betas", beta, high=1) for beta in betas)
         self.n_warmup_steps = check_whole("n_warmup_steps", n_warmup_steps, least=0)
 
+    def look_at(self, data: Any) -> None:
+        """Take what training needs to know of all cells, those for validation among them; by default nothing."""
+
     def make_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
         """AdamW over what is trained; in one operation for all weights, where the device can do that."""
         fused = fused and self.device.type in ("cpu", "cuda")

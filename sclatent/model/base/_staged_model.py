@@ -415,6 +415,7 @@ class StagedModel(RegistryMixin):
                     logger.warning(f"The {name} is trained further: its tokens change, so the denoiser starts anew.")
                 data = self._stage_rows(name, rows)
                 plan = self._plan(name, arguments[name])
+                plan.look_at(data)
                 loader = make_loader(data.subset(train), batch_size, seed, shuffle=True)
                 watched = make_loader(data.subset(validation), batch_size) if len(validation) else None
                 fits[name].run(plan, loader, watched, step)
