@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sclatent.model import DAED
+from sclatent.model import DAED, SCLDM
 from sclatent.model.base import FeatureModel, cell_rng
 from sclatent.module import Standardize
 
@@ -21,7 +21,7 @@ BATCH_SIZE = 256
 KEPT = ("sclatent", "image_shape", "guidance", "sclatent_embed_images")  # entries of uns that are no results of tl
 
 
-def check_model(model: Any, where: str, stage: str | None = None) -> None:
+def check_model(model: Any, where: str, stage: str | None = None, of_counts: bool = False) -> None:
     """Raise an error unless this is a model of images or embeddings whose stage, by default what denoises, is trained.
 
     Parameters
@@ -32,6 +32,8 @@ def check_model(model: Any, where: str, stage: str | None = None) -> None:
         What to call it in a message.
     stage
         Stage of training that is needed.
+    of_counts
+        Whether a model of counts will do, too.
 
     Raises
     ------
@@ -40,11 +42,13 @@ def check_model(model: Any, where: str, stage: str | None = None) -> None:
     RuntimeError
         If it is not trained.
     """
-    if not isinstance(model, FeatureModel):
-        raise TypeError(
-            f"{where} is of type {type(model).__name__}: a model of images or embeddings was expected (DAED, "
-            "JointDiffusion, JointLDM)."
+    if not isinstance(model, (FeatureModel, SCLDM) if of_counts else FeatureModel):
+        what = (
+            "a model was expected (SCLDM, DAED, "
+            if of_counts
+            else "a model of images or embeddings was expected (DAED, "
         )
+        raise TypeError(f"{where} is of type {type(model).__name__}: {what}JointDiffusion, JointLDM).")
     stage = stage or ("denoiser" if isinstance(model, DAED) else "diffusion")
     if stage not in model.trained_stages:
         raise RuntimeError(f"{where} has no trained {stage}: call its train() first.")

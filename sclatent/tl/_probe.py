@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sclatent.model import SCLDM
 from sclatent.model.base import FeatureModel, cell_rng, check_adata, check_seed
 
 from ._noise import check_key_added, check_model, check_n_cells, check_numbers
@@ -22,7 +23,7 @@ HELD_OUT = 0.3  # share of the cells
 
 
 def probe(
-    model: FeatureModel,
+    model: FeatureModel | SCLDM,
     adata: AnnData,
     label_key: str,
     noise_levels: Sequence[float] = NOISE_LEVELS,
@@ -39,8 +40,9 @@ def probe(
     Parameters
     ----------
     model
-        Trained :class:`~sclatent.model.JointDiffusion`, :class:`~sclatent.model.JointLDM` or
-        :class:`~sclatent.model.DAED` (its diffusion model, whose data, x1, has some noise already).
+        Trained :class:`~sclatent.model.SCLDM`, :class:`~sclatent.model.JointDiffusion`,
+        :class:`~sclatent.model.JointLDM` or :class:`~sclatent.model.DAED` (its diffusion model, whose data, x1, has
+        some noise already).
     adata
         Cells. A model that was trained with labels has seen those of its training cells: to learn what it says of
         new ones, give cells that it was not trained on.
@@ -59,9 +61,10 @@ def probe(
     Returns
     -------
     pd.DataFrame
-        A row a level, also in ``adata.uns[key_added]``: ``label_key``, ``noise_level``, ``accuracy`` on held-out cells,
-        ``se`` (its standard error, binomial), ``features`` (accuracy of the same probe on the clean features
-        themselves), ``majority`` (accuracy of always naming the most frequent label) and ``n_cells`` (held out).
+        One row per level, also in ``adata.uns[key_added]``: ``label_key``, ``noise_level``, ``accuracy`` on held-out
+        cells, ``se`` (its standard error, binomial), ``features`` (accuracy of the same probe on the clean features
+        themselves, of counts the logarithm of 1 + counts per 10,000), ``majority`` (accuracy of always naming the most
+        frequent label) and ``n_cells`` (held out).
 
     Raises
     ------
@@ -85,7 +88,7 @@ def probe(
     ['label_key', 'noise_level', 'accuracy', 'se', 'features', 'majority', 'n_cells']
     >>> ax = sclatent.pl.probe(adata)
     """
-    check_model(model, "model", "diffusion")
+    check_model(model, "model", "diffusion", of_counts=True)
     check_n_cells(n_cells, least=10)
     check_adata(adata)
     check_seed(seed)
@@ -97,7 +100,9 @@ def probe(
         raise KeyError(f"label_key={label_key!r} is not a column of adata.obs, which has {list(adata.obs.columns)}.")
     setup = model.registry["setup_args"]
     labels = adata.obs[label_key].astype(object)
-    known = labels.notna() & ((label_key != setup["labels_key"]) | (labels != setup["unlabeled_category"]))
+    known = labels.notna()
+    if label_key == setup.get("labels_key"):
+        known &= labels != setup["unlabeled_category"]
     cells = cell_rng(seed, "cells").permutation(np.flatnonzero(known))[:n_cells]
     y = labels.iloc[cells].astype(str).to_numpy()
     train, test = _split(y, label_key, seed)
