@@ -63,6 +63,11 @@ class GaussianVelocity(nn.Module):
     True
     """
 
+    variances: Tensor
+    axes: Tensor
+    components: Tensor
+    rest: Tensor
+
     def __init__(self, n_levels: Sequence[int], shape: tuple[int, int], process: Process, rank: int = MAX_RANK) -> None:
         super().__init__()
         self.process, self.max_rank = process, rank

@@ -74,6 +74,11 @@ class MixedModel(nn.Module):
     [5.0, 10.0]
     """
 
+    constant: Tensor
+    seen: Tensor
+    weights: Tensor
+    variances: Tensor
+
     def __init__(self, n_levels: Sequence[int], *shape: int, interactions: bool = True) -> None:
         super().__init__()
         self.n_levels, self.shape, self.interactions = tuple(n_levels), shape, interactions
@@ -221,8 +226,8 @@ class MixedModel(nn.Module):
                 member = sparse.csr_matrix((n_cells, (of_null.ravel(), np.arange(len(codes)))))
                 found.append(torch.from_numpy(null))
                 entries.append(torch.from_numpy(member @ predicted / member.sum(axis=1).A))
-        null = torch.cat(found)
-        self.marginal.fit_combinations(null, torch.cat(entries).view(-1, *self.shape) - self._blup(null))
+        every = torch.cat(found)
+        self.marginal.fit_combinations(every, torch.cat(entries).view(-1, *self.shape) - self._blup(every))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("seen", "weights", "variances", *(f"features{k}" for k in range(len(self.n_levels)))):
@@ -245,7 +250,7 @@ def level_features(codes: np.ndarray, means: np.ndarray, key: int, n_levels: int
     levels = is_seen[is_seen.sum(axis=1).argmax()]
     if levels.sum() < 3:
         return np.zeros((n_levels, 0))
-    shared = is_seen[:, levels].all(axis=1)
+    shared = np.all(is_seen[:, levels], axis=1)
     used = np.flatnonzero(shared[other] & levels[codes[:, key]])
     member = sparse.csr_matrix((np.ones(len(used)), (codes[used, key], used)), shape=(n_levels, len(codes)))
     profiles = member @ means / shared.sum()

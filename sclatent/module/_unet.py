@@ -22,8 +22,8 @@ class TimedBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, width, affine=False), nn.Conv2d(width, width, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * width)
         for layer in (self.conv2, self.modulation):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Map (cells, width, height, width) under what is told, (cells, width), to the same shape."""
@@ -76,8 +76,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(TimedBlock(width) for _ in range(n_resolutions))
         self.norm = nn.GroupNorm(8, width)
         self.out = nn.Conv2d(width, token_dim, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def evaluate(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Prediction of the shape of ``x``, and the activations of each block averaged over the image.

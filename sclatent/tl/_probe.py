@@ -98,7 +98,7 @@ def probe(
     setup = model.registry["setup_args"]
     labels = adata.obs[label_key].astype(object)
     known = labels.notna() & ((label_key != setup["labels_key"]) | (labels != setup["unlabeled_category"]))
-    cells = cell_rng(seed, "cells").permutation(np.flatnonzero(known))[:n_cells]
+    cells = cell_rng(seed, "cells").permutation(np.flatnonzero(known))[:n_cells].tolist()
     y = labels.iloc[cells].astype(str).to_numpy()
     train, test = _split(y, label_key, seed)
 

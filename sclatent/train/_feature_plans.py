@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,8 @@ class ReconstructionPlan(StagePlan):
     >>> plan.losses(FeatureBatch(torch.randn(6, 16), none, batch), torch.Generator().manual_seed(0)).shape
     torch.Size([6])
     """
+
+    trained: FeatureAutoencoder
 
     def __init__(
         self,
@@ -92,6 +94,8 @@ class DenoisingPlan(StagePlan):
     >>> DenoisingPlan(autoencoder).losses((tokens,), torch.Generator().manual_seed(0)).shape
     torch.Size([6])
     """
+
+    trained: DenoisingAutoencoder
 
     def __init__(
         self, autoencoder: DenoisingAutoencoder, lr: float = 1e-3, weight_decay: float = 0.01, **kwargs: Any
@@ -200,6 +204,8 @@ class JointPlan(DiffusionPlan):
     (0.0, 0.8)
     """
 
+    trained: JointDenoiser
+    mean_prediction: Tensor
     # the denoiser may be at its best before the classifier has learned anything, and consistency comes late
     keeps_best = False
 
@@ -233,7 +239,9 @@ class JointPlan(DiffusionPlan):
     def on_train_start(self) -> None:
         """Take the labelled cells, those of the validation split among them."""
         super().on_train_start()
-        rows = self.trainer.train_dataloader.dataset
+        loader = self.trainer.train_dataloader
+        assert loader is not None  # there is one in training
+        rows = loader.dataset
         labelled = rows.others[0][:, 0] != OPEN
         self._labelled = rows.tokens[labelled].to(self.device), rows.others[0][labelled, 0].to(self.device)
         self._all_labelled = bool(labelled.all())
@@ -302,7 +310,7 @@ class JointPlan(DiffusionPlan):
 
     def _consistency(self, z: Tensor, logits: Tensor, learns: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher = self.averaged.module
+            teacher = cast(JointDenoiser, self.averaged.module)  # torch does not say of which class the average is
             teacher.eval()
             p = teacher.logits(z, z.new_ones(len(z))).softmax(dim=1)
             self.mean_prediction.lerp_(p.mean(dim=0), 0.01)
