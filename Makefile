@@ -1,5 +1,6 @@
 # make demo   the quickstart on bundled data; everything it makes lands in demo/
 # make test   the tests
+# make lint   style, formatting and types: ruff and mypy
 # make docs   the documentation, in docs/_build/html
 # make tutorials  execute the notebooks again and keep their outputs
 # make clean  remove the environment and whatever the others left behind
@@ -7,13 +8,18 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test docs tutorials clean
+.PHONY: demo test lint docs tutorials clean
 
 demo: .venv/installed
 	$(BIN)/python -m sclatent.demo
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/installed-dev
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
 
 docs: .venv/installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -35,10 +41,14 @@ tutorials: .venv/installed-test
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
 .venv/installed-docs: .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
 clean:
-	rm -rf .venv demo docs/_build docs/api/generated docs/tutorials build dist .pytest_cache .ruff_cache lightning_logs
+	rm -rf .venv demo docs/_build docs/api/generated docs/tutorials build dist .pytest_cache .ruff_cache .mypy_cache lightning_logs
 	find sclatent tests -name __pycache__ -type d -prune -exec rm -rf {} +

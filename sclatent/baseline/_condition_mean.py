@@ -76,6 +76,8 @@ class ConditionMean(nn.Module):
     [[-1.0], [1.0], [0.0]]
     """
 
+    slope: Tensor
+
     def __init__(self, n_levels: Sequence[int], *shape: int, kind: Baseline = "mixed") -> None:
         super().__init__()
         self.shape, self.kind = shape, kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,11 @@ class GaussianVelocity(nn.Module):
     >>> bool((cells[:, 0].std(dim=0) / tokens[:, 0].std(dim=0) - 1).abs().max() < 0.15)
     True
     """
+
+    variances: Tensor
+    axes: Tensor
+    components: Tensor
+    rest: Tensor
 
     def __init__(self, n_levels: Sequence[int], shape: tuple[int, int], process: Process, rank: int = MAX_RANK) -> None:
         super().__init__()
@@ -165,11 +171,21 @@ class GaussianVelocity(nn.Module):
         v = torch.cat([(x @ axes * gain) @ axes.T for x, gain, axes in parts if len(x)])
         return v[order.argsort()]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("variances", "axes", "components"):  # how many there are is known from the data alone
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.rest.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        errors = args[-1]
+        n_entries, rank = 1 + 2 * len(state_dict.get(f"{prefix}entry.combinations", [None])), self.variances.shape[-1]
+        expected = {"variances": (n_entries, rank), "axes": (n_entries, rank, rank)}
+        expected["components"] = (rank if len(self.components) else 0, self.dim)
+        for name, shape in expected.items():
+            if tuple(self.get_buffer(name).shape) != shape:
+                errors.append(f"{prefix}{name} must have the shape {shape}.")
+        entries = state_dict.get(f"{prefix}entry.interactions")
+        if entries is not None and not entries.is_meta and not ((entries >= 0) & (entries <= n_entries // 2)).all():
+            errors.append(f"{prefix}entries must be covariances that there are.")
 
 
 def shrink_covariances(products: Tensor, n: Tensor, prior: Tensor) -> Tensor:

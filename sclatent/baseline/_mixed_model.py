@@ -74,6 +74,11 @@ class MixedModel(nn.Module):
     [5.0, 10.0]
     """
 
+    constant: Tensor
+    seen: Tensor
+    weights: Tensor
+    variances: Tensor
+
     def __init__(self, n_levels: Sequence[int], *shape: int, interactions: bool = True) -> None:
         super().__init__()
         self.n_levels, self.shape, self.interactions = tuple(n_levels), shape, interactions
@@ -221,8 +226,8 @@ class MixedModel(nn.Module):
                 member = sparse.csr_matrix((n_cells, (of_null.ravel(), np.arange(len(codes)))))
                 found.append(torch.from_numpy(null))
                 entries.append(torch.from_numpy(member @ predicted / member.sum(axis=1).A))
-        null = torch.cat(found)
-        self.marginal.fit_combinations(null, torch.cat(entries).view(-1, *self.shape) - self._blup(null))
+        every = torch.cat(found)
+        self.marginal.fit_combinations(every, torch.cat(entries).view(-1, *self.shape) - self._blup(every))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("seen", "weights", "variances", *(f"features{k}" for k in range(len(self.n_levels)))):
@@ -230,6 +235,17 @@ class MixedModel(nn.Module):
             if saved is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.constant.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        errors, n = args[-1], len(self.seen)
+        expected: dict[str, tuple[int, ...]] = {"seen": (n, len(self.n_levels)), "weights": (n, *self.shape)}
+        for k, n_k in enumerate(self.n_levels):
+            expected[f"features{k}"] = n_k + 1, *self.get_buffer(f"features{k}").shape[1:2]
+        expected["variances"] = (len(self.effects) if n else 0,)
+        for name, shape in expected.items():
+            if tuple(self.get_buffer(name).shape) != shape:
+                errors.append(f"{prefix}{name} must have the shape {shape}.")
+        n_levels = torch.tensor(self.n_levels, device=self.seen.device)
+        if not errors and not self.seen.is_meta and not ((self.seen >= 0) & (self.seen < n_levels)).all():
+            errors.append(f"{prefix}seen must be codes of the levels.")
 
 
 def level_features(codes: np.ndarray, means: np.ndarray, key: int, n_levels: int) -> np.ndarray:
@@ -245,7 +261,7 @@ def level_features(codes: np.ndarray, means: np.ndarray, key: int, n_levels: int
     levels = is_seen[is_seen.sum(axis=1).argmax()]
     if levels.sum() < 3:
         return np.zeros((n_levels, 0))
-    shared = is_seen[:, levels].all(axis=1)
+    shared = np.all(is_seen[:, levels], axis=1)
     used = np.flatnonzero(shared[other] & levels[codes[:, key]])
     member = sparse.csr_matrix((np.ones(len(used)), (codes[used, key], used)), shape=(n_levels, len(codes)))
     profiles = member @ means / shared.sum()

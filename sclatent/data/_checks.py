@@ -130,7 +130,7 @@ def check_block(
     blocks
         All that is known of the matrix, to tell whether values are whole but for rounding.
     """
-    values = block.data if sparse.issparse(block) else block
+    values = block if isinstance(block, np.ndarray) else block.data
     check_block_is_finite(block, where, rows)
     if (values < 0).any():
         raise ValueError(
@@ -182,7 +182,7 @@ def not_whole(where: str, place: str, blocks: Iterable[np.ndarray | sparse.csr_m
     """
     example, rounded = None, "round"
     for block in blocks:
-        values, rounded = (block.data, "rint") if sparse.issparse(block) else (block, "round")
+        values, rounded = (block, "round") if isinstance(block, np.ndarray) else (block.data, "rint")
         off = np.abs(values - np.rint(values))
         far = off > WHOLE[0] + WHOLE[1] * values
         if far.any():
@@ -571,7 +571,8 @@ def check_roles(written: Sequence[str] = (), **roles: Sequence[str] | str | None
     """
     taken: dict[str, str] = {}
     for argument, names in roles.items():
-        for name in names if isinstance(names, list) else [names] * (names is not None):
+        given: list[Any] = names if isinstance(names, list) else [] if names is None else [names]
+        for name in given:
             check_column_name(name, argument)
             if name in written:
                 raise ValueError(

@@ -226,20 +226,20 @@ def align_features(adata: AnnData, obsm_key: str | None, known: Sequence[Any], w
     names = adata.var_names if obsm_key is None else getattr(adata.obsm[obsm_key], "columns", None)
     if names is None or len(names) != len(known):
         return None
-    names, known = (pd.Index([str(name) for name in index]) for index in (names, known))
-    numbers = pd.Index([str(i) for i in range(len(known))])
-    if names.equals(known):
+    names, wanted = (pd.Index([str(name) for name in index]) for index in (names, known))
+    numbers = pd.Index([str(i) for i in range(len(wanted))])
+    if names.equals(wanted):
         return None
-    if known.is_unique and names.is_unique and names.isin(known).all():
-        return names.get_indexer(known)
-    if names.equals(numbers) or known.equals(numbers):
+    if wanted.is_unique and names.is_unique and names.isin(wanted).all():
+        return names.get_indexer(wanted)
+    if names.equals(numbers) or wanted.equals(numbers):
         return None
-    missing = known.difference(names, sort=False)
+    missing = wanted.difference(names, sort=False)
     lacks = f"lacks {len(missing)} of them, such as {list(missing[:3])}" if len(missing) else "has some names twice"
     raise ValueError(
-        f"{where} has features of other names than the {len(known)} of this model: it {lacks}, and starts with "
+        f"{where} has features of other names than the {len(wanted)} of this model: it {lacks}, and starts with "
         f"{list(names[:3])}. Features are matched by name: if they are the same, rename them: "
-        f"{'adata.var_names' if obsm_key is None else f'{where}.columns'} = {short_repr(list(known[:3]))[:-1]}, ...]."
+        f"{'adata.var_names' if obsm_key is None else f'{where}.columns'} = {short_repr(list(wanted[:3]))[:-1]}, ...]."
     )
 
 
@@ -300,7 +300,7 @@ def feature_shape(
                 "width) or (height, width, channels)."
             )
     if image_shape is not None:
-        sides = [image_shape] if isinstance(image_shape, str) or np.ndim(image_shape) == 0 else list(image_shape)
+        sides: Any = [image_shape] if isinstance(image_shape, str) or np.ndim(image_shape) == 0 else image_shape
         given = tuple(int(n) if is_whole(n) else n for n in sides)
         if len(given) not in (2, 3) or not all(map(is_whole, given)) or np.prod(given) != np.prod(shape):
             raise ValueError(
@@ -395,4 +395,4 @@ def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.nd
 
 
 def _dense(block: np.ndarray | sparse.csr_matrix) -> np.ndarray:
-    return (block.toarray() if sparse.issparse(block) else block).astype(np.float32)
+    return (block if isinstance(block, np.ndarray) else block.toarray()).astype(np.float32)

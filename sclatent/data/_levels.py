@@ -193,7 +193,8 @@ def check_levels(obs: pd.DataFrame, key: str, argument: str, unlabeled: Any = No
         ) from error
     if not all(map(level_key, levels)):
         raise ValueError(f"{where} has infinite levels: replace them by finite numbers.")
-    kinds = {level_key(level)[0]: plain_level(level) for level in [*levels, *examples.values()] if level_key(level)}
+    known = [(level_key(level), plain_level(level)) for level in [*levels, *examples.values()]]
+    kinds = {kind[0]: level for kind, level in known if kind}
     if len(kinds) > 1:
         some = " and ".join(f"{kind} ({level!r})" for kind, level in kinds.items())
         raise ValueError(f"{where} has both {some}: levels of one kind were expected. {as_text} makes text of all.")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sclatent.nn import CellSets
 
 from ._checks import check_block, positions_of
+from ._features import FeatureRows
 from ._numbers import check_whole
 from ._random import random_stream
 from ._reading import by_rows, read_rows, totals
@@ -58,10 +59,10 @@ class CellBatch:
     def __len__(self) -> int:
         return self.sets.n_cells
 
-    def to(self, device: torch.device | str, **kwargs: object) -> CellBatch:
+    def to(self, device: torch.device | str, **kwargs: Any) -> CellBatch:
         """Copy to a device."""
-        fields = (t.to(device, **kwargs) for t in (self.library, self.conditions, self.batch))
-        return CellBatch(self.sets.to(device, **kwargs), *fields, self.is_whole)
+        library, conditions, batch = (t.to(device, **kwargs) for t in (self.library, self.conditions, self.batch))
+        return CellBatch(self.sets.to(device, **kwargs), library, conditions, batch, self.is_whole)
 
 
 class CellRows(Dataset):
@@ -123,7 +124,7 @@ class CellRows(Dataset):
     def __len__(self) -> int:
         return len(self.cells)
 
-    def rows(self, positions: Sequence[int]) -> sparse.csr_matrix:
+    def rows(self, positions: Sequence[int] | np.ndarray) -> sparse.csr_matrix:
         """Read cells as sparse rows over the genes that the model knows, with sorted columns."""
         cells = self.cells[np.asarray(positions)]
         block = sparse.csr_matrix(read_rows(self.matrix, cells))
@@ -216,7 +217,9 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def make_loader(data: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False) -> DataLoader:
+def make_loader(
+    data: CellRows | FeatureRows | TokenRows, batch_size: int, seed: int = 0, shuffle: bool = False
+) -> DataLoader:
     """Make a loader of a data set that reads a whole minibatch at once, by a list of positions.
 
     Parameters

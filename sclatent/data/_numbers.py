@@ -37,7 +37,7 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def is_whole(value: Any, least: int = 1) -> bool:
+def is_whole(value: Any, least: float = 1) -> bool:
     """Whether a value is a whole number, of Python or numpy, of at least so much; a boolean is none.
 
     Parameters

@@ -133,8 +133,8 @@ def simulate(
     types = _names("cell_types", cell_types, "type_{}")
     arms = _names("conditions", conditions, "condition_{}")
     sizes = {"n_cells": n_cells, "n_genes": n_genes, "n_programs": n_programs, "n_batches": n_batches}
-    for name, size in sizes.items():
-        _check(name, size, isinstance(size, Integral) and size > 0, "a whole number of at least 1")
+    for name, number in sizes.items():
+        _check(name, number, isinstance(number, Integral) and number > 0, "a whole number of at least 1")
     _check("effect_size", effect_size, effect_size >= 0, "a number of at least 0")
     _check("type_specificity", type_specificity, 0 <= type_specificity <= 1, "a number from 0 to 1")
     _check("concentration", concentration, concentration > 0, "a positive number")
@@ -259,7 +259,7 @@ def _softmax(logits: Array, axis: int) -> Array:
 def _names(argument: str, value: int | Iterable[str], pattern: str) -> list[str]:
     if isinstance(value, str):
         raise TypeError(f"{argument}={value!r} is one name. Expected several, or their number: give a list.")
-    names = [pattern.format(i) for i in range(value)] if isinstance(value, Integral) else list(value)
+    names = [pattern.format(i) for i in range(value)] if isinstance(value, int | np.integer) else list(value)
     _check(argument, value, 0 < len(names) == len(set(names)), "one name or more, none of them twice")
     return names
 

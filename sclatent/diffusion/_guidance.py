@@ -70,7 +70,8 @@ def classifier_free(f: Denoiser, context: Context, weight: float | Sequence[floa
     def guided(x: Tensor, t: Tensor) -> Tensor:
         n = len(variants)
         v = f(x.repeat(n, *[1] * (x.ndim - 1)), t.repeat(n), stacked)
-        return sum(w * part for part, (_, w) in zip(v.chunk(n), variants, strict=True))
+        parts = (w * part for part, (_, w) in zip(v.chunk(n), variants, strict=True))
+        return sum(parts, start=v.new_zeros(()))
 
     return guided
 

@@ -156,7 +156,7 @@ def take_turns(rows: Mapping[Hashable, np.ndarray], rng: np.random.Generator) ->
 
 def mean_log_normalized(blocks: Iterable[np.ndarray | sparse.csr_matrix], n_cells: int) -> np.ndarray:
     """Mean log-normalised profile, (genes,), of cells whose counts come in blocks."""
-    return sum(totals(log_normalize_counts(counts), axis=0) for counts in blocks) / n_cells
+    return sum((totals(log_normalize_counts(counts), axis=0) for counts in blocks), start=np.zeros(())) / n_cells
 
 
 def check_anndata(adata: AnnData, argument: str) -> None:
@@ -194,7 +194,7 @@ def _counts(
 def check_values(matrix: Any, columns: np.ndarray | None, argument: str, place: str, whole: bool = True) -> None:
     """Raise a ``ValueError`` unless some columns of a matrix, None for all, hold counts, whole ones if so asked for."""
     for counts in _blocks(matrix, columns):
-        values = counts.data if sparse.issparse(counts) else counts
+        values = counts if isinstance(counts, np.ndarray) else counts.data
         if not np.isfinite(values).all() or (values < 0).any():
             raise ValueError(f"{argument} has values that are negative, NaN or infinite; raw counts were expected.")
         if whole and (values != np.floor(values)).any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from anndata import AnnData
 from scipy.stats import rankdata
@@ -10,7 +12,7 @@ from sclatent.data import by_rows, get_matrix, row_blocks
 
 from ._cells import check_values, mean_log_normalized
 
-Cells = AnnData | np.ndarray
+Cells: TypeAlias = AnnData | np.ndarray
 """Cells x genes: an AnnData of counts, or an array that is log-normalised already."""
 
 

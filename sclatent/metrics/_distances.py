@@ -175,7 +175,7 @@ def mmd2(x: np.ndarray, y: np.ndarray, bandwidths: Sequence[float] | None = None
         return 0.0  # all cells are the same one
 
     def kernel(squared: np.ndarray) -> np.ndarray:
-        return sum(np.exp(squared / (-2 * b)) for b in bandwidths) / len(bandwidths)
+        return sum((np.exp(squared / (-2 * b)) for b in bandwidths), start=np.zeros_like(squared)) / len(bandwidths)
 
     within = _mean_of_pairs(x, x, kernel) + _mean_of_pairs(y, y, kernel)
     return within - 2 * _mean_of_pairs(x, y, kernel)

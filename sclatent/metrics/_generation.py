@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -30,6 +30,8 @@ Sizes = dict[Hashable, int]
 """Cells of every condition in a half."""
 Rows = Mapping[Hashable, np.ndarray]
 """Rows of an AnnData by condition."""
+Task = tuple[str, str, Callable[[], list[dict]]]
+"""Name and kind of a source, and what makes its records."""
 
 
 def evaluate_generation(
@@ -185,7 +187,7 @@ def evaluate_generation(
         for number, (condition, size) in enumerate(sizes.items()):
             bar.set_description(f"evaluate {condition}")
             trial = _Trial(real_cells, train_cells, size, projection, seed, number)
-            tasks = [(name, "generated", partial(trial.source, cells)) for name, cells in sources.items()]
+            tasks: list[Task] = [(name, "generated", partial(trial.source, cells)) for name, cells in sources.items()]
             tasks += [(name, "floor", partial(trial.floor, name)) for name in FLOORS if floors]
             tasks += [(HALF, "ceiling", trial.ceiling)]
             for name, kind, compare in tasks:
@@ -266,7 +268,8 @@ class _Trial:
         self._real, self._train, self._size, self._projection = real, train, size, projection
         self._seed, self._number = seed, number
         halves = self._split(real)
-        self._halves = [self._sample(real, rows) for rows in halves]
+        one, other = (self._sample(real, rows) for rows in halves)
+        self._halves = one, other
         # what is compared with one half has the conditions of the other, as the ceiling has
         self._mixes = [{c: len(rows) for c, rows in half.items()} for half in reversed(halves)]
         self._comparison = Comparison(self._halves, projection, seed)
@@ -276,7 +279,7 @@ class _Trial:
 
     def ceiling(self) -> list[dict]:
         """Records of one half as compared with the other."""
-        return self._records([tuple(self._halves)], self._n_available(self._real))
+        return self._records([self._halves], self._n_available(self._real))
 
     def source(self, cells: CellGroups) -> list[dict]:
         """Records of cells as compared with both halves."""

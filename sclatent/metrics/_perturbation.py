@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ CEILING = "real half"
 LARGEST = np.log1p(TARGET_SUM) + 1e-3  # what a log-normalised value can be
 LOWER_IS_BETTER = {"mse", "energy", "mmd2"}
 
-Prediction = AnnData | np.ndarray
+Prediction: TypeAlias = AnnData | np.ndarray
 Source = CellGroups | LogNormalizedCells | np.ndarray
 """Predicted cells, or a predicted change over control, (genes,)."""
 
@@ -170,12 +171,12 @@ def evaluate_perturbation(
     genes = real.var_names
     truth = CellGroups(real, genes, groupby, "real", layer).shuffled(seed)
     seen_cells = truth
-    if seen is not None:
+    if seen is not None and groupby is not None:
         seen_cells = CellGroups(seen, genes, groupby, "seen", layer).shuffled(seed)
         warn_of_alike("seen", seen_cells.rows, truth.rows, groupby)
     all_groups = {**truth.rows, **seen_cells.rows}
     controls = _Controls(control, genes, groupby, layer, all_groups, seed)
-    if not controls.shared:
+    if groupby is not None and not controls.shared:
         warn_of_alike("control", controls.cells.rows, all_groups, groupby)
     sources = _sources(predicted, genes, groupby, list(truth.rows))
     groups = _groups_to_compare(truth, controls, sources)
@@ -294,7 +295,9 @@ class _Controls:
         seed: int,
     ) -> None:
         check_anndata(control, "control")
-        self.shared = groupby not in control.obs or share_controls(factorize(control.obs[groupby])[1], groups, groupby)
+        self.shared = True
+        if groupby is not None and groupby in control.obs:
+            self.shared = share_controls(factorize(control.obs[groupby])[1], groups, groupby)
         self.cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer).shuffled(seed)
         self._means: dict[Hashable, np.ndarray] = {}
 

@@ -46,7 +46,7 @@ def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
 def log_normalize_dense(counts: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     """Log-normalise a matrix of counts (cells, genes) as :func:`log_normalize` does; dense, float32."""
     values = log_normalize_counts(counts)
-    return values.toarray() if sparse.issparse(values) else values
+    return values if isinstance(values, np.ndarray) else values.toarray()
 
 
 class Projection:

@@ -112,7 +112,7 @@ def evaluate_reconstruction(
                     )
                     sums[g] += [totals(v, axis=0) for v in (x, y, x == 0, y == 0)]
                     bar.update(len(block))
-            sums[ALL] = sum(sums[g] for g in cells.rows)
+            sums[ALL] = sum((sums[g] for g in cells.rows), start=np.zeros((4, real.n_vars)))
             for g, rows in conditions.items():
                 values = {metric: v[rows].mean() for metric, v in per_cell.items()}
                 for metric, (a, b) in zip(("gene_mean", "gene_zeros"), np.split(sums[g] / len(rows), 2), strict=True):
@@ -157,7 +157,7 @@ def _blocks(rows: np.ndarray, n_genes: int) -> list[np.ndarray]:
 
 def _pearson_and_mse(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pearson correlation and mean squared error of each row of x with that of y, (cells,) each."""
-    mse = np.mean((x - y) ** 2, axis=1, dtype=np.float64)
+    mse = ((x - y) ** 2).mean(axis=1, dtype=np.float64)
     varies = (np.ptp(x, axis=1) > 0) & (np.ptp(y, axis=1) > 0)
     x, y = (v - v.mean(axis=1, dtype=np.float64, keepdims=True) for v in (x, y))
     norm = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))

@@ -41,7 +41,7 @@ def named_sources(
         By name in the table: what to call a source in a message, and the source.
     """
     several = isinstance(given, Mapping)
-    named = dict(given) if several else {name: given}
+    named: dict[str, T] = dict(given) if isinstance(given, Mapping) else {name: given}
     if not named or not set(named).isdisjoint(reserved):
         raise ValueError(
             f"{argument} has the names {list(named)}: at least one was expected, and none of {sorted(reserved)}, which "

@@ -81,6 +81,8 @@ class DiT(nn.Module):
         """
         c = self.time(t) + self.conditions(context.codes)
         if self.size is not None:
+            if context.size is None:
+                raise ValueError("context.size is None: a denoiser with has_size=True needs library sizes, (cells,).")
             c = c + self.size(context.size[:, None])
         h = self.embed(x) + self.position
         seen = []

@@ -33,6 +33,9 @@ class FeatureScale(nn.Module):
     [[1.0, 2.0], [1.0, 2.0]]
     """
 
+    mean: Tensor
+    sd: Tensor
+
     def __init__(self, shape: tuple[int, ...], n_batches: int = 1) -> None:
         super().__init__()
         shape = shape if len(shape) == 1 else (1, 1, shape[2])

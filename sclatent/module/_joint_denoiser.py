@@ -60,6 +60,7 @@ class JointDenoiser(ResidualDenoiser):
     (torch.Size([4, 8, 16]), torch.Size([4, 3]))
     """
 
+    variance: Tensor
     label_gradient = 0.01  # what reaches the trunk of the gradient of labels: a few could be learned by heart there
 
     def __init__(
@@ -85,8 +86,8 @@ class JointDenoiser(ResidualDenoiser):
             nn.LayerNorm(pooled), nn.Linear(pooled, width), nn.GELU(), Dropout(dropout), nn.Linear(width, n_labels)
         )
         for layer in (self.linear, self.perceptron[-1], self.head[-1]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def fit(self, tokens: Tensor, *args: Any, **kwargs: Any) -> None:
         """Fit the baseline, and the variances of the linear guess, to tokens (cells, n_tokens, token_dim) of mean 0."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 from torch import Tensor, nn
 
+from ._residual_denoiser import ResidualDenoiser
+from ._set_autoencoder import SetAutoencoder
 from ._standardize import Standardize
 
+Autoencoder = TypeVar("Autoencoder", bound=nn.Module)
+Denoiser = TypeVar("Denoiser", bound=nn.Module)
 
-class LatentDiffusion(nn.Module):
+
+class LatentDiffusion(nn.Module, Generic[Autoencoder, Denoiser]):
     """An autoencoder, the standardisation of its tokens, and a denoiser of standardised tokens.
 
     Parameters
@@ -28,14 +35,14 @@ class LatentDiffusion(nn.Module):
     ['autoencoder', 'standardize', 'denoiser']
     """
 
-    def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
+    def __init__(self, autoencoder: Autoencoder, standardize: Standardize, denoiser: Denoiser) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.standardize = standardize
         self.denoiser = denoiser
 
 
-class CellDiffusion(LatentDiffusion):
+class CellDiffusion(LatentDiffusion[SetAutoencoder, ResidualDenoiser]):
     """Latent diffusion of cells, with the standardisation of library sizes.
 
     Parameters
@@ -59,7 +66,7 @@ class CellDiffusion(LatentDiffusion):
     torch.Size([3, 100])
     """
 
-    def __init__(self, autoencoder: nn.Module, standardize: Standardize, denoiser: nn.Module) -> None:
+    def __init__(self, autoencoder: SetAutoencoder, standardize: Standardize, denoiser: ResidualDenoiser) -> None:
         super().__init__(autoencoder, standardize, denoiser)
         self.standardize_size = Standardize()
 

@@ -30,6 +30,9 @@ class Standardize(nn.Module):
 
     eps = 1e-3  # a coordinate that is constant over the cells must not be blown up
 
+    mean: Tensor
+    sd: Tensor
+
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(shape))

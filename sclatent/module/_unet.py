@@ -22,8 +22,8 @@ class TimedBlock(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(8, width, affine=False), nn.Conv2d(width, width, 3, padding=1)
         self.modulation = nn.Linear(width, 2 * width)
         for layer in (self.conv2, self.modulation):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Map (cells, width, height, width) under what is told, (cells, width), to the same shape."""
@@ -53,9 +53,10 @@ class UNet(nn.Module):
     --------
     >>> import torch
     >>> from sclatent.module import UNet
+    >>> from sclatent.nn import Context
     >>> denoiser = UNet(n_tokens=256, token_dim=4, width=16, n_resolutions=2)  # 16 x 16 patches of 2 x 2 pixels
-    >>> x, t, no_label = torch.randn(2, 256, 4), torch.rand(2), torch.empty(2, 0, dtype=torch.int64)
-    >>> denoiser(x, t, no_label).shape
+    >>> x, t, nothing = torch.randn(2, 256, 4), torch.rand(2), Context(torch.empty(2, 0, dtype=torch.int64))
+    >>> denoiser(x, t, nothing).shape
     torch.Size([2, 256, 4])
     """
 
@@ -76,8 +77,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(TimedBlock(width) for _ in range(n_resolutions))
         self.norm = nn.GroupNorm(8, width)
         self.out = nn.Conv2d(width, token_dim, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def evaluate(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Prediction of the shape of ``x``, and the activations of each block averaged over the image.

@@ -44,8 +44,8 @@ class VectorAutoencoder(FeatureAutoencoder):
         self.mlp_in = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.Linear(width, latent))
         self.mlp_out = nn.Sequential(nn.Linear(latent, width), nn.GELU(), nn.Linear(width, dim))
         for mlp in (self.mlp_in, self.mlp_out):
-            nn.init.zeros_(mlp[-1].weight)
-            nn.init.zeros_(mlp[-1].bias)
+            for parameter in mlp[-1].parameters():
+                nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def start_from(self, components: Tensor, scale: float) -> None:

@@ -63,6 +63,9 @@ class CombinationTable(nn.Module):
     [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
 
+    combinations: Tensor
+    interactions: Tensor
+
     def __init__(self, n_levels: Sequence[int], *shape: int) -> None:
         super().__init__()
         self.n_levels = tuple(n_levels)

@@ -80,7 +80,8 @@ class SetPooling(nn.Module):
         a = (self.to_logits.weight @ genes.T).softmax(dim=1).view(self.n_heads, 1, self.n_tokens, n_measured)
         values = (self.to_values.weight @ genes.T).view(self.n_features, self.n_heads, self.head_dim, 1, n_measured)
         features = torch.log1p(counts), counts.clamp(max=1)
-        pooled = sum(phi @ (a * v).flatten(0, 2).T for phi, v in zip(features, values.unbind(0), strict=True))
+        parts = (phi @ (a * v).flatten(0, 2).T for phi, v in zip(features, values.unbind(0), strict=True))
+        pooled = sum(parts, start=counts.new_zeros(()))
         return self.gain * pooled.view(len(counts), -1, self.n_tokens).transpose(1, 2)
 
 

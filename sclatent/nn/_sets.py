@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ class CellSets:
         count = torch.binomial(self.count, share.index_select(0, self.cell), generator=generator)
         return replace(self, count=count)
 
-    def to(self, device: torch.device | str, **kwargs: object) -> CellSets:
+    def to(self, device: torch.device | str, **kwargs: Any) -> CellSets:
         """Copy to a device."""
-        moved = (t.to(device, **kwargs) for t in (self.panel, self.cell, self.column, self.count))
-        return CellSets(*moved, self.n_cells)
+        fields = (self.panel, self.cell, self.column, self.count)
+        panel, cell, column, count = (t.to(device, **kwargs) for t in fields)
+        return CellSets(panel, cell, column, count, self.n_cells)

@@ -28,6 +28,8 @@ class TimeEmbedding(nn.Module):
     max_period = 10_000.0
     time_scale = 1000.0  # t in [0, 1] spans the thousand steps for which the frequencies were made
 
+    frequencies: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         exponent = torch.arange(self.n_frequencies) / self.n_frequencies

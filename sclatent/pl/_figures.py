@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from sclatent.data import check_obs
 
@@ -43,15 +43,16 @@ def indexable(adata: AnnData) -> AnnData:
     return adata.to_memory() if adata.isbacked and adata.is_view else adata
 
 
-def save_figure(figure: Figure, save: str | os.PathLike | None, given: Axes | None = None) -> None:
+def save_figure(figure: Figure | SubFigure, save: str | os.PathLike | None, given: Axes | None = None) -> None:
     """Write a figure to a file, if one was given, and close it; the ending says in which format.
 
     A figure that is not written stays open, to be shown, and so does that of axes that a user has given.
     """
     if save is None:
         return
+    whole = figure.figure  # the figure that a subfigure is a part of
     try:
-        figure.savefig(save, dpi=150, bbox_inches="tight")
+        whole.savefig(save, dpi=150, bbox_inches="tight")
     finally:
         if given is None:
-            plt.close(figure)
+            plt.close(whole)

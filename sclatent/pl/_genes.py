@@ -104,9 +104,7 @@ def response(
     """
     if isinstance(predicted, AnnData):
         predicted = {"generated": predicted}
-    groups = {"": (real, predicted, control)}
-    if groupby is not None:
-        groups = _by_group(real, predicted, control, groupby)
+    groups = {"": (real, predicted, control)} if groupby is None else _by_group(real, predicted, control, groupby)
     panels = []
     for group, (cells, predictions, base) in groups.items():
         x = change_of(cells, base, "real")
@@ -197,7 +195,7 @@ def _change(prediction: AnnData | np.ndarray, control: AnnData, name: str) -> np
 
 def _by_group(
     real: AnnData, predicted: Predicted, control: AnnData, key: str
-) -> dict[str, tuple[AnnData, dict[str, AnnData], AnnData]]:
+) -> dict[str, tuple[AnnData, Predicted, AnnData]]:
     """Real, predicted and control cells of each group of the real ones."""
     for name, cells in {"real": real, **predicted}.items():
         if not isinstance(cells, AnnData):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -262,7 +263,7 @@ def counterfactuals(
     captions = [""] * len(chosen) if labels_key else None  # the room that they take
     drawn = _mosaic(axes[2], change[:, None], (-largest, largest), captions=captions, cmap=DIVERGING)
     axes[2].set_title("difference", fontsize=9)
-    figure.get_layout_engine().set(wspace=0.02)
+    figure.set_layout_engine("constrained", wspace=0.02)
     bar = figure.colorbar(drawn, ax=axes[2], extend="both", shrink=min(1.0, 2.5 / height), aspect=12, pad=0.06)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2)
@@ -355,7 +356,7 @@ def _mosaic(
         canvas[top : top + height, left : left + width] = pictures[i, j]
         if cmap is DIVERGING:  # no change is as good as white: without a frame, the image would have no edge
             ax.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, ec="0.8", lw=0.6, zorder=3))
-    style = {"interpolation": "nearest", "rasterized": True}
+    style: dict[str, Any] = {"interpolation": "nearest", "rasterized": True}
     if channels == 1:
         drawn = ax.imshow(np.ma.masked_invalid(canvas[..., 0]), cmap=cmap, vmin=limits[0], vmax=limits[1], **style)
     else:

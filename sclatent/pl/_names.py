@@ -16,7 +16,7 @@ POINT_COST, LINE_COST, OVERLAP_COST = 15, 30, 1_000
 ALONG = np.linspace(0, 1, 12)[None, :, None]  # places on a line from a point to its name
 
 
-def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, named: Sequence[int], names: Sequence[str]) -> None:
+def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, named: np.ndarray, names: Sequence[str]) -> None:
     """Write the names of some of the points that a panel shows.
 
     One name after the other goes where it costs the least: distance from its point, points that it hides, and, above
@@ -32,16 +32,16 @@ def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, named: Sequence[int], na
         Positions of the points to name, and their names; the first chooses first.
     """
     ax.scatter(x[named], y[named], s=8, color="tab:red", linewidths=0)
-    ax.figure.draw_without_rendering()  # where things are is known only after
+    ax.figure.figure.draw_without_rendering()  # where things are is known only after
     points = ax.transData.transform(np.column_stack([x, y]))
     scale = ax.figure.dpi / 72
     inside = ax.get_window_extent()
-    taken = [text.get_window_extent().extents for text in ax.texts]
+    taken = [np.array(text.get_window_extent().extents) for text in ax.texts]
     distances = np.repeat(DISTANCES, len(ANGLES))
     directions = np.tile(np.column_stack([np.cos(ANGLES), np.sin(ANGLES)]), (len(DISTANCES), 1))
     for i, name in zip(named, names, strict=True):
         measured = ax.text(0, 0, name, fontsize=FONT_SIZE)
-        half = measured.get_window_extent().size / 2 + PADDING * scale
+        half = np.array(measured.get_window_extent().size) / 2 + PADDING * scale
         measured.remove()
         offsets = directions * (distances[:, None] * scale + half)
         low, high = points[i] + offsets - half, points[i] + offsets + half

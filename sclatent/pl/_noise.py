@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from ._figures import axes_or_new, save_figure
 ERROR = "mean absolute error\n(s.d. of the features)"
 BAND = 1.96  # standard errors: 95 %
 DOTTED = (0, (1, 1.5))
-REFERENCE = {"color": "0.45", "lw": 1.1, "zorder": 1}
+REFERENCE: dict[str, Any] = {"color": "0.45", "lw": 1.1, "zorder": 1}
 SHARES = np.array([0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 1])  # of the variance, to write at the axis
 
 
@@ -71,7 +72,8 @@ def reconstruction_error(
     table = _table(data, key, "reconstruction_error", ["model", "data_set", "noise_level", "error", "se", "noise"])
     data_sets, models = list(table["data_set"].unique()), list(table["model"].unique())
     given, ax = ax, axes_or_new(ax, (4.8 if len(models) == 1 else 6.6, 3.4))
-    styles = [{"ls": ls, "marker": marker} for ls, marker in zip(["-", "--", ":", "-."], "oDs^", strict=True)]
+    looks = zip(["-", "--", ":", "-."], "oDs^", strict=True)
+    styles: list[dict[str, Any]] = [{"ls": ls, "marker": marker} for ls, marker in looks]
     for (model, data_set), rows in table.groupby(["model", "data_set"], sort=False):
         style = styles[models.index(model) % len(styles)]
         _curve(ax, rows, "error", color=f"C{data_sets.index(data_set)}", **style)
@@ -89,7 +91,7 @@ def reconstruction_error(
     ax.set_ylim(0, 1.15 * top)  # noise alone goes through the roof
     _noise_axis(ax, table["noise_level"])
     ax.set_ylabel(ERROR)
-    beside = {} if len(models) == 1 else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    beside: dict[str, Any] = {} if len(models) == 1 else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     ax.legend(handles=handles, frameon=False, fontsize=8, **beside)
     save_figure(ax.figure, save, given)
     return ax
@@ -244,7 +246,7 @@ def _table(data: AnnData | pd.DataFrame, key: str, function: str, columns: Seque
     return data
 
 
-def _curve(ax: Axes, rows: pd.DataFrame, column: str, **style: object) -> None:
+def _curve(ax: Axes, rows: pd.DataFrame, column: str, **style: Any) -> None:
     rows = rows.sort_values("noise_level")
     x, y, half = _step(rows["noise_level"]), rows[column].to_numpy(), BAND * rows["se"].to_numpy()
     ax.plot(x, y, ms=3.5, lw=1.4, zorder=3, **style)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ class EfficientNetLite0(nn.Module):
         "mean": (127 / 255,) * 3,
         "std": (128 / 255,) * 3,
     }
+
+    network: Any  # EfficientNet of efficientnet_lite_pytorch, which has no types
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -69,4 +73,5 @@ def efficientnet_lite0() -> nn.Module:
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network._fc = nn.Identity()  # the ImageNet classes have no use here
     # depthwise convolutions are 1.5 times as fast on a CPU in this order of memory
-    return EfficientNetLite0(network).to(memory_format=torch.channels_last).eval()
+    encoder = EfficientNetLite0(network).eval()
+    return encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it, its types do not

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from anndata import AnnData
-from scipy import sparse
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
@@ -193,7 +192,7 @@ def _find_images(adata: AnnData, key: str, given: Sequence[int] | None) -> tuple
             )
         given = adata.uns["image_shape"]
     shape = images.shape[1:] if given is None else tuple(np.atleast_1d(given).tolist())
-    is_shape = len(shape) in (2, 3) and all(isinstance(n, Integral) and n >= 1 for n in shape)
+    is_shape = len(shape) in (2, 3) and all(isinstance(n, int | np.integer) and n >= 1 for n in shape)
     whole = (*shape, 1)[:3]  # grey has one channel
     if is_shape and is_flat:
         fits = np.prod(shape) == images.shape[1]
@@ -211,7 +210,7 @@ def _find_images(adata: AnnData, key: str, given: Sequence[int] | None) -> tuple
 def _block(images: Any, rows: slice) -> np.ndarray:
     """Read rows of images into memory, dense."""
     block = read_rows(images, rows)
-    return block.toarray() if sparse.issparse(block) else block
+    return block if isinstance(block, np.ndarray) else block.toarray()
 
 
 def _check_values(images: Any, batches: list[slice], where: str) -> None:
@@ -296,10 +295,11 @@ def _preparation(
             f"The images have {channels} channels, the last axis of their shape, and the encoder wants "
             f"n_channels={n_channels}: choose as many of them, such as images[..., :{n_channels}], or give n_channels=."
         )
-    size = tuple(said_size) if size is None else (size, size) if np.ndim(size) == 0 else tuple(size)
-    if len(size) != 2:
-        raise ValueError(f"size={size} must be a number of pixels, or (height, width).")
-    for n in size:
+    wanted: Any = said_size if size is None else size
+    sides = (wanted, wanted) if np.ndim(wanted) == 0 else tuple(wanted)
+    if len(sides) != 2:
+        raise ValueError(f"size={sides} must be a number of pixels, or (height, width).")
+    for n in sides:
         _check_at_least_1("size", n)
     if interpolation is None:
         interpolation = said["interpolation"] if said.get("interpolation") in INTERPOLATIONS else "bilinear"
@@ -311,7 +311,7 @@ def _preparation(
     }
     if min(values["std"]) <= 0:
         raise ValueError(f"std={std!r} must be above 0.")
-    return _Preparation(tuple(int(n) for n in size), interpolation, **values)
+    return _Preparation((int(sides[0]), int(sides[1])), interpolation, **values)
 
 
 def _per_channel(
@@ -385,16 +385,16 @@ def _features(encoder: Callable, batch: Tensor, name: str, start: int) -> np.nda
             f"encoder={name} returned {type(output).__name__}: a tensor or array (images, dim) was expected. Give a "
             "callable that takes it out, such as lambda images: model(images).pooler_output."
         )
-    features = torch.as_tensor(output).float()
-    if features.ndim == 4:
-        features = features.mean(dim=(2, 3))
-    if features.ndim != 2 or len(features) != len(batch) or features.shape[1] == 0:
+    tensor = torch.as_tensor(output).float()
+    if tensor.ndim == 4:
+        tensor = tensor.mean(dim=(2, 3))
+    if tensor.ndim != 2 or len(tensor) != len(batch) or tensor.shape[1] == 0:
         raise ValueError(
             f"encoder={name} returned the shape {tuple(output.shape)} for {len(batch)} images: ({len(batch)}, dim) or "
             f"({len(batch)}, dim, height, width) was expected. Give a callable that brings it to that, such as lambda "
             "images: model(images)[:, 0] for the first token of a transformer."
         )
-    features = features.cpu().numpy()
+    features = tensor.cpu().numpy()
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise ValueError(

@@ -9,7 +9,6 @@ from itertools import product
 import anndata
 import numpy as np
 from anndata import AnnData
-from scipy import sparse
 
 from sclatent.data import check_adata, feature_shape, get_features, read_rows
 
@@ -74,7 +73,7 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
             "images, give image_shape=(height, width) or (height, width, channels)."
         )
     images = read_rows(values, slice(None))
-    images = images.toarray() if sparse.issparse(images) else images
+    images = images if isinstance(images, np.ndarray) else images.toarray()
     images = images.astype(values.dtype, copy=False).reshape(-1, *shape)
     turned = []
     for i, (mirrored, quarter_turns) in enumerate(product((False, True), range(4))):

@@ -84,12 +84,12 @@ def guidance(
             "and train the model anew."
         )
     several = isinstance(labels, Iterable) and not isinstance(labels, str)
-    labels = model.labels.levels[key] if labels is None else list(labels) if several else [labels]
+    to = model.labels.levels[key] if labels is None else list(labels) if several else [labels]
     weights = check_numbers("weights", weights)
-    if not labels or not weights:
-        raise ValueError(f"labels={labels!r} and weights={weights!r} must each have an entry.")
-    wanted = [(label, weight) for label in labels for weight in weights]
-    parts = []
+    if not to or not weights:
+        raise ValueError(f"labels={to!r} and weights={weights!r} must each have an entry.")
+    wanted = [(label, weight) for label in to for weight in weights]
+    parts: list[AnnData] = []
     for label, weight in tqdm(wanted, desc="Guidance", disable=not progress_bar):
         part = model.sample(n, label, weight, seed=seed, progress_bar=False, **kwargs)
         part.obs["guidance_weight"], part.obs["noise"] = weight, np.arange(n)

@@ -116,7 +116,7 @@ def clean_cells(
     """
     order = cell_rng(seed, "cells").permutation(adata.n_obs)[: max(n_cells, MOMENTS_CELLS)]
     try:
-        x = torch.from_numpy(model.get_features(adata, order))
+        x = torch.from_numpy(model.get_features(adata, order.tolist()))
     except (KeyError, ValueError) as error:
         raise type(error)(f"{where}: {error.args[0]}") from error
     keys = {model.registry["setup_args"]["batch_key"], *batch_keys}

@@ -103,7 +103,7 @@ def probe(
     known = labels.notna()
     if label_key == setup.get("labels_key"):
         known &= labels != setup["unlabeled_category"]
-    cells = cell_rng(seed, "cells").permutation(np.flatnonzero(known))[:n_cells]
+    cells = cell_rng(seed, "cells").permutation(np.flatnonzero(known))[:n_cells].tolist()
     y = labels.iloc[cells].astype(str).to_numpy()
     train, test = _split(y, label_key, seed)
 

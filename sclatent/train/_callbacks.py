@@ -37,7 +37,7 @@ class ProgressBar(LightningProgressBar):
     def __init__(self, description: str, n_cells: int) -> None:
         super().__init__()
         self.description, self.n_cells = description, n_cells
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)  # until training starts
         self._enabled = True
 
     def disable(self) -> None:
@@ -48,7 +48,7 @@ class ProgressBar(LightningProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar = tqdm(
-            total=trainer.max_epochs * self.n_cells,
+            total=None if trainer.max_epochs is None else trainer.max_epochs * self.n_cells,
             initial=trainer.current_epoch * self.n_cells,
             disable=not self._enabled,
             desc=self.description,
@@ -85,8 +85,7 @@ class ProgressBar(LightningProgressBar):
         self._close()
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 class _EpochWatcher(Callback):
@@ -170,7 +169,7 @@ class BestWeights(_EpochWatcher):
             self._keep(pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not all(torch.isfinite(weight).all() for weight in pl_module.trained.parameters()):
+        if not all(torch.isfinite(weight).all() for weight in pl_module.get_submodule("trained").parameters()):
             raise TrainingDivergedError(
                 f"The weights of the {pl_module.name} are no longer finite after epoch {trainer.current_epoch + 1}. "
                 "The last good weights are kept. Train with a lower learning rate."

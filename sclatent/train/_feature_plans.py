@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class ReconstructionPlan(StagePlan):
     >>> plan.losses(FeatureBatch(torch.randn(6, 16), none, batch), torch.Generator().manual_seed(0)).shape
     torch.Size([6])
     """
+
+    trained: FeatureAutoencoder
 
     def __init__(
         self,
@@ -93,6 +95,8 @@ class DenoisingPlan(StagePlan):
     >>> DenoisingPlan(autoencoder).losses((tokens,), torch.Generator().manual_seed(0)).shape
     torch.Size([6])
     """
+
+    trained: DenoisingAutoencoder
 
     def __init__(
         self, autoencoder: DenoisingAutoencoder, lr: float = 1e-3, weight_decay: float = 0.01, **kwargs: Any
@@ -201,6 +205,8 @@ class JointPlan(DiffusionPlan):
     (0.0, 0.8)
     """
 
+    trained: JointDenoiser
+    mean_prediction: Tensor
     # the denoiser may be at its best before the classifier has learned anything, and consistency comes late
     keeps_best = False
 
@@ -309,7 +315,7 @@ class JointPlan(DiffusionPlan):
 
     def _consistency(self, z: Tensor, logits: Tensor, learns: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher = self.averaged.module
+            teacher = cast(JointDenoiser, self.averaged.module)  # torch does not say of which class the average is
             teacher.eval()
             p = teacher.logits(z, z.new_ones(len(z))).softmax(dim=1)
             self.mean_prediction.lerp_(p.mean(dim=0), 0.01)

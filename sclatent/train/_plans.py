@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import pandas as pd
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -58,6 +60,7 @@ class StagePlan(pl.LightningModule):
     torch.Size([5])
     """
 
+    trained: torch.nn.Module
     lr_floor = 0.02
     keeps_best = True  # the weights of the best epoch, and training may stop early; else those of the last
 
@@ -74,9 +77,11 @@ class StagePlan(pl.LightningModule):
         if not isinstance(betas, Sequence) or len(betas) != 2 or 1 in betas:
             raise ValueError(f"betas={betas!r} must be two numbers, each at least 0 and below 1.")
         self.name, self.seed = name, check_whole("seed", seed, least=0)
-        self.n_good_epochs, self.history = 0, {}  # set at the end of training
+        self.n_good_epochs = 0  # set at the end of training, as is the history
+        self.history: dict[str, pd.DataFrame] = {}
         self.lr, self.weight_decay = check_number("lr", lr), check_number("weight_decay", weight_decay)
-        self.betas = tuple(check_number("betas", beta, high=1) for beta in betas)
+        first, second = (check_number("betas", beta, high=1) for beta in betas)
+        self.betas = first, second
         self.n_warmup_steps = check_whole("n_warmup_steps", n_warmup_steps, least=0)
 
     def look_at(self, data: Any) -> None:
@@ -97,7 +102,7 @@ class StagePlan(pl.LightningModule):
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         # where precision is mixed, Lightning does not clip the gradients of a fused optimizer
         optimizer = self.make_optimizer(fused="mixed" not in str(self.trainer.precision))
         n_steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -131,6 +136,10 @@ class StagePlan(pl.LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._log_mean(self.validation_losses(batch, self.validation_generator), "validation")
+
+    def losses(self, batch: Any, generator: torch.Generator) -> Tensor:
+        """Loss of each cell in training, (cells,)."""
+        raise NotImplementedError(f"{type(self).__name__} needs losses(batch, generator), the loss of each cell.")
 
     def validation_losses(self, batch: Any, generator: torch.Generator) -> Tensor:
         """Loss of each cell in validation, (cells,)."""
@@ -184,6 +193,8 @@ class AutoencoderPlan(StagePlan):
     >>> plan.losses(rows[range(8)], torch.Generator().manual_seed(0)).shape  # of 8 cells
     torch.Size([8])
     """
+
+    trained: SetAutoencoder
 
     def __init__(
         self,
@@ -278,8 +289,8 @@ class DiffusionPlan(StagePlan):
         self.dropout_key = check_number("dropout_key", dropout_key, high=1)
         self.ema_decay = ema_decay = check_number("ema_decay", ema_decay, high=1)
 
-        def average(means: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
-            n = int(n)  # once for all weights: a GPU has to be waited for
+        def average(means: Sequence[Tensor], weights: Sequence[Tensor], n_averaged: Tensor | int) -> None:
+            n = int(n_averaged)  # once for all weights: a GPU has to be waited for
             step = 1 - min(ema_decay, (1 + n) / (10 + n))  # a short memory at first: weights move fast
             for mean, weight in zip(means, weights, strict=True):
                 mean.lerp_(weight, step)
