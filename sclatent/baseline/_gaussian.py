@@ -143,15 +143,17 @@ class GaussianVelocity(nn.Module):
         codes
             Condition codes, (cells, n_keys), -1 where the condition is null.
         pushed_to
-            Combinations (cells, n_keys) as wide as which all cells are taken to be.
+            Combinations (cells, n_keys) that guidance pushes to where their conditions are null in ``codes``. All cells
+            are taken to be as wide as these; cells that have a part of their conditions have their covariance.
         """
         x = u.flatten(1)
         if not self.variances.shape[1]:  # not fitted: of variance 1 in all directions
             return (self.process.gaussian_gain(t, torch.ones_like(x)) * x).view_as(u)
         entry = self._entry(codes)
-        if pushed_to is not None:
+        if pushed_to is not None:  # all cells are as wide as the combination at least, cells of a part of it just so
             wide = self._entry(pushed_to)
-            entry = torch.where((entry == 0) & (wide > 0), len(self.axes) // 2 + wide, entry)
+            is_part = (codes != pushed_to).any(dim=1) & (wide > 0)
+            entry = torch.where(is_part, torch.where(entry == 0, len(self.axes) // 2 + wide, wide), entry)
         if not len(self.components):
             return self._within(x, t, entry).view_as(u)
         z, outside = x @ self.components.T, self.process.gaussian_gain(t, self.rest.expand(len(t), 1))
