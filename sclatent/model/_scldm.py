@@ -37,7 +37,7 @@ from sclatent.data import (
     warn_of_copies,
 )
 from sclatent.diffusion import LinearFlow
-from sclatent.module import LIKELIHOODS, CellDiffusion, DiT, ResidualDenoiser, SetAutoencoder, Standardize
+from sclatent.module import LIKELIHOODS, POOLINGS, CellDiffusion, DiT, ResidualDenoiser, SetAutoencoder, Standardize
 from sclatent.nn import OPEN
 
 from ._scldm_description import DescriptionMixin
@@ -79,6 +79,10 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         The closed form that the Diffusion Transformer is added to: ``"mixed"``, a linear mixed model of the mean tokens
         of conditions (:class:`~sclatent.baseline.MixedModel`) with their covariance around it; ``"additive"``, the same
         without interactions; or ``"none"``, the network of the paper alone.
+    pooling
+        How the autoencoder turns genes into tokens and back: ``"linear"``, linear in the counts (Deep Sets with learned
+        weights), or ``"attention"``, the multi-head cross-attention of the paper, in which the weights depend on the
+        cell; slower on a CPU (:class:`~sclatent.module.SetAutoencoder`).
     seed
         Seed of the initial weights.
     registry
@@ -144,6 +148,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         denoiser_width: int = 128,
         denoiser_blocks: int = 4,
         baseline: Baseline = "mixed",
+        pooling: Literal["linear", "attention"] = "linear",
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
@@ -162,6 +167,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         if not isinstance(gene_likelihood, str) or gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
         check_baseline(baseline)
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
+            raise ValueError(f"pooling={short_repr(pooling)} is not known: use one of {list(POOLINGS)}.")
         if adata is not None:
             check_adata(adata)
         super().__init__(adata, registry)
@@ -183,6 +190,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             "denoiser_width": denoiser_width,
             "denoiser_blocks": denoiser_blocks,
             "baseline": baseline,
+            "pooling": pooling,
             "seed": seed,
         }
         self.genes = pd.Index(self._state(REGISTRY_KEYS.X_KEY)["column_names"]).astype(str)
@@ -191,7 +199,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         with initial_weights(seed, "autoencoder"):
             autoencoder = SetAutoencoder(
                 len(self.genes), self.batches.n_levels[0], n_tokens, token_dim, width, n_blocks, n_heads,
-                gene_likelihood=gene_likelihood, variational=kl_weight > 0,
+                gene_likelihood=gene_likelihood, variational=kl_weight > 0, pooling=pooling,
             )  # fmt: skip
         self.module = CellDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._seeded_denoiser())
         self.size_factor_scale = 1.0
