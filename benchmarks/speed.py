@@ -12,6 +12,7 @@ For 2,000 genes (25 % non-zero) and 17,002 genes (10 % non-zero), minibatches of
 - stage two: bare step and loop, on tokens.
 - sampling: `model.sample`, end to end, from a denoiser that was trained a little.
 
+With --pooling attention it is SCLDM with cross-attention, and bare steps with linear pooling take turns with it.
 With --accelerator gpu all of it runs on a GPU, in one process, and the memory is that of the GPU.
 """
 
@@ -159,9 +160,9 @@ def scvi_step(model: scvi.model.SCVI, device: torch.device) -> Step:
     return step
 
 
-def new_scldm(adata: AnnData) -> SCLDM:
+def new_scldm(adata: AnnData, pooling: str) -> SCLDM:
     SCLDM.setup_anndata(adata, condition_keys=["cell_type", "condition"])
-    return SCLDM(adata)
+    return SCLDM(adata, pooling=pooling)
 
 
 def new_scvi(adata: AnnData) -> scvi.model.SCVI:
@@ -194,37 +195,41 @@ def peak_memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def measure_memory(adata: AnnData, threads: int) -> tuple[float, float]:
+def measure_memory(adata: AnnData, threads: int, pooling: str) -> tuple[float, float]:
     """Peak memory in GB before training and after an epoch of stage one, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cells.h5ad"
         adata.write_h5ad(path)
-        command = [sys.executable, __file__, "--memory-of", str(path), "--threads", str(threads)]
+        command = [sys.executable, __file__, "--memory-of", str(path), "--threads", str(threads), "--pooling", pooling]
         lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     return float(lines[-2]), float(lines[-1])
 
 
-def memory_child(path: str) -> None:
-    model = new_scldm(ad.read_h5ad(path))
+def memory_child(path: str, pooling: str) -> None:
+    model = new_scldm(ad.read_h5ad(path), pooling)
     before = peak_memory()
     model.train(1, stage="autoencoder", accelerator="cpu", batch_size=BATCH, progress_bar=False)
     print(before, peak_memory())
 
 
 def measure(
-    n_genes: int, rounds: int, loop_epochs: int, n_samples: int, accelerator: str, peak: float
+    n_genes: int, rounds: int, loop_epochs: int, n_samples: int, accelerator: str, pooling: str, peak: float
 ) -> dict[str, Any]:
     density, device = SIZES[n_genes], device_of(accelerator)
     adata = simulate(LOOP_CELLS[n_genes], n_genes, density=density)
     adata.X.sort_indices()
-    ours, theirs = new_scldm(adata.copy()), new_scvi(adata.copy())
+    ours, theirs = new_scldm(adata.copy(), pooling), new_scvi(adata.copy())
     step = autoencoder_step(ours, device)
     with FlopCounterMode(display=False) as counter:
         step(0)
     flops = counter.get_total_flops()
-    seconds = take_turns({"scldm": step, "scvi": scvi_step(theirs, device)}, rounds, device)
+    steps = {"scldm": step, "scvi": scvi_step(theirs, device)}
+    if pooling != "linear":
+        steps["scldm, linear"] = autoencoder_step(new_scldm(adata.copy(), "linear"), device)
+    seconds = take_turns(steps, rounds, device)
     result: dict[str, Any] = {
         "genes": n_genes,
+        "pooling": pooling,
         "nonzero": adata.X.nnz / np.prod(adata.shape),
         "step_cells_per_s": {name: BATCH / s for name, s in seconds.items()},
         "step_ratio": seconds["scvi"] / seconds["scldm"],
@@ -234,9 +239,9 @@ def measure(
     }
     seconds = take_turns({"diffusion": diffusion_step(ours, device)}, rounds, device)
     result["stage_two_step_cells_per_s"] = BATCH / seconds["diffusion"]
-    del step, ours
+    del step, steps, ours
     gc.collect()
-    trained = new_scldm(adata)
+    trained = new_scldm(adata, pooling)
     if loop_epochs:
         result["loop_cells_per_s"] = {
             "scldm": loop_rate(trained, loop_epochs, accelerator, stage="autoencoder"),
@@ -251,13 +256,13 @@ def measure(
     trained.sample(n_samples, conditions, progress_bar=False)
     result["sampling_cells_per_s"] = n_samples / (time.perf_counter() - start)
     if device.type == "cpu":
-        before, after = measure_memory(adata, torch.get_num_threads())
+        before, after = measure_memory(adata, torch.get_num_threads(), pooling)
     else:
         del trained, theirs
         gc.collect()
         before = torch.cuda.memory_allocated() / 1e9
         torch.cuda.reset_peak_memory_stats()
-        new_scldm(adata).train(1, "autoencoder", accelerator=accelerator, batch_size=BATCH, progress_bar=False)
+        new_scldm(adata, pooling).train(1, "autoencoder", accelerator=accelerator, batch_size=BATCH, progress_bar=False)
         after = torch.cuda.max_memory_allocated() / 1e9
     return result | {"memory_before_training_gb": before, "peak_memory_gb": after}
 
@@ -268,13 +273,16 @@ def show(result: dict[str, Any]) -> None:
 
     def line(name: str, value: str, target: str = "", met: bool | None = None) -> None:
         verdict = "" if met is None else ("met" if met else "MISSED")
-        print(f"  {name:<48}{value:>24}   {target:<14}{verdict}")
+        print(f"  {name:<54}{value:>24}   {target:<14}{verdict}")
 
-    print(f"\n{n:,} genes, {result['nonzero']:.0%} non-zero, minibatches of {BATCH}")
+    print(f"\n{n:,} genes, {result['nonzero']:.0%} non-zero, minibatches of {BATCH}, pooling {result['pooling']}")
     line("stage one, bare step: SCLDM, cells/s", f"{step['scldm']:,.0f}")
     line("stage one, bare step: scVI, cells/s", f"{step['scvi']:,.0f}")
     ratio, goal = result["step_ratio"], RATIO_TARGETS[n]
     line("  SCLDM / scVI", f"{ratio:.2f}", f">= {goal}", ratio >= goal)
+    if "scldm, linear" in step:
+        line("stage one, bare step: SCLDM, linear pooling, cells/s", f"{step['scldm, linear']:,.0f}")
+        line("  linear / this pooling", f"{step['scldm, linear'] / step['scldm']:.2f}")
     if loop:
         line("stage one, train(): SCLDM, cells/s", f"{loop['scldm']:,.0f}")
         line("stage one, train(): scVI, cells/s", f"{loop['scvi']:,.0f}")
@@ -301,6 +309,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genes", type=int, nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--pooling", choices=["linear", "attention"], default="linear", help="of SCLDM")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds in which the bare steps take turns")
     parser.add_argument("--loop-epochs", type=int, default=3, help="epochs of train() that are timed; 0 for none")
@@ -315,7 +324,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
-        memory_child(arguments.memory_of)
+        memory_child(arguments.memory_of, arguments.pooling)
         return
 
     device = device_of(arguments.accelerator)
@@ -325,7 +334,7 @@ def main() -> None:
     results = []
     for n_genes in arguments.genes:
         peak = max(peak, matrix_peak(device))  # again, in case something else ran the first time
-        how = arguments.rounds, arguments.loop_epochs, arguments.samples, arguments.accelerator
+        how = arguments.rounds, arguments.loop_epochs, arguments.samples, arguments.accelerator, arguments.pooling
         results.append(measure(n_genes, *how, peak))
         show(results[-1])
     content = {"environment": around, "fp32_matrix_peak_gflop_per_s": peak, "results": results}

@@ -170,6 +170,8 @@ def test_a_model_wants_an_anndata_that_was_set_up(cells, small):
     ("arguments", "message"),
     [
         ({"gene_likelihood": "gaussian"}, "gene_likelihood='gaussian' is not known: use one of .*'nb', 'zinb'"),
+        ({"pooling": "mean"}, "pooling='mean' is not known: use one of .*'linear', 'attention'"),
+        ({"pooling": ["attention"]}, r"pooling=\['attention'\] is not known"),
         ({"token_dim": 6, "n_heads": 4}, "token_dim=6 must be a multiple of n_heads=4"),
         ({"width": 30, "n_heads": 4}, "width=30 must be a multiple of n_heads=4"),
         ({"kl_weight": -1.0}, "kl_weight=-1.0"),

@@ -9,8 +9,9 @@ from torch.distributions import Normal, Poisson
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sclatent.module import LIKELIHOODS, SetAutoencoder
-from sclatent.nn import CellSets
+from sclatent.model import SCLDM
+from sclatent.module import LIKELIHOODS, POOLINGS, SetAutoencoder
+from sclatent.nn import CellSets, CrossAttentionPooling, CrossAttentionReadout, SetPooling, SetReadout
 
 N_GENES, N_CELLS = 60, 12
 
@@ -31,11 +32,12 @@ def encode_counts(model: SetAutoencoder, counts: Tensor, panel: Tensor | None = 
         return model.encode(as_sets(counts, panel))
 
 
-@pytest.fixture(scope="module")
-def model() -> SetAutoencoder:
+@pytest.fixture(scope="module", params=POOLINGS)
+def model(request) -> SetAutoencoder:
+    sizes = {"n_tokens": 6, "token_dim": 8, "width": 32, "n_blocks": 1, "gene_dim": 24}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = SetAutoencoder(N_GENES, n_batches=2, n_tokens=6, token_dim=8, width=32, n_blocks=1, gene_dim=24)
+        model = SetAutoencoder(N_GENES, n_batches=2, **sizes, pooling=request.param)
         torch.nn.init.normal_(model.gene_bias)
         torch.nn.init.normal_(model.batches.weight)
     return model.eval()
@@ -45,6 +47,13 @@ def model() -> SetAutoencoder:
 def counts() -> Tensor:
     rng = np.random.default_rng(0)
     return torch.from_numpy(rng.negative_binomial(0.5, 0.1, (N_CELLS, N_GENES)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def glio_attention(glio, small, quiet) -> SCLDM:
+    model = SCLDM(glio, **small, pooling="attention")
+    model.train({"autoencoder": 5, "diffusion": 1}, **quiet)
+    return model
 
 
 # ---- what the encoder may not see
@@ -87,9 +96,10 @@ def test_other_cells_and_padding_do_not_change_a_cell(model, counts):
 
 
 @pytest.mark.parametrize("which", ["fresh", "trained"])
-def test_tokens_see_how_strongly_genes_are_expressed(model, counts, glio_model, glio, which):
+def test_tokens_see_how_strongly_genes_are_expressed(model, counts, glio_model, glio_attention, glio, which):
     if which == "trained":
-        model = glio_model.module.autoencoder
+        is_linear = isinstance(model.pooling, SetPooling)
+        model = (glio_model if is_linear else glio_attention).module.autoencoder
         counts = torch.from_numpy(glio.X[:50].toarray().astype(np.float32))
     tokens = encode_counts(model, counts)
     assert rms(encode_counts(model, 10 * counts) - tokens) > 0.1
@@ -120,7 +130,77 @@ def test_every_token_has_mean_zero_and_variance_one(model, counts):
     torch.testing.assert_close(tokens.var(dim=-1, correction=0), torch.ones(N_CELLS, 6), atol=1e-2, rtol=0)
 
 
+# ---- cells without counts, and weights that depend on the cell
+
+
+def test_cells_without_any_counts_have_tokens_and_gradients(model, counts):
+    empty = counts.clone()
+    empty[::2] = 0
+    for x in (empty, torch.zeros_like(counts)):
+        with torch.enable_grad():
+            nll, _ = model(as_sets(x), x.sum(dim=1) + 1, torch.zeros(N_CELLS, dtype=torch.long))
+            gradients = torch.autograd.grad(nll.sum(), list(model.parameters()), allow_unused=True)
+        assert nll.isfinite().all()
+        assert all(g.isfinite().all() for g in gradients if g is not None)
+    torch.testing.assert_close(encode_counts(model, empty)[1::2], encode_counts(model, counts)[1::2], atol=1e-4, rtol=0)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_linear_pooling_of_two_parts_of_a_cell_adds_up_and_attention_does_not(counts):
+    """What it says of the weights: those of attention depend on the other genes of the cell."""
+    genes, first = draw(1, N_GENES, 24), counts.clone()
+    first[:, N_GENES // 2 :] = 0
+    linear, attention = SetPooling(24, 6, 4, 2, N_GENES), CrossAttentionPooling(24, 6, 4, 2, N_GENES)
+    whole = linear(genes, counts)
+    torch.testing.assert_close(linear(genes, first) + linear(genes, counts - first), whole, atol=1e-4, rtol=1e-4)
+    parts = attention(genes, first), attention(genes, counts - first)
+    whole, at_rest = attention(genes, counts), attention(genes, torch.zeros_like(counts))
+    for sum_of_parts in (parts[0] + parts[1], parts[0] + parts[1] - at_rest, (parts[0] + parts[1]) / 2):
+        assert rms(whole - sum_of_parts) > 0.05 * rms(whole - whole.mean(dim=0))
+
+
+@torch.no_grad()
+def test_the_weight_of_a_gene_is_that_of_a_softmax_over_the_expressed_genes():
+    """A cell computed by hand, gene by gene."""
+    pooling, genes = CrossAttentionPooling(gene_dim=5, n_tokens=3, n_heads=2, head_dim=4, n_genes=9), draw(2, 10, 5)
+    counts = torch.zeros(2, 10)
+    counts[0, [1, 4, 7]], counts[1] = torch.tensor([2.0, 5.0, 1.0]), 3.0
+    elements = torch.stack([genes.mean(dim=0), *genes[[1, 4, 7]]])
+    c = torch.tensor([0.0, 2.0, 5.0, 1.0])
+    features = torch.stack([torch.ones(4), torch.log1p(c), torch.log1p(c / 0.8)], dim=1)  # 8 counts over 10 genes
+    parts = pooling.to_keys_values(elements).view(4, 3, 2, 2, 4)  # (elements, features, key or value, heads, head_dim)
+    k, v = torch.einsum("li,liphd->plhd", features, parts)
+    a = (torch.einsum("hmd,lhd->hml", pooling.queries, k) / 2).softmax(dim=-1)
+    expected = 3 * torch.einsum("hml,lhd->mhd", a, v).flatten(1)
+    torch.testing.assert_close(pooling(genes, counts)[0], expected, atol=1e-5, rtol=1e-5)
+
+
 # ---- decoder
+
+
+@torch.no_grad()
+def test_linear_readout_of_two_cells_adds_up_and_attention_does_not():
+    genes, one, other = draw(1, N_GENES, 24), draw(2, 5, 6, 8), draw(3, 5, 6, 8)
+    for kind, is_linear in ((SetReadout, True), (CrossAttentionReadout, False)):
+        readout = kind(24, 6, 4, 2)
+        error = rms(readout(genes, one) + readout(genes, other) - readout(genes, one + other))
+        assert (error < 1e-5) == is_linear
+        assert is_linear or error > 0.05 * rms(readout(genes, one))
+
+
+def test_reading_genes_in_blocks_changes_neither_logits_nor_gradients(monkeypatch):
+    readout, genes, tokens = CrossAttentionReadout(24, 6, 4, 2), draw(1, N_GENES, 24), draw(2, 5, 6, 8)
+    results = []
+    for n_genes in (N_GENES, 7):
+        monkeypatch.setattr(CrossAttentionReadout, "max_elements", 5 * 4 * 6 * n_genes)
+        at = [genes.requires_grad_(), tokens.requires_grad_(), *readout.parameters()]
+        logits = readout(genes, tokens)
+        results.append((logits, *torch.autograd.grad(logits.square().sum(), at)))
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
 def test_the_decoder_is_equivariant_and_decodes_any_panel(model, counts):
@@ -166,6 +246,47 @@ def test_no_tensor_of_cells_by_genes_by_width(gene_likelihood):
         nll, _ = model(as_sets(counts), counts.sum(dim=1), torch.zeros(n_cells, dtype=torch.long))
         nll.sum().backward()
     assert n_cells * n_genes <= largest.numel <= 2 * n_cells * n_genes
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1])
+def test_attention_is_bounded_by_expressed_genes_and_blocks(density, monkeypatch):
+    """Nothing larger than cells x expressed genes x keys and values, a block of genes, or twice cells x genes."""
+    n_cells, n_genes, token_dim = 64, 2_000, 8
+    monkeypatch.setattr(CrossAttentionReadout, "max_elements", n_cells * n_genes)
+    model = SetAutoencoder(n_genes, n_tokens=8, token_dim=token_dim, pooling="attention")
+    rate = torch.full((n_cells, n_genes), density)
+    counts = torch.poisson(rate, generator=torch.Generator().manual_seed(0))
+    most = 1 + int((counts > 0).sum(dim=1).max())
+    with LargestTensor() as largest:
+        nll, _ = model(as_sets(counts), counts.sum(dim=1), torch.zeros(n_cells, dtype=torch.long))
+        nll.sum().backward()
+    assert largest.numel <= n_cells * max(2 * n_genes, most * 2 * token_dim)
+
+
+def test_attention_learns_from_cells_and_comes_back_from_a_folder(glio_attention, glio, tmp_path):
+    """Cells explain themselves better by their own tokens than by those of other cells."""
+    assert glio_attention.init_params_["pooling"] == "attention"
+    glio_attention.save(tmp_path / "model")
+    loaded = SCLDM.load(tmp_path / "model", device="cpu")
+    tokens = glio_attention.get_latent_representation(glio)
+    np.testing.assert_array_equal(loaded.get_latent_representation(glio), tokens)
+    counts = torch.from_numpy(glio.X[:200].toarray().astype(np.float32))
+    autoencoder, batch = loaded.module.autoencoder, torch.zeros(200, dtype=torch.long)
+    with torch.no_grad():
+        own = autoencoder.encode(as_sets(counts))
+        nll = [
+            -autoencoder.likelihood.log_prob(
+                autoencoder.decode(t, torch.arange(glio.n_vars), batch), counts.sum(dim=1), as_sets(counts)
+            ).mean()
+            for t in (own, own.roll(1, dims=0))
+        ]
+    assert nll[0] < nll[1] - 5
+
+
+@pytest.mark.parametrize("pooling", ["Attention", "mean", None])
+def test_a_pooling_that_is_not_known_is_refused(pooling):
+    with pytest.raises(ValueError, match=f"pooling={pooling!r} is not known: use one of .*'linear', 'attention'"):
+        SetAutoencoder(N_GENES, pooling=pooling)
 
 
 # ---- likelihoods

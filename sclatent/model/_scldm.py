@@ -37,7 +37,7 @@ from sclatent.data import (
     warn_of_copies,
 )
 from sclatent.diffusion import PROCESSES
-from sclatent.module import LIKELIHOODS, CellDiffusion, DiT, ResidualDenoiser, SetAutoencoder, Standardize
+from sclatent.module import LIKELIHOODS, POOLINGS, CellDiffusion, DiT, ResidualDenoiser, SetAutoencoder, Standardize
 from sclatent.nn import OPEN
 
 from ._scldm_description import DescriptionMixin
@@ -79,6 +79,10 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         The closed form that the Diffusion Transformer is added to: ``"mixed"``, a linear mixed model of the mean tokens
         of conditions (:class:`~sclatent.baseline.MixedModel`) with their covariance around it; ``"additive"``, the same
         without interactions; or ``"none"``, the network of the paper alone.
+    pooling
+        How the autoencoder turns genes into tokens and back: ``"linear"``, linear in the counts (Deep Sets with learned
+        weights), or ``"attention"``, the multi-head cross-attention of the paper, in which the weights depend on the
+        cell; slower on a CPU (:class:`~sclatent.module.SetAutoencoder`).
     process
         How noise comes to tokens: ``"linear"``, straight paths (:class:`~sclatent.diffusion.LinearFlow`), as in the
         paper, or ``"variance_preserving"`` (:class:`~sclatent.diffusion.VariancePreserving`).
@@ -145,6 +149,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         denoiser_width: int = 128,
         denoiser_blocks: int = 4,
         baseline: Baseline = "mixed",
+        pooling: Literal["linear", "attention"] = "linear",
         process: Literal["linear", "variance_preserving"] = "linear",
         seed: int = 0,
         registry: dict[str, Any] | None = None,
@@ -164,6 +169,8 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         if not isinstance(gene_likelihood, str) or gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
         check_baseline(baseline)
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
+            raise ValueError(f"pooling={short_repr(pooling)} is not known: use one of {list(POOLINGS)}.")
         if not isinstance(process, str) or process not in PROCESSES:
             raise ValueError(f"process={short_repr(process)} is not known: use one of {list(PROCESSES)}.")
         if adata is not None:
@@ -187,6 +194,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
             "denoiser_width": denoiser_width,
             "denoiser_blocks": denoiser_blocks,
             "baseline": baseline,
+            "pooling": pooling,
             "process": process,
             "seed": seed,
         }
@@ -197,7 +205,7 @@ class SCLDM(TrainingMixin, GenerationMixin, DescriptionMixin, StagedModel):
         with initial_weights(seed, "autoencoder"):
             autoencoder = SetAutoencoder(
                 len(self.genes), self.batches.n_levels[0], n_tokens, token_dim, width, n_blocks, n_heads,
-                gene_likelihood=gene_likelihood, variational=kl_weight > 0,
+                gene_likelihood=gene_likelihood, variational=kl_weight > 0, pooling=pooling,
             )  # fmt: skip
         self.module = CellDiffusion(autoencoder, Standardize(n_tokens, token_dim), self._seeded_denoiser())
         self.size_factor_scale = 1.0

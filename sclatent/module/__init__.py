@@ -16,13 +16,14 @@ from ._likelihood import (
 )
 from ._patches import Patches
 from ._residual_denoiser import ResidualDenoiser
-from ._set_autoencoder import SetAutoencoder
+from ._set_autoencoder import POOLINGS, SetAutoencoder
 from ._standardize import Standardize
 from ._unet import UNet, new_denoiser
 from ._vector_autoencoder import VectorAutoencoder
 
 __all__ = [
     "LIKELIHOODS",
+    "POOLINGS",
     "CellDiffusion",
     "DenoisingAutoencoder",
     "DiT",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sclatent.nn import Block, CellSets, SetPooling, SetReadout
+from sclatent.nn import Block, CellSets, CrossAttentionPooling, CrossAttentionReadout, SetPooling, SetReadout
 
 from ._likelihood import LIKELIHOODS
+
+POOLINGS = {"linear": (SetPooling, SetReadout), "attention": (CrossAttentionPooling, CrossAttentionReadout)}
 
 
 class SetAutoencoder(nn.Module):
     """Permutation-invariant encoder and permutation-equivariant decoder (scLDM, arXiv 2511.02986, section 3.1).
 
-    genes and counts -> cross-attention to learned queries -> self-attention blocks -> normalised tokens
-    -> self-attention blocks -> cross-attention from the genes -> parameters of a count distribution.
+    genes and counts -> pooling -> self-attention blocks -> normalised tokens -> self-attention blocks -> readout at the
+    genes -> parameters of a count distribution.
 
     Parameters
     ----------
@@ -36,6 +40,11 @@ class SetAutoencoder(nn.Module):
         Whether the encoder gives a normal distribution over tokens (for the paper's ELBO) and not tokens. Its mean and
         log standard deviation are linear in normalised features, and free to go to those of N(0, I); tokens themselves
         are normalised where there is no KL divergence.
+    pooling
+        How genes become tokens, and tokens genes. ``"linear"`` is linear in the counts: Deep Sets with learned weights
+        (:class:`~sclatent.nn.SetPooling`, :class:`~sclatent.nn.SetReadout`). ``"attention"`` is the multi-head
+        cross-attention of the paper, in which the weights depend on the cell
+        (:class:`~sclatent.nn.CrossAttentionPooling`, :class:`~sclatent.nn.CrossAttentionReadout`).
 
     Examples
     --------
@@ -73,8 +82,11 @@ class SetAutoencoder(nn.Module):
         gene_dim: int = 64,
         gene_likelihood: str = "nb",
         variational: bool = False,
+        pooling: Literal["linear", "attention"] = "linear",
     ) -> None:
         super().__init__()
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
+            raise ValueError(f"pooling={pooling!r} is not known: use one of {list(POOLINGS)}.")
         if token_dim % n_heads:
             raise ValueError(f"token_dim={token_dim} must be a multiple of n_heads={n_heads}.")
         self.n_tokens, self.token_dim = n_tokens, token_dim
@@ -85,7 +97,8 @@ class SetAutoencoder(nn.Module):
         self.gene_bias = nn.Parameter(torch.zeros(n_genes))
         self.likelihood = LIKELIHOODS[gene_likelihood](n_genes)
 
-        self.pooling = SetPooling(gene_dim, n_tokens, n_heads, head_dim, n_genes)
+        pool, readout = POOLINGS[pooling]
+        self.pooling = pool(gene_dim, n_tokens, n_heads, head_dim, n_genes)
         self.queries = nn.Parameter(0.02 * torch.randn(n_tokens, width))
         self.embed = nn.Linear(pooled_dim, width)
         self.encoder = nn.Sequential(*(Block(width, n_heads) for _ in range(n_blocks)), nn.LayerNorm(width))
@@ -98,7 +111,7 @@ class SetAutoencoder(nn.Module):
         nn.init.zeros_(self.batches.weight)
         self.decoder = nn.Sequential(*(Block(width, n_heads) for _ in range(n_blocks)), nn.LayerNorm(width))
         self.to_values = nn.Linear(width, pooled_dim)
-        self.readout = SetReadout(gene_dim, n_tokens, n_heads, head_dim)
+        self.readout = readout(gene_dim, n_tokens, n_heads, head_dim)
 
     def _encode(self, sets: CellSets) -> tuple[Tensor, Tensor]:
         """Tokens, or the means of their distributions, (cells, n_tokens, token_dim), and the features behind them."""

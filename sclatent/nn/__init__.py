@@ -3,6 +3,7 @@
 from ._attention import AdaLNBlock, Block, SelfAttention
 from ._conditions import CombinationTable, ConditionEmbedding
 from ._context import OPEN, Context
+from ._cross_attention import CrossAttentionPooling, CrossAttentionReadout
 from ._dropout import Dropout
 from ._set_attention import SetPooling, SetReadout
 from ._sets import CellSets
@@ -16,6 +17,8 @@ __all__ = [
     "CombinationTable",
     "ConditionEmbedding",
     "Context",
+    "CrossAttentionPooling",
+    "CrossAttentionReadout",
     "Dropout",
     "SelfAttention",
     "SetPooling",

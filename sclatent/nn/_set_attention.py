@@ -1,10 +1,10 @@
-"""Cross-attention between the genes of a cell and its tokens, at the price of a narrow table of genes.
+"""Between the genes of a cell and its tokens, linear in the counts, at the price of a narrow table of genes.
 
 In a set of (gene, count) the key of an element is the identity of its gene and the queries are learned, so the
 attention weights do not depend on the cell: they are computed once a step, not once a cell. What remains for the cell
 is one sum of table rows, and the attention of all cells to all genes is a (cells x genes) by (genes x slots) matrix
 product. No tensor of cells x genes x width ever exists. The tables are kept with the genes last, so that every
-operation on them runs along memory.
+operation on them runs along memory. Attention with weights that depend on the cell is in ``_cross_attention.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class SetPooling(nn.Module):
-    r"""From genes to tokens: learned queries attend to the measured genes; invariant to the order of the genes.
+    r"""From genes to tokens, linear in the counts: Deep Sets with learned weights; invariant to the order of the genes.
 
     Token m of cell b receives, in head h,
 
@@ -26,6 +26,10 @@ class SetPooling(nn.Module):
     where g runs over the genes that were measured and :math:`\varphi(c) = (\ln(1 + c), \min(c, 1))`: how much, and
     whether at all. A gene measured as zero takes part in the softmax; a gene that was not measured is not in the set.
     The factor (G genes in training) gives sums of unit scale. No norm follows it, so the encoder sees magnitudes.
+
+    The weights a depend on genes and not on the cell, so tokens are linear in :math:`\varphi` and those of two disjoint
+    parts of a cell add up: a sum over the elements of a set (Deep Sets, Zaheer et al. 2017) with learned weights. The
+    cross-attention of the paper is :class:`CrossAttentionPooling`.
 
     Parameters
     ----------
@@ -86,13 +90,14 @@ class SetPooling(nn.Module):
 
 
 class SetReadout(nn.Module):
-    r"""From tokens to genes: every gene attends to the tokens of the cell; equivariant to the order of the genes.
+    r"""From tokens to genes, linear in the tokens; equivariant to the order of the genes.
 
     .. math:: s_{bg} = \sqrt{M / (H d)} \sum_{hm} a_{hmg} \, u_{hg} \cdot y_{bhm}, \qquad
               a_{hmg} = \operatorname{softmax}_m (q_{hg} \cdot k_{hm}),
 
     with M tokens and H heads of width d. The key of a token is its address, learned; what the cell has to say goes
-    through the values :math:`y`.
+    through the values :math:`y`. The weights depend on genes and not on the cell, as those of :class:`SetPooling` do
+    (linear in the counts: Deep Sets with learned weights); :class:`CrossAttentionReadout` has weights that do.
 
     Parameters
     ----------

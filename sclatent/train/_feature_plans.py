@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -239,7 +238,7 @@ class JointPlan(DiffusionPlan):
 
     def look_at(self, data: TokenRows) -> None:
         """Take the labelled cells, those of the validation split among them."""
-        tokens, codes = data[np.arange(len(data))]
+        tokens, codes = data[range(len(data))]
         labelled = codes[:, 0] != OPEN
         self._labelled = tokens[labelled], codes[labelled, 0]
         self._all_labelled = bool(labelled.all())
