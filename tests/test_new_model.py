@@ -136,7 +136,8 @@ def test_the_variations_of_the_page_are_models_too(pca_flow, cells, small):
         model.train(max_epochs=15, plan_kwargs={"diffusion": {"lr": 3e-3}}, **QUIET)
         assert model.trained_stages == set(cls.STAGES)
         loss = model.history["diffusion_loss_validation"].iloc[:, 0]
-        assert loss.min() < 0.95 * loss.iloc[0]  # after so few epochs; it stays where it is if nothing is learned
+        if not model.module.denoiser.has_baseline:  # a Gaussian a label is all there is to these cells
+            assert loss.min() < 0.95 * loss.iloc[0]  # after so few epochs; it stays where it is if nothing is learned
         assert np.isfinite(sample(model, "T")).all()
         if hasattr(model, "predict"):
             known = cells.obs["label"] != "unknown"

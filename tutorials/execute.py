@@ -23,7 +23,7 @@ CLAIMS = {
         "moved.obs_names.equals(control_cells.obs_names)",
     ],
     "2_perturbation_prediction": [
-        'summary.loc["energy", "counterfactual"] < summary.loc["energy", "mean shift"]',
+        'summary.loc["energy", "counterfactual"] < summary.loc["energy", ["sample", "cell mean", "linear shift"]].min()',
         "size[0] < size[1] < size[-1]",
         'likeness.loc["keep = 1", "with itself"] > likeness.loc["keep = 1", "with another cell"] + 0.1',
         'abs(likeness.loc["sample", "with itself"] - likeness.loc["sample", "with another cell"]) < 0.1',
@@ -57,6 +57,10 @@ CLAIMS = {
         "recognised[4.0] > recognised[1.0] > recognised[0.0] + 0.2",
     ],
 }
+# what smaller networks, as those of the tests, do not reach
+CLAIMS_OF_FULL_SIZE = {
+    "2_perturbation_prediction": ['summary.loc["energy", "counterfactual"] < summary.loc["energy", "mean shift"]'],
+}
 
 
 def main() -> None:
@@ -65,7 +69,9 @@ def main() -> None:
         print(f"{path.name} ...", end=" ", flush=True)
         start = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
-        notebook.cells.append(nbformat.v4.new_code_cell(check_of(CLAIMS[path.stem])))
+        notebook.cells.append(
+            nbformat.v4.new_code_cell(check_of(CLAIMS[path.stem] + CLAIMS_OF_FULL_SIZE.get(path.stem, [])))
+        )
         with TemporaryDirectory() as folder:
             client = NotebookClient(
                 notebook, kernel_name="python3", coalesce_streams=True, record_timing=False,
