@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 WITHOUT_WIDGETS = {"PYTHONWARNINGS": "ignore:IProgress not found"}  # progress bars of text, which every viewer shows
 
-# what the text claims, in the names of the notebook, with room for another machine or seed
+# claims of the text as expressions in the variables of the notebook, with tolerance for other machines and seeds
 CLAIMS = {
     "1_quickstart": [
         'summary.loc["pearson", "sample"] > summary.loc["pearson", ["cell mean", "mean shift", "linear shift"]].max()',
@@ -57,7 +57,7 @@ CLAIMS = {
         "recognised[4.0] > recognised[1.0] > recognised[0.0] + 0.2",
     ],
 }
-# what smaller networks, as those of the tests, do not reach
+# claims that the smaller networks of the tests do not reach
 CLAIMS_OF_FULL_SIZE = {
     "2_perturbation_prediction": ['summary.loc["energy", "counterfactual"] < summary.loc["energy", "mean shift"]'],
 }

@@ -15,7 +15,6 @@ from sclatent.data import (
     CellBatch,
     CellRows,
     check_library_size,
-    is_number,
     log_normalize_counts,
     make_loader,
     short_repr,
@@ -102,52 +101,8 @@ class DescriptionMixin:
             values = log_normalize_counts(values)
         return values.toarray().astype(np.float32)
 
-    @torch.inference_mode()
-    def get_activations(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        noise_level: float = 0.0,
-        batch_size: int = 256,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """Activations of the denoiser without any condition, averaged over the tokens (arXiv 2301.13622, section 3).
-
-        Parameters
-        ----------
-        adata, indices
-            As in :meth:`get_latent_representation`.
-        noise_level
-            Share of noise in the variance of what the denoiser sees, from 0 to 1.
-        batch_size
-            Cells computed together.
-        seed
-            Seed of the noise.
-
-        Returns
-        -------
-        np.ndarray
-            Activations (cells, n_blocks, width).
-
-        Examples
-        --------
-        >>> model.get_activations(adata[:5], noise_level=0.1).shape  # 4 blocks of width 128
-        (5, 4, 128)
-        """
-        self._check_stage("diffusion", "get_activations")
-        if not (is_number(noise_level) and 0 <= noise_level <= 1):
-            raise ValueError(f"noise_level={noise_level!r} must be between 0 (no noise) and 1 (noise alone).")
-        rows, time = self._rows(adata, indices), self.process.time(noise_level)
-        blocks = []
-        for cells in self._blocks(len(rows), batch_size, "Activations", progress_bar=False):
-            batch = rows[cells]
-            z = self.module.standardize(self._encode_batch(batch))
-            share = self._mean(z, batch.batch.numpy(), np.ones(len(batch)))
-            t = z.new_full((len(z),), time)
-            x = self.process.interpolate(z, self._noise(seed, cells), t)
-            size = self._size(self._whole_library(batch, share))
-            blocks.append(self.module.denoiser.activations(x, t, size).cpu())
-        return torch.cat(blocks).numpy()
+    def _size_of(self, batch: CellBatch) -> Tensor:
+        return self._size(self._whole_library(batch, self._share(batch)))
 
     def get_normalized_expression(
         self,

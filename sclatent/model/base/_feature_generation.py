@@ -12,7 +12,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sclatent.data import FeatureBatch, is_number, short_repr
+from sclatent.data import is_number, short_repr
 from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
 from sclatent.nn import OPEN, Context
 
@@ -317,15 +317,6 @@ class FeatureGenerationMixin:
         t = x.new_full((len(x),), self.process.time(noise_level))
         null = Context(torch.full((len(x), len(denoiser.n_levels)), OPEN, device=x.device))
         return self.process.data(x, denoiser(x, t, null), t)
-
-    def _latent(self, batch: FeatureBatch, seed: int, cells: np.ndarray) -> Tensor:
-        """Standardised tokens of measured cells."""
-        return self.module.standardize(self._encode_batch(batch))
-
-    def _add_noise(self, z: Tensor, noise_level: float, seed: int, cells: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Noisy tokens of the process, and their times (cells,)."""
-        t = z.new_full((len(z),), self.process.time(noise_level))
-        return self.process.interpolate(z, self._noise(seed, cells), t), t
 
     @torch.no_grad()
     def _flow(

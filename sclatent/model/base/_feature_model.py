@@ -37,7 +37,6 @@ from sclatent.data import (
     check_whole,
     feature_shape,
     get_features,
-    is_number,
     label_codes,
     plain_level,
     warn_of_copies,
@@ -472,53 +471,6 @@ class FeatureModel(FeatureGenerationMixin, StagedModel):
         for stage in self._needs("diffusion") or ("diffusion",):
             self._check_stage(stage, "get_latent_representation")
         return self._encode(self._rows(adata, indices), batch_size).flatten(1).numpy()
-
-    @torch.no_grad()
-    def get_activations(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        noise_level: float = 0.0,
-        batch_size: int = 256,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """Activations of the denoiser, averaged over the tokens (Joint Diffusion, arXiv 2301.13622, section 3).
-
-        Parameters
-        ----------
-        adata
-            Cells; the training data by default.
-        indices
-            Rows; all by default.
-        noise_level
-            Share of noise in the variance of what the denoiser sees, from 0 to 1.
-        batch_size
-            Cells computed together.
-        seed
-            Seed of the noise.
-
-        Returns
-        -------
-        np.ndarray
-            Activations (cells, n_blocks, width).
-
-        Examples
-        --------
-        >>> activations = model.get_activations(adata[:5], noise_level=0.1)
-        >>> n_cells, n_blocks, width = activations.shape
-        >>> n_cells
-        5
-        """
-        self._check_stage("diffusion", "get_activations")
-        if not (is_number(noise_level) and 0 <= noise_level <= 1):
-            raise ValueError(f"noise_level={noise_level!r} must be between 0 (no noise) and 1 (noise alone).")
-        rows = self._rows(adata, indices)
-        blocks = []
-        for cells in self._blocks(len(rows), batch_size, "Activations", progress_bar=False):
-            z = self._latent(rows[cells], seed, cells)
-            x, t = self._add_noise(z, noise_level, seed, cells)
-            blocks.append(self.module.denoiser.activations(x, t).cpu())
-        return torch.cat(blocks).numpy()
 
     def _rows_to_predict(self, adata: AnnData | None, indices: Sequence[int] | None) -> FeatureRows:
         if not self.labels.keys:

@@ -30,6 +30,7 @@ from sclatent.data import (
     check_categorical,
     check_number,
     check_whole,
+    is_number,
     make_loader,
     random_stream,
     short_repr,
@@ -566,6 +567,66 @@ class StagedModel(RegistryMixin):
                 cells = np.arange(start, min(start + batch_size, n))
                 yield cells
                 bar.update(len(cells))
+
+    @torch.no_grad()
+    def get_activations(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        noise_level: float = 0.0,
+        batch_size: int = 256,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Activations of the denoiser without any condition, averaged over the tokens (arXiv 2301.13622, section 3).
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default.
+        indices
+            Rows; all by default.
+        noise_level
+            Share of noise in the variance of what the denoiser sees, from 0 to 1.
+        batch_size
+            Cells computed together.
+        seed
+            Seed of the noise.
+
+        Returns
+        -------
+        np.ndarray
+            Activations (cells, n_blocks, width).
+
+        Examples
+        --------
+        >>> activations = model.get_activations(adata[:5], noise_level=0.1)
+        >>> n_cells, n_blocks, width = activations.shape
+        >>> n_cells
+        5
+        """
+        self._check_stage("diffusion", "get_activations")
+        if not (is_number(noise_level) and 0 <= noise_level <= 1):
+            raise ValueError(f"noise_level={noise_level!r} must be between 0 (no noise) and 1 (noise alone).")
+        rows = self._rows(adata, indices)
+        blocks = []
+        for cells in self._blocks(len(rows), batch_size, "Activations", progress_bar=False):
+            batch = rows[cells]
+            x, t = self._add_noise(self._latent(batch, seed, cells), noise_level, seed, cells)
+            blocks.append(self.module.denoiser.activations(x, t, self._size_of(batch)).cpu())
+        return torch.cat(blocks).numpy()
+
+    def _latent(self, batch: Any, seed: int, cells: np.ndarray) -> Tensor:
+        """Standardised tokens of measured cells."""
+        return self.module.standardize(self._encode_batch(batch))
+
+    def _size_of(self, batch: Any) -> Tensor | None:
+        """Standardised log library sizes of measured cells, (cells,); None if they have no library size."""
+        return None
+
+    def _add_noise(self, z: Tensor, noise_level: float, seed: int, cells: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Noisy tokens of the process, and their times (cells,)."""
+        t = z.new_full((len(z),), self.process.time(noise_level))
+        return self.process.interpolate(z, self._noise(seed, cells), t), t
 
     # ---- what the cells need that a model generates
 
