@@ -37,7 +37,7 @@ from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
 from ._numbers import check_number, check_whole, is_number, is_whole
-from ._random import random_stream, torch_stream
+from ._random import cell_rng, check_seed, random_stream, torch_stream
 from ._reading import by_rows, read_rows, row_blocks, totals
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "align_features",
     "align_genes",
     "by_rows",
+    "cell_rng",
     "check_adata",
     "check_categorical",
     "check_counts",
@@ -69,6 +70,7 @@ __all__ = [
     "check_obs",
     "check_place",
     "check_roles",
+    "check_seed",
     "check_size_factors",
     "check_var_names",
     "check_varies",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,10 +15,7 @@ from sclatent.nn import OPEN
 
 from ._levels import code_of, factorize, level_key, plain_level, short_repr
 
-ONE = {  # what to give in place of several levels, by the argument
-    "conditions": " Give one level per key, or a DataFrame with one row per cell.",
-    "labels": " Give one label for all cells, or a list of one per cell.",
-}
+ONE = " Give one level per key, or a DataFrame with one row per cell."  # in place of several levels
 
 
 class Conditions:
@@ -31,7 +28,7 @@ class Conditions:
     argument
         What a message calls the argument that they are given by.
     unlabeled
-        What a column says of cells without a level.
+        What the column of a key says of cells without a level, by key.
 
     Examples
     --------
@@ -50,9 +47,12 @@ class Conditions:
     """
 
     def __init__(
-        self, levels: Mapping[str, list[Any]], argument: str = "conditions", unlabeled: Any | None = None
+        self,
+        levels: Mapping[str, list[Any]],
+        argument: str = "conditions",
+        unlabeled: Mapping[str, Any] | None = None,
     ) -> None:
-        self.argument, self.unlabeled = argument, unlabeled
+        self.argument, self.unlabeled = argument, dict(unlabeled or {})
         self.levels = {key: [plain_level(level) for level in values] for key, values in levels.items()}
         self._codes = {
             key: {level_key(level): i for i, level in enumerate(values)} for key, values in self.levels.items()
@@ -68,9 +68,14 @@ class Conditions:
         """Number of levels of each key."""
         return [len(values) for values in self.levels.values()]
 
+    @staticmethod
+    def n_rows(conditions: Any) -> int | None:
+        """For how many cells conditions are given, if they say it: a DataFrame, or several levels."""
+        return len(conditions) if isinstance(conditions, pd.DataFrame) or _are_several(conditions) else None
+
     def encode(
         self,
-        conditions: Mapping[str, Any] | pd.DataFrame | None,
+        conditions: Any,
         n_cells: int | None = None,
         argument: str | None = None,
     ) -> np.ndarray:
@@ -80,8 +85,8 @@ class Conditions:
         ----------
         conditions
             One level per key for all cells, as a dict or a row of a DataFrame; or a DataFrame with one row per cell.
-            Keys that are not given, and missing values in a DataFrame, are left open. What else a DataFrame or a row
-            has is ignored.
+            With one key alone, also its level, or a list of one level per cell. Keys that are not given, and missing
+            values, are null. What else a DataFrame or a row has is ignored.
         n_cells
             Number of cells; may be left out with a DataFrame.
         argument
@@ -107,6 +112,13 @@ class Conditions:
                 )
             return self.encode_rows(conditions, argument)
         if conditions is not None and not isinstance(conditions, Mapping):
+            if len(self.keys) == 1:
+                return self._encode_one(self.keys[0], conditions, n_cells, argument)
+            if not self.keys:
+                raise ValueError(
+                    f"{argument}={short_repr(conditions)}: this model was trained without conditions. Set up the data "
+                    "with condition_keys, or labels_key, to have them."
+                )
             raise ValueError(
                 f"{argument}={short_repr(conditions)} must be a dict of one level per key, or a DataFrame with one row "
                 f"per cell; the keys are {self.keys}."
@@ -120,7 +132,20 @@ class Conditions:
         ]
         return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
 
-    def encode_rows(self, table: pd.DataFrame, argument: str) -> np.ndarray:
+    def _encode_one(self, key: str, given: Any, n_cells: int | None, argument: str) -> np.ndarray:
+        """Codes (cells, 1) of the only key, of one level for all cells or of one per cell."""
+        if not _are_several(given):
+            return np.full((n_cells or 1, 1), self._code(key, given, argument))
+        if getattr(given, "ndim", 1) > 1:
+            raise ValueError(f"{argument}={short_repr(given)} has {given.ndim} dimensions: give one level per cell.")
+        if n_cells is not None and len(given) != n_cells:
+            raise ValueError(
+                f"{argument} has {len(given)} entries, but {n_cells} cells are asked for: give one per cell."
+            )
+        column = given if isinstance(given, pd.Series) else pd.Series(given, dtype=getattr(given, "dtype", object))
+        return self.codes_of(key, column, argument)[:, None]
+
+    def encode_rows(self, table: pd.DataFrame, argument: str, is_measured: bool = False) -> np.ndarray:
         """Turn the columns of a table that are condition keys into codes; keys that it lacks are left open.
 
         Parameters
@@ -129,6 +154,9 @@ class Conditions:
             One row per cell, such as ``adata.obs``.
         argument
             What a message calls the table.
+        is_measured
+            Whether the table says what cells are, and not what is asked for: cells without a label, or with one that
+            the model does not know, have none then.
 
         Returns
         -------
@@ -141,7 +169,10 @@ class Conditions:
         for k, key in enumerate(self.keys):
             if names.count(key) > 1:
                 raise ValueError(f"{argument} has {names.count(key)} columns with the name {key!r}: keep one of them.")
-            if key in names:
+            if key in names and is_measured and key in self.unlabeled:
+                found, levels = factorize(table[key])
+                codes[:, k] = np.array([*(code_of(level, self._codes[key], OPEN) for level in levels), OPEN])[found]
+            elif key in names:
                 codes[:, k] = self.codes_of(key, table[key], argument)
             elif like := get_close_matches(key.casefold(), others, n=1, cutoff=0.8):
                 warnings.warn(
@@ -178,8 +209,8 @@ class Conditions:
     def _code(self, key: str, level: Any, argument: str) -> int:
         code = code_of(level, self._codes[key])
         if code is None:
-            one = "" if is_scalar(level) else ONE.get(self.argument, "")
-            if self.unlabeled is not None and level_key(level) == level_key(self.unlabeled):
+            one = "" if is_scalar(level) or self.argument != "conditions" else ONE
+            if key in self.unlabeled and level_key(level) == level_key(self.unlabeled[key]):
                 one = " It is the unlabeled_category, which means no label: give None, or a missing value, for none."
             raise ValueError(
                 f"{argument}: {short_repr(plain_level(level))} is no level of {key!r}, which has "
@@ -209,3 +240,9 @@ class Conditions:
             },
             index=index,
         )
+
+
+def _are_several(given: Any) -> bool:
+    """Whether these are several levels, and not one."""
+    several = isinstance(given, Sequence | pd.Series | pd.Index | pd.Categorical | np.ndarray)
+    return several and not isinstance(given, str | bytes) and getattr(given, "ndim", 1) > 0

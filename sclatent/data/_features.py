@@ -27,8 +27,8 @@ class FeatureBatch(NamedTuple):
     ----------
     x
         Features, ``(cells, *shape)``.
-    labels
-        Label codes, (cells, n_keys), -1 for none.
+    conditions
+        Condition codes, (cells, n_keys), -1 for none.
     batch
         Batch codes, (cells,).
 
@@ -36,15 +36,20 @@ class FeatureBatch(NamedTuple):
     --------
     >>> import torch
     >>> from sclatent.data import FeatureBatch
-    >>> batch = FeatureBatch(torch.randn(4, 64), labels=torch.full((4, 1), -1), batch=torch.zeros(4, dtype=torch.int64))
-    >>> x, labels, _ = batch
-    >>> x.shape, labels.shape
+    >>> batch = FeatureBatch(torch.randn(4, 64), torch.full((4, 1), -1), batch=torch.zeros(4, dtype=torch.int64))
+    >>> x, conditions, _ = batch
+    >>> x.shape, conditions.shape
     (torch.Size([4, 64]), torch.Size([4, 1]))
     """
 
     x: Tensor
-    labels: Tensor
+    conditions: Tensor
     batch: Tensor
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.x)
 
 
 class FeatureRows(Dataset):
@@ -56,8 +61,8 @@ class FeatureRows(Dataset):
         (cells, ...), in memory or not, as of :func:`by_rows`.
     shape
         Shape of the features of a cell: (dim,), or (height, width, channels).
-    labels, batch
-        Label codes (cells, n_keys) and batch codes (cells,).
+    conditions, batch
+        Condition codes (cells, n_keys) and batch codes (cells,).
     cells
         The rows that the data set consists of; all of them by default.
     columns
@@ -71,8 +76,8 @@ class FeatureRows(Dataset):
     >>> import sclatent
     >>> from sclatent.data import FeatureRows
     >>> adata = sclatent.datasets.mitocheck()
-    >>> no_label, batch = np.full((adata.n_obs, 1), -1), np.zeros(adata.n_obs, dtype=int)
-    >>> rows = FeatureRows(adata.obsm["image"], (32, 32, 1), no_label, batch)
+    >>> no_condition, batch = np.full((adata.n_obs, 1), -1), np.zeros(adata.n_obs, dtype=int)
+    >>> rows = FeatureRows(adata.obsm["image"], (32, 32, 1), no_condition, batch)
     >>> rows[[5, 7, 9]].x.shape  # a minibatch
     torch.Size([3, 32, 32, 1])
     """
@@ -81,26 +86,26 @@ class FeatureRows(Dataset):
         self,
         values: Any,
         shape: tuple[int, ...],
-        labels: np.ndarray,
+        conditions: np.ndarray,
         batch: np.ndarray,
         cells: Sequence[int] | slice | None = None,
         columns: np.ndarray | None = None,
         where: str | None = None,
     ) -> None:
         self.columns, self.where = columns, where
-        self.values, self.shape, self.labels, self.batch = by_rows(values), shape, labels, batch
+        self.values, self.shape, self.conditions, self.batch = by_rows(values), shape, conditions, batch
         self.cells = positions_of(cells, values.shape[0])
 
     def subset(self, positions: np.ndarray) -> FeatureRows:
         """Return some of the cells, by position among ``cells``; nothing is copied."""
         return FeatureRows(
-            self.values, self.shape, self.labels, self.batch, self.cells[positions], self.columns, self.where
+            self.values, self.shape, self.conditions, self.batch, self.cells[positions], self.columns, self.where
         )
 
     def __len__(self) -> int:
         return len(self.cells)
 
-    def __getitem__(self, positions: Sequence[int]) -> FeatureBatch:
+    def __getitem__(self, positions: Sequence[int] | np.ndarray) -> FeatureBatch:
         """Read a minibatch by the positions of its cells."""
         cells = self.cells[np.asarray(positions)]
         x = read_features(self.values, cells, self.shape, self.columns)
@@ -108,7 +113,7 @@ class FeatureRows(Dataset):
             check_block_is_finite(x, self.where, cells)
         return FeatureBatch(
             torch.from_numpy(x),
-            torch.from_numpy(self.labels[cells]),
+            torch.from_numpy(self.conditions[cells]),
             torch.from_numpy(self.batch[cells]),
         )
 

@@ -91,22 +91,22 @@ def check_labels(obs: pd.DataFrame, key: str, unlabeled: Any) -> list[Any]:
     return labels
 
 
-def label_codes(obs: pd.DataFrame, labels: Conditions, unlabeled: Any) -> np.ndarray:
+def label_codes(obs: pd.DataFrame, conditions: Conditions, key: str) -> np.ndarray:
     """Turn the labels of cells to train on into codes; raise if one is missing, or not known.
 
     Parameters
     ----------
     obs
         Table of cells.
-    labels
-        The key of the labels and its levels.
-    unlabeled
-        What the column says of cells without a label.
+    conditions
+        The keys of the model and their levels.
+    key
+        The key of the labels.
 
     Returns
     -------
     np.ndarray
-        Codes (cells, n_keys), -1 where there is no label.
+        Codes (cells,), -1 where there is no label.
 
     Raises
     ------
@@ -120,19 +120,17 @@ def label_codes(obs: pd.DataFrame, labels: Conditions, unlabeled: Any) -> np.nda
     >>> import pandas as pd
     >>> from sclatent.data import Conditions, label_codes
     >>> obs = pd.DataFrame({"type": ["T", "unknown", "B"]})
-    >>> label_codes(obs, Conditions({"type": ["B", "T"]}), "unknown").tolist()
-    [[1], [-1], [0]]
+    >>> label_codes(obs, Conditions({"type": ["B", "T"]}, unlabeled={"type": "unknown"}), "type").tolist()
+    [1, -1, 0]
     """
-    if not labels.keys:
-        return np.full((len(obs), 0), OPEN)
-    (key,) = labels.keys
+    unlabeled, labels = conditions.unlabeled[key], conditions.levels[key]
     _check_column(obs, key, unlabeled)
     codes, found = factorize(obs[key])
-    code = {level_key(label): i for i, label in enumerate(labels.levels[key])} | {level_key(unlabeled): OPEN}
+    code = {level_key(label): i for i, label in enumerate(labels)} | {level_key(unlabeled): OPEN}
     unknown = [label for label in found if code_of(label, code) is None]
     if unknown:
         raise ValueError(
             f"labels_key: adata.obs[{key!r}] has labels that this model does not know, {short_repr(unknown)}. It knows "
-            f"{short_repr(labels.levels[key])}; cells without a label are {unlabeled!r}, the unlabeled_category."
+            f"{short_repr(labels)}; cells without a label are {unlabeled!r}, the unlabeled_category."
         )
-    return np.array([code_of(label, code) for label in found])[codes][:, None]
+    return np.array([code_of(label, code) for label in found])[codes]

@@ -145,7 +145,7 @@ class CellRows(Dataset):
         """Library size of each cell, (cells,): as given, or the total."""
         return self.totals() if self.library is None else self.library[self.cells]
 
-    def __getitem__(self, positions: Sequence[int]) -> CellBatch:
+    def __getitem__(self, positions: Sequence[int] | np.ndarray) -> CellBatch:
         """Read a minibatch by the positions of its cells."""
         block = self.rows(positions)
         cells = self.cells[np.asarray(positions)]
@@ -284,7 +284,7 @@ class TokenRows(Dataset):
     def __len__(self) -> int:
         return len(self.cells)
 
-    def __getitem__(self, positions: Sequence[int]) -> tuple[Tensor, ...]:
+    def __getitem__(self, positions: Sequence[int] | np.ndarray) -> tuple[Tensor, ...]:
         """Read a minibatch by the positions of its cells."""
         cells = torch.from_numpy(self.cells[np.asarray(positions)])
         return self.tokens[cells], *(other[cells] for other in self.others)

@@ -3,9 +3,62 @@
 from __future__ import annotations
 
 import zlib
+from typing import Literal
 
 import numpy as np
 import torch
+
+from ._levels import short_repr
+from ._numbers import is_whole
+
+Purpose = Literal["sizes", "noise", "counts", "transport", "latent", "steps", "cells"]
+
+
+def check_seed(seed: int) -> None:
+    """Raise a ``ValueError`` unless this is a seed: a whole number, of Python or numpy, of at most 63 bits.
+
+    Parameters
+    ----------
+    seed
+        The seed.
+
+    Examples
+    --------
+    >>> from sclatent.data import check_seed
+    >>> check_seed(-1)
+    Traceback (most recent call last):
+        ...
+    ValueError: seed=-1 must be a whole number of at least 0, and below 2**63.
+    """
+    if not is_whole(seed, least=0) or seed >= 2**63:
+        raise ValueError(f"seed={short_repr(seed)} must be a whole number of at least 0, and below 2**63.")
+
+
+def cell_rng(seed: int, purpose: Purpose, cell: int = 0) -> np.random.Generator:
+    """Random numbers of one cell for one purpose: no cell's depend on how many others there are.
+
+    Parameters
+    ----------
+    seed
+        The seed.
+    purpose
+        What the numbers are for.
+    cell
+        Position of the cell.
+
+    Returns
+    -------
+    np.random.Generator
+        The stream, from its beginning.
+
+    Examples
+    --------
+    >>> from sclatent.data import cell_rng
+    >>> bool(cell_rng(0, "noise", 5).random() == cell_rng(0, "noise", 6).random())
+    False
+    """
+    check_seed(seed)
+    return random_stream(seed, f"{purpose} of cells", cell)
 
 
 def random_stream(seed: int, purpose: str, *position: int) -> np.random.Generator:

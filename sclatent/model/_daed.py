@@ -13,16 +13,15 @@ from anndata import AnnData
 from torch import Tensor, nn
 
 from sclatent.baseline import Baseline
-from sclatent.data import FeatureBatch, FeatureRows, TokenRows, is_number, is_whole, short_repr
+from sclatent.data import FeatureBatch, cell_rng, is_number, is_whole, short_repr
 from sclatent.diffusion import VariancePreserving, lower_bound
 from sclatent.module import DenoisingAutoencoder, ResidualDenoiser, new_denoiser
-from sclatent.nn import Context
 from sclatent.train import DenoisingPlan, PriorPlan, StagePlan
 
-from .base import FeatureModel, cell_rng, check_baseline, check_sizes
+from .base import DenoisingMixin, FeatureModel, PredictionMixin, check_baseline, check_sizes
 
 
-class DAED(FeatureModel):
+class DAED(PredictionMixin, DenoisingMixin, FeatureModel):
     r"""Denoising autoencoder with a diffusion prior (arXiv 2206.00070).
 
     A little noise is put on a cell, :math:`q(x_1 | x_0) = N(\sqrt{1 - \beta_1} \, x_0, \beta_1 I)`. One network goes
@@ -58,8 +57,9 @@ class DAED(FeatureModel):
     ----------
     shape
         Shape of the features of a cell: (dim,), or (height, width, channels).
-    labels
-        The key of the labels and its levels, ``labels.levels["phenotype"]`` (:class:`~sclatent.data.Conditions`).
+    conditions
+        Condition keys and their levels, the label last, ``conditions.levels["phenotype"]``
+        (:class:`~sclatent.data.Conditions`).
     module
         The networks (:class:`~sclatent.module.LatentDiffusion`).
     history
@@ -94,7 +94,6 @@ class DAED(FeatureModel):
     """
 
     STAGES = ("denoiser", "diffusion")
-    GUIDANCE = ("classifier-free",)
     process = VariancePreserving()
 
     def __init__(
@@ -128,26 +127,22 @@ class DAED(FeatureModel):
     def _new_autoencoder(self) -> DenoisingAutoencoder:
         p = self.init_params_
         return DenoisingAutoencoder(
-            self.shape, p["noise_level"], p["patch"], p["width"], p["n_blocks"], p["n_heads"], self.batches.n_levels[0]
+            self.shape, p["noise_level"], p["patch"], p["width"], p["n_blocks"], p["n_heads"], len(self.batches.levels)
         )
 
     def _new_denoiser(self) -> nn.Module:
         p, patches = self.init_params_, self.module.autoencoder
-        shape, n_levels = (patches.n_tokens, patches.token_dim), self.labels.n_levels
+        shape, n_levels = (patches.n_tokens, patches.token_dim), self.conditions.n_levels
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
-        trunk = new_denoiser(self._is_image, *shape, n_levels, *size)
+        trunk = new_denoiser(self.domain.is_image, *shape, n_levels, *size)
         return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         return ()  # the two networks share no weights, and neither needs the other to be trained
 
-    def _stage_rows(self, stage: str, rows: FeatureRows) -> TokenRows:
-        return super()._stage_rows("diffusion" if stage == "diffusion" else "patches", rows)
-
-    def _fit_baseline(self, rows: FeatureRows) -> None:
-        level, seen = self.module.autoencoder.noise_level, self.train_indices_
-        x1 = math.sqrt(1 - level) * self._tokens[seen]  # but for its noise
-        self.module.denoiser.cpu().fit(x1, torch.from_numpy(rows.labels[seen]), noise_level=level)
+    def _fit_baseline(self, tokens: Tensor, codes: Tensor, size: Tensor | None, noise_level: float = 0.0) -> None:
+        level = self.module.autoencoder.noise_level
+        super()._fit_baseline(math.sqrt(1 - level) * tokens, codes, size, level)  # x1, but for its noise
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "denoiser":
@@ -156,7 +151,8 @@ class DAED(FeatureModel):
 
     def _latent(self, batch: FeatureBatch, seed: int, cells: np.ndarray) -> Tensor:
         """x1 of measured cells."""
-        return self.module.autoencoder.add_noise(self._encode_batch(batch), self._noise(seed, cells, "latent"))
+        x0 = self.domain.encode(self.module, batch)
+        return self.module.autoencoder.add_noise(x0, self._noise(seed, cells, "latent"))
 
     def denoise(
         self,
@@ -196,7 +192,7 @@ class DAED(FeatureModel):
         self._check_stage("denoiser", "denoise")
         return self._denoise(adata, self.module.autoencoder.noise_level, indices, batch_size, progress_bar)
 
-    def denoise_tokens(self, x: Tensor, noise_level: float) -> Tensor:
+    def denoise_tokens(self, x: Tensor, noise_level: float, size: Tensor | None = None) -> Tensor:
         return x  # x1 is the latent: decoding is what denoises
 
     def get_elbo(
@@ -250,10 +246,11 @@ class DAED(FeatureModel):
         sums = np.zeros(2)
         for cells in self._blocks(len(rows), batch_size, "ELBO", progress_bar=False):
             batch = rows[cells]
-            x0, x1 = self._encode_batch(batch), self._latent(batch, seed, cells)
+            x0, x1 = self.domain.encode(self.module, batch), self._latent(batch, seed, cells)
             with torch.no_grad():
                 reconstruction = autoencoder.log_prob(x0, x1)
-            prior = self._prior_bound(x1, self._label_codes(None, len(cells)), n_draws, n_steps, seed, cells)
+            null = self.conditions.encode(None, len(cells))
+            prior = self._prior_bound(x1, null, n_draws, n_steps, seed, cells)
             sums += [float(reconstruction.double().sum()), float(prior.double().sum())]
         n_latent = autoencoder.n_tokens * autoencoder.token_dim
         log_sd = autoencoder.scale.sd.log().mean() * math.prod(self.shape)
@@ -274,12 +271,12 @@ class DAED(FeatureModel):
                 f"n_draws={short_repr(n_draws)} must be at least 1, and n_steps={short_repr(n_steps)} at least 2, both "
                 "whole numbers."
             )
-        context = Context(torch.from_numpy(codes).to(self.device))
+        context = self._context(codes, None)
         draws = [cell_rng(seed, "steps", i) for i in cells]
         uniforms = np.stack([(rng.random() + np.arange(n_draws)) / n_draws % 1 for rng in draws], axis=1)
-        noise = np.stack([rng.standard_normal((n_draws, *x1.shape[1:])) for rng in draws], axis=1)
-        noise, uniforms = (torch.from_numpy(a).float().to(self.device) for a in (noise, uniforms))
-        return lower_bound(lambda x, t: self.module.denoiser(x, t, context), self.process, x1, noise, uniforms, n_steps)
+        normals = np.stack([rng.standard_normal((n_draws, *x1.shape[1:])) for rng in draws], axis=1)
+        noise, u = (torch.from_numpy(a).float().to(self.device) for a in (normals, uniforms))
+        return lower_bound(lambda x, t: self.module.denoiser(x, t, context), self.process, x1, noise, u, n_steps)
 
     def predict(
         self,
@@ -323,14 +320,12 @@ class DAED(FeatureModel):
         >>> probability.shape
         (3, 16)
         """
-        rows = self._rows_to_predict(adata, indices)
+        rows = self._rows_to_predict(adata, indices, conditions=True)
         blocks = []
         for cells in self._blocks(len(rows), batch_size, "Predicting", progress_bar=False):
-            x1 = self._latent(rows[cells], seed, cells)
-            bounds = [
-                self._prior_bound(x1, np.full((len(cells), 1), code), n_draws, 100, seed, cells)
-                for code in range(self.labels.n_levels[0])
-            ]
+            x1, codes, bounds = self._latent(rows[cells], seed, cells), rows.conditions[rows.cells[cells]], []
+            for codes[:, -1] in range(self.conditions.n_levels[-1]):
+                bounds.append(self._prior_bound(x1, codes, n_draws, 100, seed, cells))
             blocks.append(torch.stack(bounds, dim=1).softmax(dim=1).cpu().numpy())
         return self._labels_of(np.concatenate(blocks), rows, adata, soft)
 

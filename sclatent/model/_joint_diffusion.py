@@ -9,15 +9,16 @@ import numpy as np
 from anndata import AnnData
 from torch import nn
 
+from sclatent.baseline import Baseline
 from sclatent.data import is_number, short_repr
 from sclatent.diffusion import VariancePreserving
 from sclatent.module import JointDenoiser, Patches, ResidualDenoiser, new_denoiser
 from sclatent.train import JointPlan, StagePlan
 
-from .base import FeatureModel, JointMixin, check_sizes
+from .base import DenoisingMixin, FeatureModel, JointMixin, check_baseline, check_sizes
 
 
-class JointDiffusion(JointMixin, FeatureModel):
+class JointDiffusion(JointMixin, DenoisingMixin, FeatureModel):
     r"""Diffusion of images or embeddings with a classifier on what the denoiser sees (arXiv 2301.13622).
 
     One denoiser learns from all cells how they are distributed, and its activations from the labelled ones what they
@@ -34,6 +35,9 @@ class JointDiffusion(JointMixin, FeatureModel):
     denoiser_width, denoiser_blocks, n_heads
         Of images, width and number of resolutions of a U-Net (48 and 3 by default); of embeddings, width, number of
         blocks (128 and 4) and heads of a Diffusion Transformer.
+    baseline
+        The closed form that the denoiser is added to: ``"none"``, the network of the paper alone; or ``"mixed"`` or
+        ``"additive"``, means of ``condition_keys`` with covariances around them. The label is none of these.
     seed
         Seed of the initial weights.
     registry
@@ -43,8 +47,9 @@ class JointDiffusion(JointMixin, FeatureModel):
     ----------
     shape
         Shape of the features of a cell: (dim,), or (height, width, channels).
-    labels
-        The key of the labels and its levels, ``labels.levels["phenotype"]`` (:class:`~sclatent.data.Conditions`).
+    conditions
+        Condition keys and their levels, the label last, ``conditions.levels["phenotype"]``
+        (:class:`~sclatent.data.Conditions`).
     module
         The networks (:class:`~sclatent.module.LatentDiffusion`).
     history
@@ -80,7 +85,7 @@ class JointDiffusion(JointMixin, FeatureModel):
     """
 
     STAGES = ("diffusion",)
-    GUIDANCE = ("classifier",)
+    GUIDED_BY = "classifier"  # which alone knows the label
     process = VariancePreserving()
 
     def __init__(
@@ -90,29 +95,33 @@ class JointDiffusion(JointMixin, FeatureModel):
         denoiser_width: int | None = None,
         denoiser_blocks: int | None = None,
         n_heads: int = 4,
+        baseline: Baseline = "none",
         seed: int = 0,
         registry: dict[str, Any] | None = None,
     ) -> None:
         check_sizes(optional=True, patch=patch, denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks)
         check_sizes(n_heads=n_heads)
+        check_baseline(baseline)
         super().__init__(
             adata, registry, patch=patch, denoiser_width=denoiser_width, denoiser_blocks=denoiser_blocks,
-            n_heads=n_heads, seed=seed,
+            n_heads=n_heads, baseline=baseline, seed=seed,
         )  # fmt: skip
 
     def _new_autoencoder(self) -> Patches:
-        return Patches(self.shape, self.init_params_["patch"], self.batches.n_levels[0])
+        return Patches(self.shape, self.init_params_["patch"], len(self.batches.levels))
 
     def _new_denoiser(self) -> nn.Module:
         p, patches = self.init_params_, self.module.autoencoder
-        shape = patches.n_tokens, patches.token_dim
-        trunk = new_denoiser(self._is_image, *shape, (), p["denoiser_width"], p["denoiser_blocks"], p["n_heads"])
-        if not self.labels.keys:
-            return ResidualDenoiser(trunk, shape, self.process, "none")
-        return JointDenoiser(trunk, shape, self.labels.n_levels[0], self.process, "none")
+        shape, n_levels = (patches.n_tokens, patches.token_dim), self.conditions.n_levels
+        size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
+        if self.labels_key is None:
+            trunk = new_denoiser(self.domain.is_image, *shape, n_levels, *size)
+            return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
+        trunk = new_denoiser(self.domain.is_image, *shape, n_levels[:-1], *size)  # not the label
+        return JointDenoiser(trunk, shape, n_levels[-1], self.process, p["baseline"])
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
-        if not self.labels.keys:
+        if self.labels_key is None:
             return super()._plan(stage, arguments)
         return JointPlan(self.module.denoiser, self.process, **arguments)
 

@@ -55,8 +55,9 @@ class JointLDM(JointMixin, FeatureModel):
     ----------
     shape
         Shape of the features of a cell: (dim,), or (height, width, channels).
-    labels
-        The key of the labels and its levels, ``labels.levels["phenotype"]`` (:class:`~sclatent.data.Conditions`).
+    conditions
+        Condition keys and their levels, the label last, ``conditions.levels["phenotype"]``
+        (:class:`~sclatent.data.Conditions`).
     module
         The networks (:class:`~sclatent.module.LatentDiffusion`).
     history
@@ -90,7 +91,6 @@ class JointLDM(JointMixin, FeatureModel):
     """
 
     STAGES = ("autoencoder", "diffusion")
-    GUIDANCE = ("classifier-free", "classifier", "both")
     process = LinearFlow()
 
     def __init__(
@@ -115,13 +115,12 @@ class JointLDM(JointMixin, FeatureModel):
         )  # fmt: skip
 
     def _new_autoencoder(self) -> ImageAutoencoder | VectorAutoencoder:
-        p, n_batches = self.init_params_, self.batches.n_levels[0]
-        if self._is_image:
+        p, n_batches = self.init_params_, len(self.batches.levels)
+        if self.domain.is_image:
             return ImageAutoencoder(self.shape, p["token_dim"] or 32, p["width"] or 64, n_batches)
         (dim,) = self.shape
-        token_dim = p["token_dim"] or min(
-            dim, 32 if dim <= 256 else 64
-        )  # what tells labels apart is not in the largest alone
+        # what tells labels apart is not in the largest components alone
+        token_dim = p["token_dim"] or min(dim, 32 if dim <= 256 else 64)
         n_tokens = p["n_tokens"] or min(8, math.ceil(dim / token_dim))
         return VectorAutoencoder(dim, n_tokens, token_dim, p["width"] or 256, n_batches)
 
@@ -129,11 +128,10 @@ class JointLDM(JointMixin, FeatureModel):
         p, autoencoder = self.init_params_, self.module.autoencoder
         shape = autoencoder.n_tokens, autoencoder.token_dim
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
-        n_levels = self.labels.n_levels
-        trunk = DiT(*shape, n_levels, *size)
-        if not n_levels:
+        trunk = DiT(*shape, self.conditions.n_levels, *size)
+        if self.labels_key is None:
             return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
-        return JointDenoiser(trunk, shape, n_levels[0], self.process, p["baseline"])
+        return JointDenoiser(trunk, shape, self.conditions.n_levels[-1], self.process, p["baseline"])
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)
@@ -150,8 +148,8 @@ class JointLDM(JointMixin, FeatureModel):
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "autoencoder":
             # the tokens of an image are normalised, those of an embedding keep the proportions of its components
-            defaults = {"token_noise": 0.1 if self._is_image else 0.0}
+            defaults = {"token_noise": 0.1 if self.domain.is_image else 0.0}
             return ReconstructionPlan(self.module.autoencoder, **{**defaults, **arguments})
-        if not self.labels.keys:
+        if self.labels_key is None:
             return super()._plan(stage, arguments)
         return JointPlan(self.module.denoiser, self.process, **arguments)

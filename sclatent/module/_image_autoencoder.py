@@ -58,7 +58,7 @@ class ImageAutoencoder(FeatureAutoencoder):
     (torch.Size([2, 16, 8]), torch.Size([2, 32, 32, 3]))
     """
 
-    def __init__(self, shape: tuple[int, int, int], token_dim: int = 32, width: int = 64, n_batches: int = 1) -> None:
+    def __init__(self, shape: tuple[int, ...], token_dim: int = 32, width: int = 64, n_batches: int = 1) -> None:
         size, _, channels = shape
         if not MIN_SIZE <= size <= MAX_SIZE:
             raise ValueError(

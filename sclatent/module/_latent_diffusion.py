@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from ._residual_denoiser import ResidualDenoiser
 from ._set_autoencoder import SetAutoencoder
 from ._standardize import Standardize
 
@@ -42,7 +41,7 @@ class LatentDiffusion(nn.Module, Generic[Autoencoder, Denoiser]):
         self.denoiser = denoiser
 
 
-class CellDiffusion(LatentDiffusion[SetAutoencoder, ResidualDenoiser]):
+class CellDiffusion(LatentDiffusion[SetAutoencoder, Any]):
     """Latent diffusion of cells, with the standardisation of library sizes.
 
     Parameters
@@ -66,7 +65,7 @@ class CellDiffusion(LatentDiffusion[SetAutoencoder, ResidualDenoiser]):
     torch.Size([3, 100])
     """
 
-    def __init__(self, autoencoder: SetAutoencoder, standardize: Standardize, denoiser: ResidualDenoiser) -> None:
+    def __init__(self, autoencoder: SetAutoencoder, standardize: Standardize, denoiser: nn.Module) -> None:
         super().__init__(autoencoder, standardize, denoiser)
         self.standardize_size = Standardize()
 

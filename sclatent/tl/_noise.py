@@ -12,8 +12,9 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from sclatent.data import cell_rng
 from sclatent.model import DAED, SCLDM
-from sclatent.model.base import FeatureModel, cell_rng
+from sclatent.model.base import FeatureModel
 from sclatent.module import Standardize
 
 MOMENTS_CELLS = 2000  # cells that mean and standard deviation are taken from

@@ -13,8 +13,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sclatent.data import cell_rng, check_adata, check_seed
 from sclatent.model import SCLDM
-from sclatent.model.base import FeatureModel, cell_rng, check_adata, check_seed
+from sclatent.model.base import FeatureModel
 
 from ._noise import check_key_added, check_model, check_n_cells, check_numbers
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from anndata import AnnData
 
-from sclatent.model.base import FeatureModel, check_adata, check_seed
+from sclatent.data import check_adata, check_seed
+from sclatent.model.base import FeatureModel
 
 from ._noise import (
     check_key_added,

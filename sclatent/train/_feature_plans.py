@@ -222,6 +222,7 @@ class JointPlan(DiffusionPlan):
         ema_decay: float = 0.99,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("dropout_key", 0.1 if len(denoiser.n_levels) > 1 else 0.0)  # one is all of them
         super().__init__(denoiser, process, ema_decay=ema_decay, **kwargs)
         self.classifier_weight = check_number("classifier_weight", classifier_weight)
         self.n_labelled = check_whole("n_labelled", n_labelled)
@@ -239,8 +240,8 @@ class JointPlan(DiffusionPlan):
     def look_at(self, data: TokenRows) -> None:
         """Take the labelled cells, those of the validation split among them."""
         tokens, codes = data[range(len(data))]
-        labelled = codes[:, 0] != OPEN
-        self._labelled = tokens[labelled], codes[labelled, 0]
+        labelled = codes[:, -1] != OPEN
+        self._labelled = tokens[labelled], codes[labelled, -1]
         self._all_labelled = bool(labelled.all())
         frequency = torch.bincount(self._labelled[1], minlength=len(self.mean_prediction)) + 1.0
         self._frequency = frequency / frequency.sum()
@@ -263,10 +264,8 @@ class JointPlan(DiffusionPlan):
         z, codes = batch
         t = self.process.draw_time(len(z), generator)
         noise = torch.randn(z.shape, generator=generator, device=generator.device)
-        lost = torch.rand(len(z), 1, generator=generator, device=generator.device) < self.dropout_all
-        v, logits = self.trained.joint(
-            self.process.interpolate(z, noise, t), t, self._context(codes.masked_fill(lost, OPEN))
-        )
+        x, context = self.process.interpolate(z, noise, t), self._context(self._dropped(codes, generator))
+        v, logits = self.trained.joint(x, t, context)
         diffusion = (v - self.process.velocity(z, noise, t)).square().flatten(1).mean(dim=1)
         cross_entropy = self._cross_entropy(generator) if len(self._labelled[0]) else z.new_zeros(())
         self.log("diffusion_denoising_loss_train", diffusion.mean(), on_step=False, on_epoch=True)
@@ -275,7 +274,7 @@ class JointPlan(DiffusionPlan):
         progress = self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches))
         ramp = min(1.0, max(0.0, (progress - 0.3) / 0.1))
         if self.consistency_weight * ramp and not self._all_labelled:
-            learns = (codes[:, 0] == OPEN) & (t >= self.earliest)
+            learns = (codes[:, -1] == OPEN) & (t >= self.earliest)
             loss = loss + self.consistency_weight * ramp * self._consistency(z, logits, learns)
         return loss
 

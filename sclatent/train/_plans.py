@@ -300,9 +300,14 @@ class DiffusionPlan(StagePlan):
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,)."""
         tokens, codes, *size = batch
-        uniform = torch.rand(len(codes), 1 + codes.shape[1], generator=generator, device=generator.device)
-        lost = (uniform[:, :1] < self.dropout_all) | (uniform[:, 1:] < self.dropout_key)
-        return self._flow_losses(self.trained, tokens, Context(codes.masked_fill(lost, OPEN), *size), generator)
+        return self._flow_losses(self.trained, tokens, Context(self._dropped(codes, generator), *size), generator)
+
+    def _dropped(self, codes: Tensor, generator: torch.Generator) -> Tensor:
+        """Codes (cells, n_keys), some of which are made null."""
+        n_draws = 1 + codes.shape[1] * (self.dropout_key > 0)
+        uniform = torch.rand(len(codes), n_draws, generator=generator, device=generator.device)
+        lost = (uniform[:, :1] < self.dropout_all).expand_as(codes)
+        return codes.masked_fill(lost | (uniform[:, 1:] < self.dropout_key) if n_draws > 1 else lost, OPEN)
 
     def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell under the averaged weights and all its conditions, (cells,)."""

@@ -1,32 +1,21 @@
-"""What the models share: training in stages, saved models; images and embeddings, labels that are predicted."""
+"""What the models share: one latent diffusion model, training in stages, saved models."""
 
-from sclatent.data import check_adata
-
+from ._checks import check_baseline, check_process, check_sizes
+from ._count_model import CountModel
 from ._feature_model import FeatureModel
-from ._joint import JointMixin
-from ._random import cell_rng, check_seed, initial_weights
-from ._staged_model import (
-    CHANGED,
-    StagedModel,
-    check_baseline,
-    check_n_samples,
-    check_order,
-    check_sizes,
-    check_steps,
-)
+from ._joint import DenoisingMixin, JointMixin, PredictionMixin
+from ._latent_diffusion_model import LatentDiffusionModel
+from ._random import initial_weights
 
 __all__ = [
-    "CHANGED",
+    "CountModel",
+    "DenoisingMixin",
     "FeatureModel",
     "JointMixin",
-    "StagedModel",
-    "cell_rng",
-    "check_adata",
+    "LatentDiffusionModel",
+    "PredictionMixin",
     "check_baseline",
-    "check_n_samples",
-    "check_order",
-    "check_seed",
+    "check_process",
     "check_sizes",
-    "check_steps",
     "initial_weights",
 ]

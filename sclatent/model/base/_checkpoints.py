@@ -41,7 +41,7 @@ def fingerprint(parts: Iterable[Any]) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype} {part.shape}\n".encode())
-            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         else:
             digest.update(json.dumps(part, default=_value_of).encode() + b"\n")
     return digest.hexdigest()
@@ -181,7 +181,7 @@ class StageDirectory:
     def _present(self, stage: str) -> list[Path]:
         return [file for file in self._files(stage) if file.exists()]
 
-    def _begin(self, settings: dict[str, Any], start: Mapping[str, Any], environment: dict[str, Any]) -> None:
+    def _begin(self, settings: Mapping[str, Any], start: Mapping[str, Any], environment: dict[str, Any]) -> None:
         if others := [file.name for stage in self.stages for file in self._present(stage)]:
             raise ValueError(
                 f"{self._name} holds {', '.join(others)}, but no settings.json that would say of which training they "
@@ -286,9 +286,7 @@ class _CheckpointFiles(TorchCheckpointIO):
     def __init__(self, directory: StageDirectory, stage: str) -> None:
         self.directory, self.stage = directory, stage
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if Path(path) == self.directory.checkpoint(self.stage):
             self.directory.write_checkpoint(self.stage, checkpoint)
         else:

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sclatent.data import plain_level
+from sclatent.data._schema import COUNT, TEXT, check
 
 from ._files import only_writer, write_atomically
-from ._schema import COUNT, TEXT, check
 
 FORMAT = 1
 _JSON = "model.json"

@@ -1,19 +1,16 @@
-"""Random numbers: every cell has its own, and weights start from a seed."""
+"""Initial weights start from a seed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sclatent.data import is_whole, random_stream, short_repr, torch_stream
-
-Purpose = Literal["sizes", "noise", "counts", "transport", "latent", "steps", "cells"]
+from sclatent.data import torch_stream
 
 OF_TORCH = "bernoulli", "binomial", "multinomial", "normal", "poisson", "rand", "randint", "randn", "randperm"
 OF_TENSORS = (
@@ -21,18 +18,6 @@ OF_TENSORS = (
     "random_", "uniform_",
 )  # fmt: skip
 DRAWS = {getattr(torch, name) for name in OF_TORCH} | {getattr(Tensor, name) for name in OF_TENSORS}
-
-
-def check_seed(seed: int) -> None:
-    """Raise a ``ValueError`` unless this is a seed: a whole number, of Python or numpy, of at most 63 bits."""
-    if not is_whole(seed, least=0) or seed >= 2**63:
-        raise ValueError(f"seed={short_repr(seed)} must be a whole number of at least 0, and below 2**63.")
-
-
-def cell_rng(seed: int, purpose: Purpose, cell: int = 0) -> np.random.Generator:
-    """Random numbers of one cell for one purpose: no cell's depend on how many others there are."""
-    check_seed(seed)
-    return random_stream(seed, f"{purpose} of cells", cell)
 
 
 class _DrawsFrom(TorchFunctionMode):

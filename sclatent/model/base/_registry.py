@@ -19,6 +19,8 @@ from ._folder import read_registry
 class RegistryMixin(BaseModelClass):
     """The AnnData of a model, and the manager of scvi-tools that knows how it was set up."""
 
+    _adata: AnnData | None
+    _adata_manager: AnnDataManager | None
     n_adatas = 0  # how many times another AnnData was set: names of its cells may be the same
 
     @abstractmethod

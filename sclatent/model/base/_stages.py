@@ -84,7 +84,7 @@ class StageFit:
         """
         trainer, directory = self.trainer, self.directory
         newest = None if directory is None else directory.newest(self.name)
-        if newest is not None and newest == directory.outcome(self.name):
+        if directory is not None and newest is not None and newest == directory.outcome(self.name):
             logger.info("%s: already trained, taken from %s.", self.name, directory.path)
             outcome = directory.load(newest)
             self.history.load_state_dict(outcome["history"])

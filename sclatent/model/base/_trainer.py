@@ -162,8 +162,8 @@ def make_trainer(
             **{"logger": False, "check_val_every_n_epoch": 1, "gradient_clip_val": 1.0, **arguments},
         )
     except Exception as error:  # Lightning's are of many kinds
-        given = {"accelerator": accelerator, "devices": devices, **arguments}
-        given = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        every = {"accelerator": accelerator, "devices": devices, **arguments}
+        given = ", ".join(f"{name}={value!r}" for name, value in every.items())
         raise ValueError(f"Lightning makes no trainer of these arguments ({given}): {error}") from error
     if str(trainer.precision) not in PRECISIONS:
         raise ValueError(

@@ -1,0 +1,83 @@
+"""What pushes cells towards their conditions, as it was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from sclatent.data import is_number, short_repr
+
+Guidance = Literal["classifier-free", "classifier", "both"]
+Weight = float | Mapping[str, Any]
+
+
+class GuidanceWeights(NamedTuple):
+    """Weights of guidance.
+
+    Attributes
+    ----------
+    kind
+        What guides; None where there is nothing to be guided to.
+    free
+        Weight of classifier-free guidance, or one per condition key.
+    classifier
+        Weight of the gradient of the classifier.
+    """
+
+    kind: Guidance | None
+    free: float | list[float]
+    classifier: float
+
+
+def guidance_weights(
+    guidance: Guidance | None, weight: Weight, ways: Sequence[Guidance], keys: Sequence[str], model: str
+) -> GuidanceWeights:
+    """Return the weights that were asked for; raise unless a model has such guidance.
+
+    Parameters
+    ----------
+    guidance
+        What guides; None where the model has no conditions.
+    weight
+        One weight; a dict of one per condition key; or with ``"both"`` a dict of one of these for each.
+    ways
+        What the model can be guided by.
+    keys
+        Condition keys that the denoiser is conditioned on.
+    model
+        What to call the model in a message.
+    """
+    if guidance is None:
+        return GuidanceWeights(None, _free(weight, keys), 0.0)
+    if not isinstance(guidance, str) or guidance not in ways:
+        raise ValueError(
+            f"guidance={short_repr(guidance)} is not one that this {model} has: use one of {list(ways)}."
+            if ways
+            else f"guidance={short_repr(guidance)}: this {model} was trained without conditions, so nothing guides it."
+        )
+    if guidance == "both" and isinstance(weight, Mapping):
+        if set(weight) != {"classifier-free", "classifier"}:
+            raise ValueError(
+                f"guidance_weight={dict(weight)!r} with guidance='both': give one number, or one for each of "
+                "'classifier-free' and 'classifier'."
+            )
+        free, by_classifier = weight["classifier-free"], weight["classifier"]
+    else:
+        free = weight if guidance != "classifier" else 1.0
+        by_classifier = weight if guidance != "classifier-free" else 0.0
+    if not is_number(by_classifier):
+        raise ValueError(f"guidance_weight={short_repr(weight)} must be a finite number for the classifier.")
+    return GuidanceWeights(guidance, _free(free, keys), float(by_classifier))
+
+
+def _free(weight: Any, keys: Sequence[str]) -> float | list[float]:
+    if not all(map(is_number, weight.values() if isinstance(weight, Mapping) else [weight])):
+        raise ValueError(
+            f"guidance_weight={short_repr(weight)} must be a finite number, or a dict of one per condition key."
+        )
+    if not isinstance(weight, Mapping):
+        return float(weight)
+    for key in weight:
+        if key not in keys:
+            raise KeyError(f"guidance_weight: {key!r} is no condition of this model, which has {list(keys)}.")
+    return [float(weight.get(key, 1.0)) for key in keys]

@@ -1,0 +1,511 @@
+"""Latent diffusion models: what they generate."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from sclatent.data import cell_rng, check_seed, is_number, short_repr
+from sclatent.data._random import Purpose
+from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
+from sclatent.module import JointDenoiser
+from sclatent.nn import OPEN, Context
+
+from ._checks import check_n_samples, check_order, check_steps
+from ._guidance import Guidance, GuidanceWeights, Weight, guidance_weights
+from ._latent_model import LatentModel
+
+Solver = Literal["heun", "euler", "adaptive"]
+FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
+
+
+class LatentDiffusionModel(LatentModel):
+    """A latent diffusion model of cells: :class:`LatentModel`, sampling and counterfactuals.
+
+    What a cell is, is for the domain to say; what it is conditioned on and guided by, for the conditions and the
+    denoiser.
+    """
+
+    NOISE_LEVEL: ClassVar[float] = 0.0  # of counterfactuals, by default
+    GUIDED_BY: ClassVar[Guidance | None] = None  # what guides by default, if the model has it
+
+    # ---- guidance
+
+    @property
+    def _ways(self) -> list[Guidance]:
+        """What the model can be guided by, the default first."""
+        denoiser = self.module.denoiser
+        free, head = bool(denoiser.n_levels), isinstance(denoiser, JointDenoiser)
+        ways: list[Guidance] = []
+        ways += ["classifier-free"] if free else []
+        ways += ["classifier"] if head else []
+        ways += ["both"] if free and head else []
+        return sorted(ways, key=lambda way: way != self.GUIDED_BY)
+
+    def _default_weight(self, guidance: Guidance | None) -> Weight:
+        """Weight of guidance of :meth:`sample`."""
+        return 1.0
+
+    def _default_counterfactual(self, guidance: Guidance | None) -> tuple[Guidance | None, float, Weight]:
+        """What guides counterfactuals where nothing is asked for, and noise level and weight of what does."""
+        return guidance or next(iter(self._ways), None), self.NOISE_LEVEL, 1.0
+
+    def _weights(self, guidance: Guidance | None, weight: Weight) -> GuidanceWeights:
+        keys = self.conditions.keys[: self._n_keys]
+        return guidance_weights(guidance, weight, self._ways, keys, type(self).__name__)
+
+    # ---- cells that are made
+
+    def sample(
+        self,
+        n_samples: int | None = None,
+        conditions: Any = None,
+        guidance_weight: Weight | None = None,
+        guidance: Guidance | None = None,
+        library_size: float | Sequence[float] | None = None,
+        batch: str | None = None,
+        solver: Solver = "heun",
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress_bar: bool = True,
+        baseline_only: bool = False,
+    ) -> AnnData:
+        r"""Generate cells.
+
+        Parameters
+        ----------
+        n_samples
+            Number of cells; may be left out when ``conditions`` are given cell by cell.
+        conditions
+            Levels by key for all cells, such as ``{"cell_type": "B cells", "condition": "stimulated"}``, or a
+            DataFrame with one row per cell, in the order of its rows (``adata.obs`` works as it is). Of a model with
+            one key, also its level, or a list of one per cell. Keys that are not given are null.
+        guidance_weight
+            Weight w of guidance: 1, the default, is plain conditional sampling, 0 is unconditional, above 1 pushes
+            cells towards their conditions. A dict, ``{"condition": 2.0}``, has a weight for each key. With
+            ``guidance="both"``, one number for either, or ``{"classifier-free": 2.0, "classifier": 1.0}``. Of images
+            the default is 4 by a classifier alone.
+        guidance
+            What pushes: ``"classifier-free"`` (:func:`sclatent.diffusion.classifier_free`, at one evaluation of the
+            denoiser more for every key whose weight is not 1), ``"classifier"``
+            (:func:`sclatent.diffusion.classifier`), the gradient of :math:`\ln p(y | x_t)`, or ``"both"``, the two
+            added up. The last two need a classifier. Where the denoiser is conditioned on all keys, the first is the
+            default. Of images the classifier sees the clean one that the denoiser predicts, so that the gradient goes
+            along what images look like (Jeanneret et al. 2022, arXiv 2203.15636).
+        library_size
+            Of counts, total counts of each cell, a number up to 1e12 or one per cell. By default drawn from the
+            training cells of the same combination of conditions; for an unseen combination, from an additive model of
+            its logarithm over the keys, with residuals drawn from the training cells.
+        batch
+            Level of ``batch_key`` to decode under. By default drawn from the training cells of the same combination,
+            together with the library size; for an unseen combination, from the batches in which its levels were seen
+            (:class:`~sclatent.data.TrainingBatches`).
+        solver, n_steps
+            Solver of the flow and its number of steps: ``"heun"`` (12, two evaluations each), ``"euler"`` (25) or
+            ``"adaptive"`` (at most 8, three evaluations each).
+        batch_size
+            Cells computed together.
+        seed
+            Seed; every cell has random numbers of its own, so the same seed gives the same cells whatever
+            ``batch_size`` is. Cells of the same seed under different conditions start from the same noise.
+        progress_bar
+            Whether to show progress.
+        baseline_only
+            Whether to leave the network out: cells of the closed form alone (``baseline``), the floor that shows what
+            the network adds.
+
+        Returns
+        -------
+        AnnData
+            Counts are integers (CSR; int32, or int64 where one of them needs it) over the genes of training; images and
+            embeddings are where they were in training. ``obs`` has the conditions, ``uns["sclatent"]`` what made it.
+
+        Examples
+        --------
+        Conditions that are not given are null; those that are can be pushed harder:
+
+        >>> conditions = {key: levels[0] for key, levels in model.conditions.levels.items()}
+        >>> cells = model.sample(4, conditions, guidance_weight=2.0)
+        >>> cells.n_obs, cells.uns["sclatent"]["guidance_weight"]
+        (4, 2.0)
+
+        As many cells of every combination as were measured, row by row:
+
+        >>> like_measured = model.sample(conditions=adata.obs[:5])
+        >>> like_measured.n_obs
+        5
+        """
+        self._check_stage("diffusion", "sample")
+        n_samples = check_n_samples(self.conditions.n_rows(conditions) if n_samples is None else n_samples)
+        check_steps(n_steps)
+        codes = self.conditions.encode(conditions, n_samples)
+        if isinstance(conditions, pd.DataFrame):
+            check_order(library_size, conditions.index, "library_size", of="conditions", index="conditions.index")
+        guidance = guidance or next(iter(self._ways), None)
+        weight = self._default_weight(guidance) if guidance_weight is None else guidance_weight
+        weights = self._weights(guidance, weight)
+        self._check_baseline_only(baseline_only, weights)
+        uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
+        library, library_rule = self.domain.given_or_drawn_library(library_size, codes, uniforms[:, 0])
+        batches, batch_rule = self.batches.given_or_drawn(batch, codes, uniforms)
+        self.batches.warn_of_unseen(codes, batches)
+
+        blocks = []
+        for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
+            of_cells = None if library is None else library[cells]
+            size, noise = self.domain.size(self.module, of_cells), self._noise(seed, cells)
+            tokens = self._flow(noise, codes[cells], size, weights, 0.0, 1.0, solver, n_steps, baseline_only)
+            expected = self.domain.decode(self.module, tokens, batches[cells], of_cells)
+            self._check_generated(noise, tokens, expected, weight)
+            blocks.append(self.domain.draw(self.module, expected, seed, cells))
+        obs = self.batches.obs_of(codes, batches, pd.Index([f"generated_{i}" for i in range(n_samples)]))
+        if library is not None:
+            obs["library_size"] = library
+        result = self.domain.collect(blocks, obs, library)
+        result.uns["sclatent"] = self._provenance(
+            "sample", seed=seed, guidance=weights.kind, guidance_weight=weight, solver=solver, n_steps=n_steps,
+            **library_rule, **batch_rule, **({"baseline_only": True} if baseline_only else {}),
+        )  # fmt: skip
+        return result
+
+    def counterfactual(
+        self,
+        adata: AnnData | None = None,
+        conditions: Any = None,
+        noise_level: float | None = None,
+        guidance_weight: Weight | None = None,
+        guidance: Guidance | None = None,
+        inversion: bool = True,
+        indices: Sequence[int] | None = None,
+        solver: Solver = "heun",
+        n_steps: int | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress_bar: bool = True,
+    ) -> AnnData:
+        r"""Move measured cells to other conditions, row by row: add noise, change the conditions, reconstruct.
+
+        The cell is encoded and carried backwards, along the flow of its own conditions, to the noise that it comes
+        from; its place around the baseline's mean of its conditions becomes the same place around that of the new ones;
+        and it is carried forwards again along the flow of these. Whatever of the measured cell the decoder does not
+        explain is kept, so a cell that is moved to where it is comes back as it was. Counts follow by abduction
+        (:meth:`~sclatent.module.GeneLikelihood.transport`).
+
+        Parameters
+        ----------
+        adata
+            Cells to move, with their conditions in ``obs``; the training data by default. A condition that is missing
+            there is null.
+        conditions
+            Where to, as in :meth:`sample`. Other keys stay as they are.
+        noise_level
+            Share of noise in the variance of what the cell is reconstructed from, in [0, 1]. At 0 there is no flow: the
+            cell moves by the difference of the baseline's means alone, which evaluates no network but the autoencoder.
+            At 1 nothing but its noise is kept, and the denoiser makes the cell anew under the new conditions. By
+            default 0 for counts; of images and embeddings it depends on what guides, see
+            :ref:`counterfactuals-of-features`.
+        guidance_weight, guidance
+            As in :meth:`sample`; guidance acts on the flow forwards, and with a noise level of 0 there is none. Of
+            images and embeddings there is less way to go than in sampling, and default weights are higher.
+        inversion
+            Whether the noise is that which the cell comes from (DDIM inversion, Song et al. 2021, arXiv 2010.02502): so
+            that without guidance all of the change is that of the conditions. ``False`` adds noise that is drawn:
+            ``seed`` matters.
+        indices
+            Rows of ``adata`` to move; all by default.
+        solver, n_steps, batch_size, seed, progress_bar
+            As in :meth:`sample`.
+
+        Returns
+        -------
+        AnnData
+            One row per cell of the input, with its index, its obs and the new conditions. Of images,
+            ``obsm["difference"]`` is the new image less the old one, float32, (cells, height, width, channels).
+
+        Examples
+        --------
+        >>> cells = adata[:5].copy()
+        >>> conditions = {key: levels[0] for key, levels in model.conditions.levels.items()}
+        >>> moved = model.counterfactual(cells, conditions)
+        >>> moved.obs_names.equals(cells.obs_names)
+        True
+        """
+        self._check_stage("diffusion", "counterfactual")
+        if conditions is None:
+            raise ValueError("conditions is missing: say where to move the cells, such as {'condition': 'stimulated'}.")
+        check_seed(seed)  # a wrong seed is said even where nothing is drawn
+        check_steps(n_steps)
+        if not isinstance(inversion, bool | np.bool_):
+            raise ValueError(f"inversion={inversion!r} must be True or False.")
+        guidance, default_level, default_weight = self._default_counterfactual(guidance)
+        noise_level = default_level if noise_level is None else noise_level
+        weight = default_weight if guidance_weight is None else guidance_weight
+        weights = self._weights(guidance, weight)
+        self._check_noise_level(noise_level, weights)
+        origin, rows = self._given(adata), self._rows(adata, indices, conditions=True)
+        check_order(conditions, origin.obs_names[rows.cells], "conditions")
+        source = rows.conditions[rows.cells]
+        target = self.conditions.encode(conditions, len(rows))
+        target = np.where(target == OPEN, source, target)
+        batches = self.batches.asked(target, rows.batch[rows.cells])
+        self.batches.warn_of_unseen(np.where(target == source, OPEN, target), batches)
+
+        blocks, libraries = [], []
+        for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
+            batch = rows[cells]
+            library = self.domain.library_of(self.module, batch)
+            size, z = self.domain.size(self.module, library), self._latent(batch, seed, cells)
+            x = self._noisy(z, source[cells], size, noise_level, inversion, solver, n_steps, seed, cells)
+            start = self.process.time(noise_level)
+            x = x + self._shift(source[cells], target[cells], size, start)
+            moved = self._flow(x, target[cells], size, weights, start, 1.0, solver, n_steps)
+            # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
+            old = self.domain.decode(self.module, z, batch.batch.numpy(), library)
+            new = self.domain.decode(self.module, moved, batches[cells], library)
+            self._check_generated(z, moved, new, weight)
+            blocks.append(self.domain.transport(self.module, rows, cells, old, new, seed))
+            libraries += [] if library is None else [library]
+        obs = self._obs_of(origin, rows.cells)
+        new_obs = self.batches.obs_of(target, batches, obs.index)
+        obs[new_obs.columns] = new_obs
+        result = self.domain.collect(blocks, obs, np.concatenate(libraries) if libraries else None)
+        self.domain.add_difference(result, rows)
+        result.uns["sclatent"] = self._provenance(
+            "counterfactual", noise_level=noise_level, inversion=bool(inversion), seed=seed, guidance=weights.kind,
+            guidance_weight=weight, solver=solver, n_steps=n_steps,
+        )  # fmt: skip
+        return result
+
+    # ---- parts of these
+
+    def _check_baseline_only(self, baseline_only: bool, weights: GuidanceWeights) -> None:
+        if not isinstance(baseline_only, bool | np.bool_):
+            raise ValueError(f"baseline_only={baseline_only!r} must be True or False.")
+        if baseline_only and not self.module.denoiser.has_baseline:
+            raise ValueError(
+                "baseline_only=True needs a baseline, and this model has none: make it with baseline='mixed'."
+            )
+        if baseline_only and weights.classifier:
+            raise ValueError(
+                f"guidance={weights.kind!r} needs the network: use 'classifier-free' with baseline_only=True."
+            )
+
+    def _check_noise_level(self, noise_level: float, weights: GuidanceWeights) -> None:
+        if not (is_number(noise_level) and 0 <= noise_level <= 1):
+            raise ValueError(
+                f"noise_level={short_repr(noise_level)} must be between 0 (cells move by the baseline alone) and 1 "
+                "(they are made anew)."
+            )
+        if noise_level == 0 and not self.module.denoiser.has_baseline:
+            warnings.warn(
+                "noise_level=0 moves cells by the effect that conditions have in the baseline, and this model has none "
+                "(baseline='none'): they stay as they are. Use a higher noise_level, such as 0.5.",
+                stacklevel=3,
+            )
+        elif noise_level == 0 and (weights.classifier or np.not_equal(weights.free, 1).any()):
+            warnings.warn(
+                "guidance_weight does nothing at noise_level=0, where cells move by the difference of two means and no "
+                "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out.",
+                stacklevel=3,
+            )
+
+    def _noise(self, seed: int, cells: np.ndarray, purpose: Purpose = "noise") -> Tensor:
+        """Noise of the shape of the tokens of cells; a cell has always the same."""
+        shape = self.module.autoencoder.n_tokens, self.module.autoencoder.token_dim
+        noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
+        return torch.from_numpy(noise).to(self.device)
+
+    def _latent(self, batch: Any, seed: int, cells: np.ndarray) -> Tensor:
+        """Standardised tokens of measured cells."""
+        return self.module.standardize(self.domain.encode(self.module, batch))
+
+    def _add_noise(self, z: Tensor, noise_level: float, seed: int, cells: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Noisy tokens of the process, and their times (cells,)."""
+        t = z.new_full((len(z),), self.process.time(noise_level))
+        return self.process.interpolate(z, self._noise(seed, cells), t), t
+
+    def _noisy(
+        self,
+        z: Tensor,
+        source: np.ndarray,
+        size: Tensor | None,
+        noise_level: float,
+        inversion: bool,
+        solver: Solver,
+        n_steps: int | None,
+        seed: int,
+        cells: np.ndarray,
+    ) -> Tensor:
+        """Tokens of measured cells with their own noise, or with noise that is drawn."""
+        if not inversion:
+            return self._add_noise(z, noise_level, seed, cells)[0]
+        plain = GuidanceWeights(None, 1.0, 0.0)
+        return self._flow(z, source, size, plain, 1.0, self.process.time(noise_level), solver, n_steps)
+
+    @torch.no_grad()
+    def _shift(self, source: np.ndarray, target: np.ndarray, size: Tensor | None, time: float) -> Tensor:
+        """How far the mean of the baseline moves; a cell of unknown conditions is taken to be where it is."""
+        known = np.where(source == OPEN, target, source)
+        old, new = (self.module.denoiser.mean(self._context(codes, size)) for codes in (known, target))
+        return self.process.coefficients(torch.tensor(float(time))).data * (new - old)
+
+    def _context(self, codes: np.ndarray, size: Tensor | None) -> Context:
+        """What the denoiser is conditioned on, of condition codes (cells, n_keys)."""
+        return Context(torch.from_numpy(codes[:, : self._n_keys]).to(self.device), size)
+
+    @torch.no_grad()
+    def _flow(
+        self,
+        x: Tensor,
+        codes: np.ndarray,
+        size: Tensor | None,
+        weights: GuidanceWeights,
+        start: float,
+        end: float,
+        solver: Solver,
+        n_steps: int | None,
+        baseline_only: bool = False,
+    ) -> Tensor:
+        """Carry tokens from one time to another under condition codes (cells, n_keys), with guidance."""
+        denoiser, context = self.module.denoiser, self._context(codes, size)
+        if weights.kind == "classifier" and self._n_keys == codes.shape[1]:  # the classifier alone knows the label
+            context = context.without(self._n_keys - 1)
+        field = classifier_free(denoiser.without_network if baseline_only else denoiser, context, weights.free)
+        if weights.classifier:
+            y, null = torch.from_numpy(codes[:, -1]).to(self.device), context.without()
+
+            def log_prob(x: Tensor, t: Tensor) -> Tensor:
+                if self._classifier_sees_clean:
+                    x, t = self.process.data(x, denoiser(x, t, null), t), torch.ones_like(t)
+                log_p = denoiser.logits(x, t).log_softmax(dim=1).gather(1, y.clamp(min=0)[:, None])[:, 0]
+                return log_p * (y != OPEN)
+
+            field = classifier(field, log_prob, self.process, weights.classifier)
+        return solve(field, x, start, end, solver, n_steps)
+
+    @property
+    def _classifier_sees_clean(self) -> bool:
+        """Whether the classifier that guides sees what the denoiser predicts, and not the noisy tokens."""
+        return False
+
+    @staticmethod
+    def _check_generated(start: Tensor, tokens: Tensor, values: np.ndarray, guidance_weight: Any) -> None:
+        """Raise a ``ValueError`` if cells have gone where none can be, as guidance that is too strong takes them.
+
+        Parameters
+        ----------
+        start, tokens
+            Standardised tokens, before and after.
+        values
+            What they were decoded to.
+        guidance_weight
+            The weight, for the message.
+        """
+        farthest = FAR * max(1.0, float(start.abs().max()))
+        if not (bool((tokens.abs() < farthest).all()) and np.isfinite(values).all()):
+            raise ValueError(
+                f"guidance_weight={guidance_weight!r} took cells beyond all bounds: use a smaller weight. If it is an "
+                "ordinary one, the model has learned nothing: train it anew with a lower learning rate."
+            )
+
+    @staticmethod
+    def _obs_of(adata: AnnData, cells: np.ndarray) -> pd.DataFrame:
+        """The obs of measured cells, without what setting up has added."""
+        kept = [not str(name).startswith("_scvi") for name in adata.obs.columns]
+        return adata.obs.loc[:, kept].iloc[cells].copy()
+
+    def _provenance(self, method: str, **how: Any) -> dict[str, Any]:
+        how = {key: dict(value) if isinstance(value, dict) else value for key, value in how.items()}
+        if "solver" in how:
+            how["n_steps"] = how["n_steps"] or DEFAULT_STEPS[how["solver"]]
+        return {"model": type(self).__name__, "version": version("sclatent"), "method": method, **how}
+
+    # ---- what the denoiser makes of measured cells
+
+    @torch.no_grad()
+    def denoise_tokens(self, x: Tensor, noise_level: float, size: Tensor | None = None) -> Tensor:
+        """Clean tokens of noisy tokens of the process: one evaluation of the denoiser under null conditions.
+
+        Parameters
+        ----------
+        x
+            Noisy tokens, (cells, n_tokens, token_dim), standardised as those of training.
+        noise_level
+            Share of noise in their variance.
+        size
+            Standardised log library sizes of counts, (cells,); by default the mean.
+
+        Returns
+        -------
+        Tensor
+            Tokens of the shape of ``x``, which the autoencoder decodes.
+
+        Examples
+        --------
+        >>> import torch
+        >>> autoencoder = model.module.autoencoder
+        >>> x = torch.randn(2, autoencoder.n_tokens, autoencoder.token_dim, device=model.device)
+        >>> model.denoise_tokens(x, noise_level=0.1).shape == x.shape
+        True
+        """
+        t = x.new_full((len(x),), self.process.time(noise_level))
+        null = torch.full((len(x), self._n_keys), OPEN, device=x.device)
+        context = Context(null, x.new_zeros(len(x)) if size is None else size)
+        return self.process.data(x, self.module.denoiser(x, t, context), t)
+
+    @torch.no_grad()
+    def get_activations(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        noise_level: float = 0.0,
+        batch_size: int = 256,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Activations of the denoiser without any condition, averaged over the tokens (arXiv 2301.13622, section 3).
+
+        Parameters
+        ----------
+        adata
+            Cells; the training data by default.
+        indices
+            Rows; all by default.
+        noise_level
+            Share of noise in the variance of what the denoiser sees, from 0 to 1.
+        batch_size
+            Cells computed together.
+        seed
+            Seed of the noise.
+
+        Returns
+        -------
+        np.ndarray
+            Activations (cells, n_blocks, width).
+
+        Examples
+        --------
+        >>> activations = model.get_activations(adata[:5], noise_level=0.1)
+        >>> n_cells, n_blocks, width = activations.shape
+        >>> n_cells
+        5
+        """
+        self._check_stage("diffusion", "get_activations")
+        if not (is_number(noise_level) and 0 <= noise_level <= 1):
+            raise ValueError(f"noise_level={noise_level!r} must be between 0 (no noise) and 1 (noise alone).")
+        rows = self._rows(adata, indices)
+        blocks = []
+        for cells in self._blocks(len(rows), batch_size, "Activations", progress_bar=False):
+            batch = rows[cells]
+            x, t = self._add_noise(self._latent(batch, seed, cells), noise_level, seed, cells)
+            size = self.domain.size(self.module, self.domain.library_of(self.module, batch))
+            blocks.append(self.module.denoiser.activations(x, t, size).cpu())
+        return torch.cat(blocks).numpy()
