@@ -95,6 +95,9 @@ class Domain(ABC):
     def learn_from(self, module: Any, rows: Any, n_levels: Sequence[int]) -> None:  # noqa: B027
         """Remember what sampling needs to know of the training cells."""
 
+    def fit_means(self, module: Any, rows: Any) -> None:  # noqa: B027
+        """Fit what is predicted of the cells of conditions themselves, and not of their tokens."""
+
     def at_most(self, batch_size: int) -> int:
         """Cells to compute together: fewer than asked for where they are so large that memory would not do."""
         return check_whole("batch_size", batch_size)
@@ -135,6 +138,10 @@ class Domain(ABC):
         return None
 
     # ---- cells that were made
+
+    def moved(self, module: Any, expected: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Expected values of cells that were moved from condition codes (cells, n_keys) to others."""
+        return expected
 
     @abstractmethod
     def draw(self, module: Any, expected: np.ndarray, seed: int, cells: np.ndarray) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 from anndata import AnnData
 
 from sclatent.baseline import Baseline
@@ -43,6 +44,9 @@ class SCLDM(CountModel):
         The closed form that the Diffusion Transformer is added to: ``"mixed"``, a linear mixed model of the mean tokens
         of conditions (:class:`~sclatent.baseline.MixedModel`) with their covariance around it; ``"additive"``, the same
         without interactions; or ``"none"``, the network of the paper alone.
+    gene_effects
+        Whether counterfactuals move the mean of a gene by the mean of two predictions: what the decoder makes of the
+        mean tokens of conditions, and a mixed model of the genes themselves. It takes a baseline.
     pooling
         How the autoencoder turns genes into tokens and back: ``"linear"``, linear in the counts (Deep Sets with learned
         weights), or ``"attention"``, the multi-head cross-attention of the paper, in which the weights depend on the
@@ -115,6 +119,7 @@ class SCLDM(CountModel):
         denoiser_width: int = 128,
         denoiser_blocks: int = 4,
         baseline: Baseline = "mixed",
+        gene_effects: bool = True,
         pooling: Literal["linear", "attention"] = "linear",
         process: Literal["linear", "variance_preserving"] = "linear",
         seed: int = 0,
@@ -130,13 +135,16 @@ class SCLDM(CountModel):
         if not isinstance(gene_likelihood, str) or gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
         check_baseline(baseline)
+        if not isinstance(gene_effects, bool | np.bool_):
+            raise ValueError(f"gene_effects={short_repr(gene_effects)} must be True or False.")
         if not isinstance(pooling, str) or pooling not in POOLINGS:
             raise ValueError(f"pooling={short_repr(pooling)} is not known: use one of {list(POOLINGS)}.")
         check_process(process)
         super().__init__(
             adata, registry, n_tokens=n_tokens, token_dim=token_dim, width=width, n_blocks=n_blocks, n_heads=n_heads,
             gene_likelihood=gene_likelihood, kl_weight=kl_weight, denoiser_width=denoiser_width,
-            denoiser_blocks=denoiser_blocks, baseline=baseline, pooling=pooling, process=process, seed=seed,
+            denoiser_blocks=denoiser_blocks, baseline=baseline, gene_effects=bool(gene_effects), pooling=pooling,
+            process=process, seed=seed,
         )  # fmt: skip
 
     def _new_autoencoder(self) -> SetAutoencoder:

@@ -6,6 +6,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from sclatent.baseline import MixedModel
+
 from ._set_autoencoder import SetAutoencoder
 from ._standardize import Standardize
 
@@ -68,6 +70,7 @@ class CellDiffusion(LatentDiffusion[SetAutoencoder, Any]):
     def __init__(self, autoencoder: SetAutoencoder, standardize: Standardize, denoiser: nn.Module) -> None:
         super().__init__(autoencoder, standardize, denoiser)
         self.standardize_size = Standardize()
+        self.gene_means: MixedModel | None = None  # of the genes themselves, in conditions; if a model has one
 
     def size(self, library: Tensor) -> Tensor:
         """Standardised log library sizes (cells,); those far from all of training are taken as its extremes."""

@@ -111,7 +111,7 @@ def guidance(
     obsm_key
         Entry of obsm with the images; None is X.
     groupby
-        Column of obs with the labels; by default ``adata.uns["guidance"]["labels_key"]``.
+        Column of obs to draw a row for each level of; by default ``adata.uns["guidance"]["key"]``.
     n
         Rows a label: from how many different starting points.
     image_shape
@@ -153,7 +153,7 @@ def guidance(
                 "adata.uns has no 'guidance': give what sclatent.tl.guidance returned, or groupby=, the column with "
                 "the labels."
             )
-        groupby = adata.uns["guidance"]["labels_key"]
+        groupby = adata.uns["guidance"]["key"]
     for key in (groupby, "guidance_weight", "noise"):
         _check_column(adata, key, "groupby" if key == groupby else "column", "adata")
     label, noise = adata.obs[groupby].astype(str).to_numpy(), adata.obs["noise"].to_numpy()

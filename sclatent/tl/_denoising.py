@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sclatent.data import check_adata, check_seed
-from sclatent.model.base import FeatureModel
+from sclatent.model.base import LatentDiffusionModel
 
 from ._noise import (
     check_key_added,
@@ -26,7 +26,7 @@ NOISY = "noisy cells"
 
 
 def denoising(
-    models: Mapping[str, FeatureModel],
+    models: Mapping[str, LatentDiffusionModel],
     adatas: Mapping[str, AnnData],
     noise_level: float = 0.1,
     n_cells: int = 500,
@@ -65,7 +65,7 @@ def denoising(
     Raises
     ------
     TypeError
-        If a model is of another class, or takes noise off its latents and not off features, as a JointLDM does.
+        If a model is of another class, or takes noise off its tokens and not off features, as JointLDM and SCLDM do.
     RuntimeError
         If a model is not trained.
     ValueError
@@ -96,7 +96,8 @@ def denoising(
         check_model(model, where)
         if model.is_latent:
             raise TypeError(
-                f"{where} is a {type(model).__name__}, which takes noise off its latents: use DAED and JointDiffusion."
+                f"{where} is a {type(model).__name__}, which takes noise off its tokens and not off "
+                "cells: use DAED and JointDiffusion, of images or embeddings."
             )
         check_noise_level(model, f"{where}: noise_level", noise_level)
     if NOISY in models:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import anndata as ad
@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 from tqdm import tqdm
 
-from sclatent.model.base import FeatureModel
+from sclatent.model.base import LatentDiffusionModel
 
 from ._noise import check_model, check_n_cells, check_numbers
 
@@ -18,8 +18,8 @@ WRITTEN = ("guidance_weight", "noise")  # columns of obs
 
 
 def guidance(
-    model: FeatureModel,
-    labels: str | Sequence[str] | None = None,
+    model: LatentDiffusionModel,
+    conditions: Any = None,
     weights: Sequence[float] = (0, 1, 2, 4, 8),
     n: int = 8,
     seed: int = 0,
@@ -31,14 +31,14 @@ def guidance(
     Parameters
     ----------
     model
-        Trained :class:`~sclatent.model.JointDiffusion`, :class:`~sclatent.model.JointLDM` or
-        :class:`~sclatent.model.DAED`.
-    labels
-        Label, or labels, to guide to; by default all of the model.
+        Trained model with conditions.
+    conditions
+        What to guide to: a dict of levels by key, or several; of a model with one key also its level, or several. By
+        default all levels of the label, or of the only key.
     weights
         Weights of guidance; 0 is unconditional.
     n
-        Cells a label and weight. The i-th of them starts from the same noise under all labels and weights.
+        Cells for each of the conditions and weights. The i-th of them starts from the same noise under all.
     seed
         Seed of the noise.
     progress_bar
@@ -49,14 +49,14 @@ def guidance(
     Returns
     -------
     AnnData
-        ``len(labels) * len(weights) * n`` cells, features where they were in training. ``obs``: the label,
-        the ``guidance_weight`` and ``noise``, which of the n starting points a cell has; ``uns["guidance"]`` has the
-        ``labels_key``.
+        ``len(conditions) * len(weights) * n`` cells, where those of training were. ``obs``: the conditions, the
+        ``guidance_weight`` and ``noise``, which of the n starting points a cell has; ``uns["guidance"]`` has the
+        ``key`` whose levels differ.
 
     Raises
     ------
     ValueError
-        If the model was trained without labels, or does not know one.
+        If the model was trained without conditions, does not know one, or has several keys and none is asked for.
 
     Examples
     --------
@@ -74,28 +74,44 @@ def guidance(
     """
     check_model(model, "model", "diffusion")
     check_n_cells(n, 1, "n")
-    if not model.labels.keys:
-        raise ValueError("model was trained without labels, so nothing guides it: set up the data with labels_key.")
-    (key,) = model.labels.keys
-    taken = [name for name in (key, model.registry["setup_args"]["batch_key"]) if name in WRITTEN]
+    if not model.conditions.keys:
+        raise ValueError(
+            "model was trained without conditions, so nothing guides it: set up the data with condition_keys, or "
+            "labels_key."
+        )
+    taken = [name for name in (*model.conditions.keys, model.batches.key) if name in WRITTEN]
     if taken:
         raise ValueError(
             f"model was set up with the column {taken[0]!r}, which is written here for cells: rename it in its AnnData "
             "and train the model anew."
         )
-    several = isinstance(labels, Iterable) and not isinstance(labels, str)
-    to = model.labels.levels[key] if labels is None else list(labels) if several else [labels]
+    to, key = _wanted(model, conditions)
     weights = check_numbers("weights", weights)
     if not to or not weights:
-        raise ValueError(f"labels={to!r} and weights={weights!r} must each have an entry.")
-    wanted = [(label, weight) for label in to for weight in weights]
+        raise ValueError(f"conditions={to!r} and weights={weights!r} must each have an entry.")
+    wanted = [(each, weight) for each in to for weight in weights]
     parts: list[AnnData] = []
-    for label, weight in tqdm(wanted, desc="Guidance", disable=not progress_bar):
-        part = model.sample(n, label, weight, seed=seed, progress_bar=False, **kwargs)
+    for each, weight in tqdm(wanted, desc="Guidance", disable=not progress_bar):
+        part = model.sample(n, each, weight, seed=seed, progress_bar=False, **kwargs)
         part.obs["guidance_weight"], part.obs["noise"] = weight, np.arange(n)
         part.obs_names = [f"generated_{len(parts) * n + i}" for i in range(n)]
         parts.append(part)
     cells = ad.concat(parts, uns_merge="first")
     cells.uns["sclatent"]["guidance_weight"] = weights
-    cells.uns["guidance"] = {"labels_key": key}
+    cells.uns["guidance"] = {"key": key}
     return cells
+
+
+def _wanted(model: LatentDiffusionModel, conditions: Any) -> tuple[list[dict[str, Any]], str]:
+    """Conditions to guide to, each a dict of levels, and the key whose levels differ."""
+    keys = model.conditions.keys
+    only = model.labels_key or (keys[0] if len(keys) == 1 else None)
+    if conditions is None:
+        if only is None:
+            raise ValueError(f"conditions is missing: give levels of some of {keys}, in a dict or several.")
+        conditions = model.conditions.levels[only]
+    several = isinstance(conditions, Iterable) and not isinstance(conditions, str | Mapping)
+    each = list(conditions) if several else [conditions]
+    to = [dict(c) if isinstance(c, Mapping) else {only or keys[0]: c} for c in each]
+    differ = [key for key in keys if len({str(c.get(key)) for c in to}) > 1]
+    return to, differ[0] if differ else next(iter(to[0]), keys[0]) if to else keys[0]

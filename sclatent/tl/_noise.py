@@ -13,8 +13,8 @@ from anndata import AnnData
 from torch import Tensor
 
 from sclatent.data import cell_rng
-from sclatent.model import DAED, SCLDM
-from sclatent.model.base import FeatureModel
+from sclatent.model import DAED
+from sclatent.model.base import CountModel, LatentDiffusionModel
 from sclatent.module import Standardize
 
 MOMENTS_CELLS = 2000  # cells that mean and standard deviation are taken from
@@ -22,8 +22,8 @@ BATCH_SIZE = 256
 KEPT = ("sclatent", "image_shape", "guidance", "sclatent_embed_images")  # entries of uns that are no results of tl
 
 
-def check_model(model: Any, where: str, stage: str | None = None, of_counts: bool = False) -> None:
-    """Raise an error unless this is a model of images or embeddings whose stage, by default what denoises, is trained.
+def check_model(model: Any, where: str, stage: str | None = None) -> None:
+    """Raise an error unless this is a model whose stage, by default what denoises, is trained.
 
     Parameters
     ----------
@@ -33,8 +33,6 @@ def check_model(model: Any, where: str, stage: str | None = None, of_counts: boo
         What to call it in a message.
     stage
         Stage of training that is needed.
-    of_counts
-        Whether a model of counts will do, too.
 
     Raises
     ------
@@ -43,19 +41,16 @@ def check_model(model: Any, where: str, stage: str | None = None, of_counts: boo
     RuntimeError
         If it is not trained.
     """
-    if not isinstance(model, (FeatureModel, SCLDM) if of_counts else FeatureModel):
-        what = (
-            "a model was expected (SCLDM, DAED, "
-            if of_counts
-            else "a model of images or embeddings was expected (DAED, "
+    if not isinstance(model, LatentDiffusionModel):
+        raise TypeError(
+            f"{where} is of type {type(model).__name__}: a model was expected (SCLDM, DAED, JointDiffusion, JointLDM)."
         )
-        raise TypeError(f"{where} is of type {type(model).__name__}: {what}JointDiffusion, JointLDM).")
     stage = stage or ("denoiser" if isinstance(model, DAED) else "diffusion")
     if stage not in model.trained_stages:
         raise RuntimeError(f"{where} has no trained {stage}: call its train() first.")
 
 
-def check_noise_level(model: FeatureModel, where: str, noise_level: float) -> None:
+def check_noise_level(model: LatentDiffusionModel, where: str, noise_level: float) -> None:
     """Raise a ``ValueError`` unless a model can denoise cells of this level."""
     if len(check_numbers(where, noise_level)) != 1 or not 0 < noise_level < 1:
         raise ValueError(f"{where}={noise_level!r} must be above 0 and below 1: a share of noise in the variance.")
@@ -87,12 +82,13 @@ def check_key_added(key_added: str) -> None:
 
 
 def clean_cells(
-    model: FeatureModel, adata: AnnData, where: str, n_cells: int, seed: int, batch_keys: Collection[str] = ()
+    model: LatentDiffusionModel, adata: AnnData, where: str, n_cells: int, seed: int, batch_keys: Collection[str] = ()
 ) -> Tensor:
     """Draw cells and standardise what the model diffuses of them.
 
     A data set is standardised by its own mean and standard deviation, embeddings by one number and images by channel,
     as in training: the same noise then has the same share of the variance in every data set. Batches have a mean each.
+    Of counts it is the tokens that are standardised.
 
     Parameters
     ----------
@@ -117,6 +113,10 @@ def clean_cells(
     """
     order = cell_rng(seed, "cells").permutation(adata.n_obs)[: max(n_cells, MOMENTS_CELLS)]
     try:
+        if isinstance(model, CountModel):
+            return _standard_tokens(
+                model, torch.from_numpy(model.get_latent_representation(adata, order.tolist())), n_cells
+            )
         x = torch.from_numpy(model.get_features(adata, order.tolist()))
     except (KeyError, ValueError) as error:
         raise type(error)(f"{where}: {error.args[0]}") from error
@@ -126,8 +126,15 @@ def clean_cells(
         return x[:n_cells]
     with torch.no_grad():
         tokens = torch.cat([model.module.autoencoder.to_tokens(b.to(model.device)).cpu() for b in x.split(BATCH_SIZE)])
+    return _standard_tokens(model, tokens, n_cells)
+
+
+def _standard_tokens(model: LatentDiffusionModel, tokens: Tensor, n_cells: int) -> Tensor:
+    """Tokens of some cells, standardised by those of all."""
+    autoencoder = model.module.autoencoder
+    tokens = tokens.view(-1, autoencoder.n_tokens, autoencoder.token_dim)
     scale = Standardize(*tokens.shape[1:])
-    scale.fit(tokens, common=True)
+    scale.fit(tokens, common=model.domain.common_scale)
     return scale(tokens[:n_cells])
 
 
@@ -153,7 +160,7 @@ def draw_noise(cells: Tensor, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def denoised(model: FeatureModel, cells: Tensor, noise: Tensor, noise_level: float) -> Tensor:
+def denoised(model: LatentDiffusionModel, cells: Tensor, noise: Tensor, noise_level: float) -> Tensor:
     """Put noise on clean cells and take it off again, in one step of the model; all of the shape of ``cells``."""
     autoencoder, results = model.module.autoencoder, []
     for z, e in zip(cells.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True):
@@ -177,7 +184,9 @@ def noisy(cells: Tensor, noise: Tensor, noise_level: float) -> Tensor:
     return cells + math.sqrt(noise_level / (1 - noise_level)) * noise
 
 
-def check_levels(model: FeatureModel, noise_levels: Sequence[float] | None, default: Sequence[float]) -> list[float]:
+def check_levels(
+    model: LatentDiffusionModel, noise_levels: Sequence[float] | None, default: Sequence[float]
+) -> list[float]:
     """Noise levels in order; by default all that a model can denoise."""
     if noise_levels is None:
         return [model.module.autoencoder.noise_level] if isinstance(model, DAED) else list(default)

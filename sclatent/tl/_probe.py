@@ -14,8 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sclatent.data import cell_rng, check_adata, check_seed
-from sclatent.model import SCLDM
-from sclatent.model.base import FeatureModel
+from sclatent.model.base import LatentDiffusionModel
 
 from ._noise import check_key_added, check_model, check_n_cells, check_numbers
 
@@ -24,7 +23,7 @@ HELD_OUT = 0.3  # share of the cells
 
 
 def probe(
-    model: FeatureModel | SCLDM,
+    model: LatentDiffusionModel,
     adata: AnnData,
     label_key: str,
     noise_levels: Sequence[float] = NOISE_LEVELS,
@@ -89,7 +88,7 @@ def probe(
     ['label_key', 'noise_level', 'accuracy', 'se', 'features', 'majority', 'n_cells']
     >>> ax = sclatent.pl.probe(adata)
     """
-    check_model(model, "model", "diffusion", of_counts=True)
+    check_model(model, "model", "diffusion")
     check_n_cells(n_cells, least=10)
     check_adata(adata)
     check_seed(seed)

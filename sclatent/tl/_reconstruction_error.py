@@ -8,7 +8,7 @@ import pandas as pd
 from anndata import AnnData
 
 from sclatent.data import check_adata, check_seed
-from sclatent.model.base import FeatureModel
+from sclatent.model.base import LatentDiffusionModel
 
 from ._noise import (
     check_key_added,
@@ -26,7 +26,7 @@ NOISE_LEVELS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.25, 0.4, 0.6, 
 
 
 def reconstruction_error(
-    model: FeatureModel,
+    model: LatentDiffusionModel,
     adata: AnnData,
     others: Mapping[str, AnnData] | None = None,
     noise_levels: Sequence[float] | None = None,
@@ -43,14 +43,15 @@ def reconstruction_error(
 
     Noise of a level :math:`\beta` is put on standardised features, :math:`x_t = \sqrt{1 - \beta} \, x_0 + \sqrt{\beta}
     \, \varepsilon`, and the model predicts :math:`x_0` in one evaluation, without a label. Cells with the same position
-    in the draw have the same :math:`\varepsilon` in all data sets and at all levels. A
-    :class:`~sclatent.model.JointLDM` does all this in its latent space.
+    in the draw have the same :math:`\varepsilon` in all data sets and at all levels.
+    :class:`~sclatent.model.JointLDM` and :class:`~sclatent.model.SCLDM` do all this in their latent space, the latter
+    at the mean library size.
 
     Parameters
     ----------
     model
-        Trained :class:`~sclatent.model.JointDiffusion` or :class:`~sclatent.model.JointLDM`; or a
-        :class:`~sclatent.model.DAED`, whose denoiser has one level, its own.
+        Trained :class:`~sclatent.model.SCLDM`, :class:`~sclatent.model.JointDiffusion` or
+        :class:`~sclatent.model.JointLDM`; or a :class:`~sclatent.model.DAED`, whose denoiser has one level, its own.
     adata
         Cells of the data set of training; best those held out, ``adata[model.validation_indices_].copy()``.
     others

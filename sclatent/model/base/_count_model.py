@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from sclatent.baseline import MixedModel
 from sclatent.data import (
     check_adata,
     check_counts,
@@ -39,6 +40,8 @@ class CountModel(LatentDiffusionModel):
 
     def __init__(self, adata: AnnData | None, registry: dict[str, Any] | None, *, seed: int, **params: Any) -> None:
         super().__init__(adata, registry, seed=seed, **params)
+        if params.get("gene_effects") and self.conditions.keys and self.module.denoiser.has_baseline:
+            self.module.gene_means = MixedModel(self.conditions.n_levels, len(self.genes))
         if adata is not None:
             self.domain.fit_size_factors(self._rows())
 

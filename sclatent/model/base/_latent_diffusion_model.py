@@ -204,7 +204,7 @@ class LatentDiffusionModel(LatentModel):
         ----------
         adata
             Cells to move, with their conditions in ``obs``; the training data by default. A condition that is missing
-            there is null.
+            there is null, and so is a label that is to be changed.
         conditions
             Where to, as in :meth:`sample`. Other keys stay as they are.
         noise_level
@@ -253,11 +253,13 @@ class LatentDiffusionModel(LatentModel):
         self._check_noise_level(noise_level, weights)
         origin, rows = self._given(adata), self._rows(adata, indices, conditions=True)
         check_order(conditions, origin.obs_names[rows.cells], "conditions")
-        source = rows.conditions[rows.cells]
-        target = self.conditions.encode(conditions, len(rows))
-        target = np.where(target == OPEN, source, target)
+        known, target = rows.conditions[rows.cells], self.conditions.encode(conditions, len(rows))
+        source = known.copy()
+        if self.labels_key is not None:  # a label is for the model to find: that of a cell is not looked at
+            source[:, -1] = np.where(target[:, -1] == OPEN, known[:, -1], OPEN)
+        target = np.where(target == OPEN, known, target)
         batches = self.batches.asked(target, rows.batch[rows.cells])
-        self.batches.warn_of_unseen(np.where(target == source, OPEN, target), batches)
+        self.batches.warn_of_unseen(np.where(target == known, OPEN, target), batches)
 
         blocks, libraries = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
@@ -271,6 +273,7 @@ class LatentDiffusionModel(LatentModel):
             # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
             old = self.domain.decode(self.module, z, batch.batch.numpy(), library)
             new = self.domain.decode(self.module, moved, batches[cells], library)
+            new = self.domain.moved(self.module, new, self._known(source, target)[cells], target[cells])
             self._check_generated(z, moved, new, weight)
             blocks.append(self.domain.transport(self.module, rows, cells, old, new, seed))
             libraries += [] if library is None else [library]
@@ -354,9 +357,14 @@ class LatentDiffusionModel(LatentModel):
     @torch.no_grad()
     def _shift(self, source: np.ndarray, target: np.ndarray, size: Tensor | None, time: float) -> Tensor:
         """How far the mean of the baseline moves; a cell of unknown conditions is taken to be where it is."""
-        known = np.where(source == OPEN, target, source)
-        old, new = (self.module.denoiser.mean(self._context(codes, size)) for codes in (known, target))
+        codes = self._known(source, target), target
+        old, new = (self.module.denoiser.mean(self._context(each, size)) for each in codes)
         return self.process.coefficients(torch.tensor(float(time))).data * (new - old)
+
+    @staticmethod
+    def _known(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Conditions that cells come from; where they are not known, where they go."""
+        return np.where(source == OPEN, target, source)
 
     def _context(self, codes: np.ndarray, size: Tensor | None) -> Context:
         """What the denoiser is conditioned on, of condition codes (cells, n_keys)."""

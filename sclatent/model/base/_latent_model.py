@@ -259,6 +259,7 @@ class LatentModel(StagedModel):
         codes, sizes = torch.from_numpy(rows.conditions), self.domain.sizes(self.module, rows)
         if stage == "diffusion" and not is_trained:
             self._fit_baseline(self._tokens[seen], codes[seen], None if sizes is None else sizes[seen])
+            self.domain.fit_means(self.module, rows.subset(seen))
         return TokenRows(self._tokens, codes, *([] if sizes is None else [sizes]))
 
     def _fit_baseline(self, tokens: Tensor, codes: Tensor, size: Tensor | None, noise_level: float = 0.0) -> None:
