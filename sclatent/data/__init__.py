@@ -4,18 +4,20 @@ from ._additive import additive_effects
 from ._batches import TrainingBatches
 from ._checks import (
     check_adata,
-    check_categorical,
     check_counts,
-    check_keys,
-    check_no_empty_level,
     check_obs,
-    check_place,
-    check_roles,
-    check_size_factors,
     check_var_names,
     get_matrix,
     not_whole,
     raw_counts_hint,
+)
+from ._columns import (
+    check_categorical,
+    check_keys,
+    check_no_empty_level,
+    check_place,
+    check_roles,
+    check_size_factors,
     warn_of_copies,
 )
 from ._conditions import Conditions

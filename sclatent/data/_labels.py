@@ -11,7 +11,7 @@ import pandas as pd
 
 from sclatent.nn import OPEN
 
-from ._checks import check_categorical
+from ._columns import check_categorical
 from ._conditions import Conditions
 from ._levels import check_levels, code_of, factorize, level_key, short_repr
 

@@ -45,6 +45,9 @@ class JointDenoiser(ResidualDenoiser):
         Width of the perceptron that sees the tokens.
     dropout
         Dropout before the last layer of either perceptron.
+    label_gradient
+        Share of the gradient of labels that reaches the trunk, which could memorise a few (`docs/benchmarks.md`, "What
+        was tried for few labels").
 
     Examples
     --------
@@ -61,7 +64,6 @@ class JointDenoiser(ResidualDenoiser):
     """
 
     variance: Tensor
-    label_gradient = 0.01  # what reaches the trunk of the gradient of labels: a few could be learned by heart there
 
     def __init__(
         self,
@@ -73,8 +75,10 @@ class JointDenoiser(ResidualDenoiser):
         covariance: bool = True,
         head_width: int = 512,
         dropout: float = 0.5,
+        label_gradient: float = 0.01,
     ) -> None:
         super().__init__(trunk, shape, process, baseline, covariance)
+        self.label_gradient = label_gradient
         self.register_buffer("variance", torch.ones(shape))
         latent, width = shape[0] * shape[1], trunk.width
         pooled = (trunk.n_activations + 1) * width

@@ -5,50 +5,34 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from torch import Tensor
 
 from sclatent.data import cell_rng, check_seed, is_number, short_repr
-from sclatent.data._random import Purpose
-from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
-from sclatent.module import JointDenoiser
-from sclatent.nn import OPEN, Context
+from sclatent.diffusion import DEFAULT_STEPS
+from sclatent.nn import OPEN
 
 from ._checks import check_n_samples, check_order, check_steps
-from ._guidance import Guidance, GuidanceWeights, Weight, guidance_weights
-from ._latent_model import LatentModel
+from ._diffusion_model import DiffusionModel, Solver
+from ._guidance import Guidance, GuidanceWeights, Weight
 
-Solver = Literal["heun", "euler", "adaptive"]
 FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
 
 
-class LatentDiffusionModel(LatentModel):
-    """A latent diffusion model of cells: :class:`LatentModel`, sampling and counterfactuals.
+class LatentDiffusionModel(DiffusionModel):
+    """A latent diffusion model of cells: sampling and counterfactuals.
 
     What a cell is, is for the domain to say; what it is conditioned on and guided by, for the conditions and the
     denoiser.
     """
 
     NOISE_LEVEL: ClassVar[float] = 0.0  # of counterfactuals, by default
-    GUIDED_BY: ClassVar[Guidance | None] = None  # what guides by default, if the model has it
 
     # ---- guidance
-
-    @property
-    def _ways(self) -> list[Guidance]:
-        """What the model can be guided by, the default first."""
-        denoiser = self.module.denoiser
-        free, head = bool(denoiser.n_levels), isinstance(denoiser, JointDenoiser)
-        ways: list[Guidance] = []
-        ways += ["classifier-free"] if free else []
-        ways += ["classifier"] if head else []
-        ways += ["both"] if free and head else []
-        return sorted(ways, key=lambda way: way != self.GUIDED_BY)
 
     def _default_weight(self, guidance: Guidance | None) -> Weight:
         """Weight of guidance of :meth:`sample`."""
@@ -57,10 +41,6 @@ class LatentDiffusionModel(LatentModel):
     def _default_counterfactual(self, guidance: Guidance | None) -> tuple[Guidance | None, float, Weight]:
         """What guides counterfactuals where nothing is asked for, and noise level and weight of what does."""
         return guidance or next(iter(self._ways), None), self.NOISE_LEVEL, 1.0
-
-    def _weights(self, guidance: Guidance | None, weight: Weight) -> GuidanceWeights:
-        keys = self.conditions.keys[: self._n_keys]
-        return guidance_weights(guidance, weight, self._ways, keys, type(self).__name__)
 
     # ---- cells that are made
 
@@ -244,20 +224,15 @@ class LatentDiffusionModel(LatentModel):
             raise ValueError("conditions is missing: say where to move the cells, such as {'condition': 'stimulated'}.")
         check_seed(seed)  # a wrong seed is said even where nothing is drawn
         check_steps(n_steps)
-        if not isinstance(inversion, bool | np.bool_):
-            raise ValueError(f"inversion={inversion!r} must be True or False.")
         guidance, default_level, default_weight = self._default_counterfactual(guidance)
         noise_level = default_level if noise_level is None else noise_level
         weight = default_weight if guidance_weight is None else guidance_weight
         weights = self._weights(guidance, weight)
-        self._check_noise_level(noise_level, weights)
+        self._check_noise(noise_level, inversion, weights)
         origin, rows = self._given(adata), self._rows(adata, indices, conditions=True)
         check_order(conditions, origin.obs_names[rows.cells], "conditions")
         known, target = rows.conditions[rows.cells], self.conditions.encode(conditions, len(rows))
-        source = known.copy()
-        if self.labels_key is not None:  # a label is for the model to find: that of a cell is not looked at
-            source[:, -1] = np.where(target[:, -1] == OPEN, known[:, -1], OPEN)
-        target = np.where(target == OPEN, known, target)
+        source, target = self._source(known, target), np.where(target == OPEN, known, target)
         batches = self.batches.asked(target, rows.batch[rows.cells])
         self.batches.warn_of_unseen(np.where(target == known, OPEN, target), batches)
 
@@ -290,6 +265,16 @@ class LatentDiffusionModel(LatentModel):
 
     # ---- parts of these
 
+    def _source(self, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
+        """Conditions (cells, n_keys) that cells are carried back under: their own, but for a label that is asked for.
+
+        A label is for the model to find; that of a cell to move is not looked at.
+        """
+        source = known.copy()
+        if self.labels_key is not None:
+            source[:, -1] = np.where(asked[:, -1] == OPEN, known[:, -1], OPEN)
+        return source
+
     def _check_baseline_only(self, baseline_only: bool, weights: GuidanceWeights) -> None:
         if not isinstance(baseline_only, bool | np.bool_):
             raise ValueError(f"baseline_only={baseline_only!r} must be True or False.")
@@ -302,7 +287,9 @@ class LatentDiffusionModel(LatentModel):
                 f"guidance={weights.kind!r} needs the network: use 'classifier-free' with baseline_only=True."
             )
 
-    def _check_noise_level(self, noise_level: float, weights: GuidanceWeights) -> None:
+    def _check_noise(self, noise_level: float, inversion: bool, weights: GuidanceWeights) -> None:
+        if not isinstance(inversion, bool | np.bool_):
+            raise ValueError(f"inversion={inversion!r} must be True or False.")
         if not (is_number(noise_level) and 0 <= noise_level <= 1):
             raise ValueError(
                 f"noise_level={short_repr(noise_level)} must be between 0 (cells move by the baseline alone) and 1 "
@@ -320,90 +307,6 @@ class LatentDiffusionModel(LatentModel):
                 "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out.",
                 stacklevel=3,
             )
-
-    def _noise(self, seed: int, cells: np.ndarray, purpose: Purpose = "noise") -> Tensor:
-        """Noise of the shape of the tokens of cells; a cell has always the same."""
-        shape = self.module.autoencoder.n_tokens, self.module.autoencoder.token_dim
-        noise = np.stack([cell_rng(seed, purpose, i).standard_normal(shape) for i in cells]).astype(np.float32)
-        return torch.from_numpy(noise).to(self.device)
-
-    def _latent(self, batch: Any, seed: int, cells: np.ndarray) -> Tensor:
-        """Standardised tokens of measured cells."""
-        return self.module.standardize(self.domain.encode(self.module, batch))
-
-    def _add_noise(self, z: Tensor, noise_level: float, seed: int, cells: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Noisy tokens of the process, and their times (cells,)."""
-        t = z.new_full((len(z),), self.process.time(noise_level))
-        return self.process.interpolate(z, self._noise(seed, cells), t), t
-
-    def _noisy(
-        self,
-        z: Tensor,
-        source: np.ndarray,
-        size: Tensor | None,
-        noise_level: float,
-        inversion: bool,
-        solver: Solver,
-        n_steps: int | None,
-        seed: int,
-        cells: np.ndarray,
-    ) -> Tensor:
-        """Tokens of measured cells with their own noise, or with noise that is drawn."""
-        if not inversion:
-            return self._add_noise(z, noise_level, seed, cells)[0]
-        plain = GuidanceWeights(None, 1.0, 0.0)
-        return self._flow(z, source, size, plain, 1.0, self.process.time(noise_level), solver, n_steps)
-
-    @torch.no_grad()
-    def _shift(self, source: np.ndarray, target: np.ndarray, size: Tensor | None, time: float) -> Tensor:
-        """How far the mean of the baseline moves; a cell of unknown conditions is taken to be where it is."""
-        codes = self._known(source, target), target
-        old, new = (self.module.denoiser.mean(self._context(each, size)) for each in codes)
-        return self.process.coefficients(torch.tensor(float(time))).data * (new - old)
-
-    @staticmethod
-    def _known(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Conditions that cells come from; where they are not known, where they go."""
-        return np.where(source == OPEN, target, source)
-
-    def _context(self, codes: np.ndarray, size: Tensor | None) -> Context:
-        """What the denoiser is conditioned on, of condition codes (cells, n_keys)."""
-        return Context(torch.from_numpy(codes[:, : self._n_keys]).to(self.device), size)
-
-    @torch.no_grad()
-    def _flow(
-        self,
-        x: Tensor,
-        codes: np.ndarray,
-        size: Tensor | None,
-        weights: GuidanceWeights,
-        start: float,
-        end: float,
-        solver: Solver,
-        n_steps: int | None,
-        baseline_only: bool = False,
-    ) -> Tensor:
-        """Carry tokens from one time to another under condition codes (cells, n_keys), with guidance."""
-        denoiser, context = self.module.denoiser, self._context(codes, size)
-        if weights.kind == "classifier" and self._n_keys == codes.shape[1]:  # the classifier alone knows the label
-            context = context.without(self._n_keys - 1)
-        field = classifier_free(denoiser.without_network if baseline_only else denoiser, context, weights.free)
-        if weights.classifier:
-            y, null = torch.from_numpy(codes[:, -1]).to(self.device), context.without()
-
-            def log_prob(x: Tensor, t: Tensor) -> Tensor:
-                if self._classifier_sees_clean:
-                    x, t = self.process.data(x, denoiser(x, t, null), t), torch.ones_like(t)
-                log_p = denoiser.logits(x, t).log_softmax(dim=1).gather(1, y.clamp(min=0)[:, None])[:, 0]
-                return log_p * (y != OPEN)
-
-            field = classifier(field, log_prob, self.process, weights.classifier)
-        return solve(field, x, start, end, solver, n_steps)
-
-    @property
-    def _classifier_sees_clean(self) -> bool:
-        """Whether the classifier that guides sees what the denoiser predicts, and not the noisy tokens."""
-        return False
 
     @staticmethod
     def _check_generated(start: Tensor, tokens: Tensor, values: np.ndarray, guidance_weight: Any) -> None:
@@ -436,84 +339,3 @@ class LatentDiffusionModel(LatentModel):
         if "solver" in how:
             how["n_steps"] = how["n_steps"] or DEFAULT_STEPS[how["solver"]]
         return {"model": type(self).__name__, "version": version("sclatent"), "method": method, **how}
-
-    # ---- what the denoiser makes of measured cells
-
-    @torch.no_grad()
-    def denoise_tokens(self, x: Tensor, noise_level: float, size: Tensor | None = None) -> Tensor:
-        """Clean tokens of noisy tokens of the process: one evaluation of the denoiser under null conditions.
-
-        Parameters
-        ----------
-        x
-            Noisy tokens, (cells, n_tokens, token_dim), standardised as those of training.
-        noise_level
-            Share of noise in their variance.
-        size
-            Standardised log library sizes of counts, (cells,); by default the mean.
-
-        Returns
-        -------
-        Tensor
-            Tokens of the shape of ``x``, which the autoencoder decodes.
-
-        Examples
-        --------
-        >>> import torch
-        >>> autoencoder = model.module.autoencoder
-        >>> x = torch.randn(2, autoencoder.n_tokens, autoencoder.token_dim, device=model.device)
-        >>> model.denoise_tokens(x, noise_level=0.1).shape == x.shape
-        True
-        """
-        t = x.new_full((len(x),), self.process.time(noise_level))
-        null = torch.full((len(x), self._n_keys), OPEN, device=x.device)
-        context = Context(null, x.new_zeros(len(x)) if size is None else size)
-        return self.process.data(x, self.module.denoiser(x, t, context), t)
-
-    @torch.no_grad()
-    def get_activations(
-        self,
-        adata: AnnData | None = None,
-        indices: Sequence[int] | None = None,
-        noise_level: float = 0.0,
-        batch_size: int = 256,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """Activations of the denoiser without any condition, averaged over the tokens (arXiv 2301.13622, section 3).
-
-        Parameters
-        ----------
-        adata
-            Cells; the training data by default.
-        indices
-            Rows; all by default.
-        noise_level
-            Share of noise in the variance of what the denoiser sees, from 0 to 1.
-        batch_size
-            Cells computed together.
-        seed
-            Seed of the noise.
-
-        Returns
-        -------
-        np.ndarray
-            Activations (cells, n_blocks, width).
-
-        Examples
-        --------
-        >>> activations = model.get_activations(adata[:5], noise_level=0.1)
-        >>> n_cells, n_blocks, width = activations.shape
-        >>> n_cells
-        5
-        """
-        self._check_stage("diffusion", "get_activations")
-        if not (is_number(noise_level) and 0 <= noise_level <= 1):
-            raise ValueError(f"noise_level={noise_level!r} must be between 0 (no noise) and 1 (noise alone).")
-        rows = self._rows(adata, indices)
-        blocks = []
-        for cells in self._blocks(len(rows), batch_size, "Activations", progress_bar=False):
-            batch = rows[cells]
-            x, t = self._add_noise(self._latent(batch, seed, cells), noise_level, seed, cells)
-            size = self.domain.size(self.module, self.domain.library_of(self.module, batch))
-            blocks.append(self.module.denoiser.activations(x, t, size).cpu())
-        return torch.cat(blocks).numpy()
