@@ -13,7 +13,7 @@ Sources beside SCLDM:
 - SCLDM, baseline none (with --baselines mixed none): the network without a closed form
 - SCLDM, pooling attention (with --poolings linear attention): cross-attention in the autoencoder. Beside each pooling
   stand the NLL of held-out cells, in nats a cell, and the seconds of training
-- scVI, prior: a model that is told the type as its batch; z from N(0, I), library sizes of training cells of the type
+- scVI, prior: a model conditioned on the type as its batch; z from N(0, I), library sizes of training cells of the type
 - scVI, aggregated posterior: a model that is not; z of training cells of the type, and their library sizes
 - training cells: handed back as they are, which is what a model that remembers would do. The components were fitted on
   them, so that they are recognised by these.

@@ -181,7 +181,7 @@ def counterfactuals(
             both = {"classifier-free": arguments.free, "classifier": weight}
             moved_cells = model.counterfactual(
                 test, target, level, both if arguments.steering == "both" else weight, guidance=arguments.steering,
-                noise=arguments.noise_kind, seed=seed, progress_bar=False,
+                inversion=not arguments.without_inversion, seed=seed, progress_bar=False,
             )  # fmt: skip
             moved = judge(moved_cells)
             moved_by = np.linalg.norm(moved - at, axis=1)
@@ -238,7 +238,9 @@ def main() -> None:
         default="classifier",
         help="guidance of counterfactuals (DAED: classifier-free); of both, --weights are those of the classifier",
     )
-    parser.add_argument("--noise-kind", choices=["own", "drawn"], default="own", help="noise of counterfactuals")
+    parser.add_argument(
+        "--without-inversion", action="store_true", help="counterfactuals with noise that is drawn (inversion=False)"
+    )
     parser.add_argument("--free", type=float, default=4.0, help="weight of classifier-free guidance, of both")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="what trains and generates")

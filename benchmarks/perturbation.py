@@ -5,8 +5,9 @@ treated cells of each glioblastoma patient in turn (bundled), and with --kang th
 largest cell types. The 2,000 most variable genes (scanpy's flavour "seurat") are chosen on the training cells alone.
 `sclatent.metrics.evaluate_perturbation` compares every prediction with the cells that were held out.
 
-Rows: cells that were sampled; control cells that were moved (counterfactual), with more or less of the cell kept; "no
-network" where the closed form alone is evaluated, without the network that diffusion trains;
+Rows: cells that were sampled; control cells that were moved (counterfactual), at one noise level or several; "no
+network" where the closed form alone is evaluated, without the network that diffusion trains; "without gene effects"
+where counterfactuals move genes by what the decoder makes of the mean tokens alone (`gene_effects=False`);
 peers, each run in a Python environment of its own (`benchmarks/peers/`); the floors; the ceiling, one half of the
 real cells against the other.
 """
@@ -108,13 +109,20 @@ def predict(
             predictions[f"{scldm} sample, guidance {w:g}"] = model.sample(n, target, guidance_weight=weight, **options)
         if baseline != "none":
             predictions[f"{scldm} sample, no network"] = model.sample(n, target, baseline_only=True, **options)
-        for keep in arguments.keep:
-            # with all of the cell kept there is no flow to guide, and the network is not evaluated
-            for w in arguments.guidance if keep < 1 else [1.0]:
-                name = f"{scldm} counterfactual, keep {keep:g}"
-                name += f", guidance {w:g}" if keep < 1 else ", no network"
-                to, weight = {fold.condition_key: fold.treated}, {fold.condition_key: w}
-                predictions[name] = model.counterfactual(moved, to, keep=keep, guidance_weight=weight, **options)
+        to = {fold.condition_key: fold.treated}
+        for level in arguments.noise_level:
+            # at noise level 0 there is no flow to guide, and the network is not evaluated
+            for w in arguments.guidance if level else [1.0]:
+                name = f"{scldm} counterfactual, noise level {level:g}"
+                name += f", guidance {w:g}" if level else ", no network"
+                weight = {fold.condition_key: w}
+                predictions[name] = model.counterfactual(
+                    moved, to, noise_level=level, guidance_weight=weight, **options
+                )
+        if model.module.gene_means is not None:
+            model.module.gene_means = None
+            name = f"{scldm} counterfactual, noise level 0, no network, without gene effects"
+            predictions[name] = model.counterfactual(moved, to, noise_level=0, **options)
     return predictions
 
 
@@ -180,7 +188,9 @@ def main() -> None:
     parser.add_argument("--kang", type=Path, help="h5ad file of Kang et al. 2018")
     parser.add_argument("--folds", nargs="+", help='folds to run, such as "glioblastoma/PW034" or all of "kang"')
     parser.add_argument("--baselines", nargs="+", default=["mixed"], help="of SCLDM, the main one first")
-    parser.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.0])
+    parser.add_argument(
+        "--noise-level", type=float, nargs="+", default=[0.0, 1.0], help="of counterfactuals (default: 0 and 1)"
+    )
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument(
         "--peer",

@@ -25,7 +25,7 @@ CLAIMS = {
     "2_perturbation_prediction": [
         'summary.loc["energy", "counterfactual"] < summary.loc["energy", ["sample", "linear shift"]].min()',
         "size[0] < size[1] < size[-1]",
-        'likeness.loc["keep = 1", "with itself"] > likeness.loc["keep = 1", "with another cell"] + 0.1',
+        'likeness.loc["noise level 0", "with itself"] > likeness.loc["noise level 0", "with another cell"] + 0.1',
         'abs(likeness.loc["sample", "with itself"] - likeness.loc["sample", "with another cell"]) < 0.1',
         "correlation[10] > 0.3 > abs(correlation[250])",
         'pooled.loc["energy", "all alike"] > 2 * pooled.loc["energy", "cells"]',

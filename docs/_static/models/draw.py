@@ -208,7 +208,7 @@ def denoiser(picture: Picture, xs: Sequence[float], name: str, gives: str) -> fl
     return x + w / 2
 
 
-def classifier(picture: Picture, left: float, x: float, pushed: float, *, told: bool) -> None:
+def classifier(picture: Picture, left: float, x: float, pushed: float, *, conditioned: bool) -> None:
     """Draw the classifier at x, beside a denoiser that ends at ``left``, and how it pushes a sample."""
     chip = (left + x - 44) / 2
     picture.network(x, MIDDLE, 88, "classifier", r"$p(y\,|\,x_t)$")
@@ -216,7 +216,7 @@ def classifier(picture: Picture, left: float, x: float, pushed: float, *, told: 
     picture.text(chip, MIDDLE + 24, "activations", FAINT, size=10)
     picture.chip(chip, MIDDLE - 11, 72, "a few labels")
     picture.route([(chip + 39, MIDDLE - 11), (x - 47, MIDDLE - 11)], INK)
-    if told:
+    if conditioned:
         picture.route([(chip - 39, MIDDLE - 11), (left + 3, MIDDLE - 11)], INK)
     y = MIDDLE - 43
     picture.route([(x, MIDDLE - 25), (x, y), (pushed + 6, y)], SAMPLE)
@@ -291,14 +291,14 @@ def joint_diffusion() -> Picture:
     picture.chain(places, TOP, TRAIN)
     picture.chain(places[::-1], BOTTOM, SAMPLE)
     right = denoiser(picture, xs, "U-Net", "$v(x_t, t)$")
-    classifier(picture, right, 590, xs[1], told=False)
+    classifier(picture, right, 590, xs[1], conditioned=False)
     picture.text(cell, TOP + 37, "$z$, an image", FAINT)
     picture.text(cell, BOTTOM - 37, "a new image", FAINT)
     return picture
 
 
 def joint_ldm() -> Picture:
-    """JointLDM: the same on tokens, and the denoiser is told the label, too."""
+    """JointLDM: the same on tokens, and the denoiser is conditioned on the label, too."""
     picture = Picture()
     cell, coder, tokens, xs = 50, 134, 214, (304, 398, 496)
     diffuse(picture, picture.tokens, [likely_tokens(2), likely_tokens(11)], tokens, xs, straight)
@@ -311,7 +311,7 @@ def joint_ldm() -> Picture:
     picture.route([(tokens, TOP - 30), (tokens, MIDDLE), (coder, MIDDLE), (coder, BOTTOM + 29)], TRAIN)
     picture.text(cell + 8, MIDDLE, "first the\nautoencoder", TRAIN, size=10)
     right = denoiser(picture, xs, "Diffusion Transformer", "$v(x_t, t, y)$")
-    classifier(picture, right, 598, xs[1], told=True)
+    classifier(picture, right, 598, xs[1], conditioned=True)
     picture.text(cell, TOP + 44, "an image, or\nits embedding", FAINT, size=10)
     picture.text(tokens, TOP + 37, "tokens $z$", FAINT)
     return picture
