@@ -110,15 +110,17 @@ class DiffusionModel(LatentModel):
     ) -> Tensor:
         """Carry tokens from one time to another under condition codes (cells, n_keys), with guidance."""
         denoiser, context = self.module.denoiser, self._context(codes, size)
-        if weights.kind == "classifier" and self._n_keys == codes.shape[1]:  # the classifier alone knows the label
-            context = context.without(self._n_keys - 1)
+        has_label = self.labels_key is not None and self._n_keys == codes.shape[1]
+        unlabelled = context.without(self._n_keys - 1) if has_label else context
+        if weights.kind == "classifier":  # which alone knows the label
+            context = unlabelled
         field = classifier_free(denoiser.without_network if baseline_only else denoiser, context, weights.free)
         if weights.classifier:
-            y, null = torch.from_numpy(codes[:, -1]).to(self.device), context.without()
+            y = torch.from_numpy(codes[:, -1]).to(self.device)
 
             def log_prob(x: Tensor, t: Tensor) -> Tensor:
                 if self._classifier_sees_clean:
-                    x, t = self.process.data(x, denoiser(x, t, null), t), torch.ones_like(t)
+                    x, t = self.process.data(x, denoiser(x, t, unlabelled), t), torch.ones_like(t)
                 log_p = denoiser.logits(x, t).log_softmax(dim=1).gather(1, y.clamp(min=0)[:, None])[:, 0]
                 return log_p * (y != OPEN)
 

@@ -161,7 +161,11 @@ class FeatureModel(LatentDiffusionModel):
     def _default_weight(self, guidance: Guidance | None) -> Weight:
         return IMAGE_CLASSIFIER_WEIGHT if self.domain.is_image and guidance == "classifier" else 1.0
 
-    def _default_counterfactual(self, guidance: Guidance | None) -> tuple[Guidance | None, float, Weight]:
+    def _default_counterfactual(
+        self, guidance: Guidance | None, changes_label: bool
+    ) -> tuple[Guidance | None, float, Weight]:
+        if not changes_label:
+            return super()._default_counterfactual(guidance, changes_label)
         if guidance is None:
             wanted: Guidance = "both" if self.domain.is_image else "classifier"
             guidance = wanted if wanted in self._ways else next(iter(self._ways), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,17 +30,17 @@ class LatentDiffusionModel(DiffusionModel):
     denoiser.
     """
 
-    NOISE_LEVEL: ClassVar[float] = 0.0  # of counterfactuals, by default
-
     # ---- guidance
 
     def _default_weight(self, guidance: Guidance | None) -> Weight:
         """Weight of guidance of :meth:`sample`."""
         return 1.0
 
-    def _default_counterfactual(self, guidance: Guidance | None) -> tuple[Guidance | None, float, Weight]:
+    def _default_counterfactual(
+        self, guidance: Guidance | None, changes_label: bool
+    ) -> tuple[Guidance | None, float, Weight]:
         """What guides counterfactuals where nothing is asked for, and noise level and weight of what does."""
-        return guidance or next(iter(self._ways), None), self.NOISE_LEVEL, 1.0
+        return guidance or next(iter(self._ways), None), 0.0 if self.module.denoiser.has_baseline else 0.5, 1.0
 
     # ---- cells that are made
 
@@ -191,11 +191,11 @@ class LatentDiffusionModel(DiffusionModel):
             Share of noise in the variance of what the cell is reconstructed from, in [0, 1]. At 0 there is no flow: the
             cell moves by the difference of the baseline's means alone, which evaluates no network but the autoencoder.
             At 1 nothing but its noise is kept, and the denoiser makes the cell anew under the new conditions. By
-            default 0 for counts; of images and embeddings it depends on what guides, see
+            default 0, without a baseline 0.5; where a label is changed it depends on what guides, see
             :ref:`counterfactuals-of-features`.
         guidance_weight, guidance
-            As in :meth:`sample`; guidance acts on the flow forwards, and with a noise level of 0 there is none. Of
-            images and embeddings there is less way to go than in sampling, and default weights are higher.
+            As in :meth:`sample`; guidance acts on the flow forwards, and with a noise level of 0 there is none. Where a
+            label is changed there is less way to go than in sampling, and default weights are higher.
         inversion
             Whether the noise is that which the cell comes from (DDIM inversion, Song et al. 2021, arXiv 2010.02502): so
             that without guidance all of the change is that of the conditions. ``False`` adds noise that is drawn:
@@ -224,14 +224,18 @@ class LatentDiffusionModel(DiffusionModel):
             raise ValueError("conditions is missing: say where to move the cells, such as {'condition': 'stimulated'}.")
         check_seed(seed)  # a wrong seed is said even where nothing is drawn
         check_steps(n_steps)
-        guidance, default_level, default_weight = self._default_counterfactual(guidance)
-        noise_level = default_level if noise_level is None else noise_level
-        weight = default_weight if guidance_weight is None else guidance_weight
-        weights = self._weights(guidance, weight)
-        self._check_noise(noise_level, inversion, weights)
+        self._check_noise(noise_level, inversion)
         origin, rows = self._given(adata), self._rows(adata, indices, conditions=True)
         check_order(conditions, origin.obs_names[rows.cells], "conditions")
         known, target = rows.conditions[rows.cells], self.conditions.encode(conditions, len(rows))
+        changes_label = self.labels_key is not None and bool((target[:, -1] != OPEN).any())
+        guidance, default_level, default_weight = self._default_counterfactual(guidance, changes_label)
+        noise_level = default_level if noise_level is None else noise_level
+        weight = default_weight if guidance_weight is None else guidance_weight
+        weights = self._weights(guidance, weight)
+        self._warn_of_no_flow(noise_level, weights, changes_label)
+        if not changes_label:  # there is none to push to
+            weights = weights._replace(classifier=0.0)
         source, target = self._source(known, target), np.where(target == OPEN, known, target)
         batches = self.batches.asked(target, rows.batch[rows.cells])
         self.batches.warn_of_unseen(np.where(target == known, OPEN, target), batches)
@@ -287,18 +291,28 @@ class LatentDiffusionModel(DiffusionModel):
                 f"guidance={weights.kind!r} needs the network: use 'classifier-free' with baseline_only=True."
             )
 
-    def _check_noise(self, noise_level: float, inversion: bool, weights: GuidanceWeights) -> None:
+    @staticmethod
+    def _check_noise(noise_level: float | None, inversion: bool) -> None:
         if not isinstance(inversion, bool | np.bool_):
             raise ValueError(f"inversion={inversion!r} must be True or False.")
-        if not (is_number(noise_level) and 0 <= noise_level <= 1):
+        if noise_level is not None and not (is_number(noise_level) and 0 <= noise_level <= 1):
             raise ValueError(
                 f"noise_level={short_repr(noise_level)} must be between 0 (cells move by the baseline alone) and 1 "
                 "(they are made anew)."
             )
+
+    def _warn_of_no_flow(self, noise_level: float, weights: GuidanceWeights, changes_label: bool) -> None:
+        """Say what a noise level of 0 does not do."""
         if noise_level == 0 and not self.module.denoiser.has_baseline:
             warnings.warn(
                 "noise_level=0 moves cells by the effect that conditions have in the baseline, and this model has none "
                 "(baseline='none'): they stay as they are. Use a higher noise_level, such as 0.5.",
+                stacklevel=3,
+            )
+        elif noise_level == 0 and changes_label:
+            warnings.warn(
+                f"noise_level=0 does not change {self.labels_key!r}: a label is reached by denoising, and not by the "
+                "baseline alone. Use a higher noise_level, or leave it out.",
                 stacklevel=3,
             )
         elif noise_level == 0 and (weights.classifier or np.not_equal(weights.free, 1).any()):
