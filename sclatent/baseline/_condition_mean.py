@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from sclatent.nn import OPEN, Context
+from sclatent.nn import NULL, Context
 
 from ._mixed_model import MixedModel
 
@@ -99,7 +99,7 @@ class ConditionMean(nn.Module):
         if self.kind == "none":
             return
         values, known = tokens.flatten(1).numpy().astype(float), codes.numpy()
-        kept = (known != OPEN).all(axis=1)
+        kept = (known != NULL).all(axis=1)
         values, known = values[kept], known[kept]
         if not len(known):
             return
@@ -125,5 +125,5 @@ class ConditionMean(nn.Module):
             total = total + context.size.view(-1, *ones) * self.slope
         if self.model is None:
             return total
-        given = (context.codes != OPEN).any(dim=1)
+        given = (context.codes != NULL).any(dim=1)
         return total + given.view(-1, *ones) * self.model(context.codes)

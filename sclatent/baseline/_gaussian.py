@@ -14,7 +14,7 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 from sclatent.diffusion import Process
-from sclatent.nn import OPEN, CombinationTable
+from sclatent.nn import NULL, CombinationTable
 
 MIN_VARIANCE = 1e-3  # of standardised tokens: coordinates that do not vary have a velocity, too
 MAX_ENTRIES = 2**24  # of the principal components of images of many pixels, and of the axes of many conditions: 64 MiB
@@ -99,7 +99,7 @@ class GaussianVelocity(nn.Module):
             Variance of noise that comes on top of these tokens in training.
         """
         z, deviations = tokens.flatten(1).double(), (tokens - means).flatten(1).double()
-        known = (codes != OPEN).all(dim=1) if codes.shape[1] else torch.zeros(len(codes), dtype=torch.bool)
+        known = (codes != NULL).all(dim=1) if codes.shape[1] else torch.zeros(len(codes), dtype=torch.bool)
         seen, group = torch.unique(codes[known], dim=0, return_inverse=True) if known.any() else (codes[:0], None)
         n_entries = 3 + 2 * len(seen)
         rank = max(1, min(self.max_rank, self.dim, MAX_ENTRIES // self.dim, math.isqrt(MAX_ENTRIES // n_entries)))
@@ -162,7 +162,7 @@ class GaussianVelocity(nn.Module):
     def _entry(self, codes: Tensor) -> Tensor:
         """Entry of each combination, (cells,): 0 where all conditions are null."""
         entry, unseen = self.entry.of(codes).long(), len(self.axes) // 2
-        return torch.where((codes == OPEN).all(dim=1), 0, torch.where(entry == 0, unseen, entry))
+        return torch.where((codes == NULL).all(dim=1), 0, torch.where(entry == 0, unseen, entry))
 
     def _within(self, x: Tensor, t: Tensor, entry: Tensor) -> Tensor:
         """Velocity of coordinates (cells, rank) that have these of the covariances."""

@@ -13,7 +13,7 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
-from sclatent.nn import OPEN, CombinationTable
+from sclatent.nn import NULL, CombinationTable
 
 from ._reml import orthonormal, reml
 
@@ -175,7 +175,7 @@ class MixedModel(nn.Module):
         for k, (code, seen) in enumerate(zip(codes.unbind(1), self.seen.unbind(1), strict=True)):
             total = total + self.get_buffer(f"fixed{k}")[code]
             share, features = self.get_buffer(f"share{k}"), self.get_buffer(f"features{k}")
-            is_null, same = (code == OPEN)[:, None], code[:, None] == seen
+            is_null, same = (code == NULL)[:, None], code[:, None] == seen
             inner[Factor(k, by_likeness=False)] = torch.where(is_null, share[seen], same.to(share.dtype))
             inner[Factor(k, by_likeness=True)] = features[code] @ features[seen].T
         kernel = self.weights.new_zeros(len(codes), len(self.seen))
@@ -220,7 +220,7 @@ class MixedModel(nn.Module):
         found, entries = [], []
         for size in range(len(self.n_levels)):
             for kept in combinations(range(len(self.n_levels)), size):
-                null = np.full_like(codes, OPEN)
+                null = np.full_like(codes, NULL)
                 null[:, kept] = codes[:, kept]
                 null, of_null = np.unique(null, axis=0, return_inverse=True)
                 member = sparse.csr_matrix((n_cells, (of_null.ravel(), np.arange(len(codes)))))

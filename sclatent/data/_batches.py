@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sclatent.nn import OPEN
+from sclatent.nn import NULL
 
 from ._pools import CellPools
 
@@ -15,7 +15,7 @@ class TrainingBatches:
     r"""What the training cells say of the batch under a combination of conditions.
 
     For a combination that was seen in training the batches of its cells are drawn from (of all cells that agree with
-    the keys that are given, if some are open): where a condition was measured in one batch alone, no cell is made of it
+    the keys that are given, if some are null): where a condition was measured in one batch alone, no cell is made of it
     in another. For one that was not seen,
 
     .. math:: p(b \mid c) \propto p(b) \prod_k \frac{p(b \mid c_k)}{p(b)},
@@ -60,7 +60,7 @@ class TrainingBatches:
         ]
 
     def is_seen(self, codes: np.ndarray) -> np.ndarray:
-        """Whether any training cell agrees with each of some condition codes (cells, n_keys), -1 for open: (cells,)."""
+        """Whether any training cell agrees with each of some condition codes (cells, n_keys), -1 for null: (cells,)."""
         return self._pools.draw(codes, np.zeros(len(codes))) >= 0
 
     def draw(self, codes: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -69,7 +69,7 @@ class TrainingBatches:
         Parameters
         ----------
         codes
-            Condition codes, (cells, n_keys), -1 where a key is open.
+            Condition codes, (cells, n_keys), -1 where a condition is null.
         uniforms
             Two uniform random numbers per cell, (cells, 2). The first picks a cell of the combination, as it does in
             :class:`LibrarySizes`: batch and library size of a generated cell are those of one training cell. The second
@@ -96,7 +96,7 @@ class TrainingBatches:
         """Probabilities (n_batches,), not normalised, under a combination (n_keys,) that was not seen; and the rule."""
         probability = self._share.copy()
         for code, together in zip(combination, self._together, strict=True):
-            if code != OPEN and together[code].any():  # a level without training cells tells nothing
+            if code != NULL and together[code].any():  # a level without training cells tells nothing
                 ratio = together[code] / together[code].sum()
                 probability *= np.divide(ratio, self._share, out=np.zeros_like(ratio), where=self._share > 0)
         return (probability, self.RULES[1]) if probability.any() else (self._share, self.RULES[2])
@@ -107,7 +107,7 @@ class TrainingBatches:
         Parameters
         ----------
         codes
-            Condition codes, (cells, n_keys), -1 where a key is open.
+            Condition codes, (cells, n_keys), -1 where a condition is null.
         batches
             Batch codes, (cells,).
 
@@ -117,7 +117,7 @@ class TrainingBatches:
             (cells, n_keys).
         """
         columns = [
-            (code != OPEN) & together[code].any(axis=1) & (together[code, batches] == 0)
+            (code != NULL) & together[code].any(axis=1) & (together[code, batches] == 0)
             for code, together in zip(codes.T, self._together, strict=True)
         ]
         return np.stack(columns, axis=1) if columns else np.zeros(codes.shape, dtype=bool)

@@ -279,7 +279,7 @@ def warn_of_copies(obs: pd.DataFrame, keys: Sequence[str]) -> None:
     obs
         Table of cells.
     keys
-        Columns that the model is told.
+        Columns that the model is conditioned on.
 
     Examples
     --------

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_scalar
 
-from sclatent.nn import OPEN
+from sclatent.nn import NULL
 
 from ._levels import code_of, factorize, level_key, plain_level, short_repr
 
@@ -35,7 +35,7 @@ class Conditions:
     >>> import pandas as pd
     >>> from sclatent.data import Conditions
     >>> conditions = Conditions({"cell_type": ["B", "T"], "condition": ["control", "stimulated"]})
-    >>> conditions.encode({"cell_type": "T"}, n_cells=1).tolist()  # the condition is left open
+    >>> conditions.encode({"cell_type": "T"}, n_cells=1).tolist()  # the condition is null
     [[1, -1]]
     >>> codes = conditions.encode(pd.DataFrame({"cell_type": ["B", "T"], "condition": ["control", "stimulated"]}))
     >>> codes.tolist()
@@ -95,7 +95,7 @@ class Conditions:
         Returns
         -------
         np.ndarray
-            Codes (cells, n_keys), -1 where a key is open.
+            Codes (cells, n_keys), -1 where a condition is null.
         """
         argument = self.argument if argument is None else argument
         if isinstance(conditions, pd.Series) and not conditions.index.intersection(self.keys).empty:
@@ -128,7 +128,7 @@ class Conditions:
         if unknown:
             raise KeyError(f"{argument}: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
         code = [
-            self._code(key, conditions[key], argument) if conditions.get(key) is not None else OPEN for key in self.keys
+            self._code(key, conditions[key], argument) if conditions.get(key) is not None else NULL for key in self.keys
         ]
         return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
 
@@ -146,7 +146,7 @@ class Conditions:
         return self.codes_of(key, column, argument)[:, None]
 
     def encode_rows(self, table: pd.DataFrame, argument: str, is_measured: bool = False) -> np.ndarray:
-        """Turn the columns of a table that are condition keys into codes; keys that it lacks are left open.
+        """Turn the columns of a table that are condition keys into codes; keys that it lacks are null.
 
         Parameters
         ----------
@@ -161,22 +161,22 @@ class Conditions:
         Returns
         -------
         np.ndarray
-            Codes (cells, n_keys), -1 where a key is open.
+            Codes (cells, n_keys), -1 where a condition is null.
         """
         names = list(table.columns)
         others = {str(name).casefold(): name for name in names if name not in self.levels}
-        codes = np.full((len(table), len(self.keys)), OPEN)
+        codes = np.full((len(table), len(self.keys)), NULL)
         for k, key in enumerate(self.keys):
             if names.count(key) > 1:
                 raise ValueError(f"{argument} has {names.count(key)} columns with the name {key!r}: keep one of them.")
             if key in names and is_measured and key in self.unlabeled:
                 found, levels = factorize(table[key])
-                codes[:, k] = np.array([*(code_of(level, self._codes[key], OPEN) for level in levels), OPEN])[found]
+                codes[:, k] = np.array([*(code_of(level, self._codes[key], NULL) for level in levels), NULL])[found]
             elif key in names:
                 codes[:, k] = self.codes_of(key, table[key], argument)
             elif like := get_close_matches(key.casefold(), others, n=1, cutoff=0.8):
                 warnings.warn(
-                    f"{argument} has no column {key!r}, so that this condition is left open, but {others[like[0]]!r}: "
+                    f"{argument} has no column {key!r}, so that this condition is null, but {others[like[0]]!r}: "
                     "rename it if it is the same.",
                     stacklevel=4,
                 )
@@ -190,21 +190,21 @@ class Conditions:
         key
             The key.
         column
-            One level per cell; missing ones are left open.
+            One level per cell; missing ones are null.
         argument
             What a message calls the table that the column is from.
 
         Returns
         -------
         np.ndarray
-            Codes (cells,), -1 where the level is open.
+            Codes (cells,), -1 where the level is null.
         """
         try:
             codes, levels = factorize(column)
         except TypeError as error:
             raise ValueError(f"{argument}: {key!r} has values that cannot be levels, such as lists.") from error
         of_level = [self._code(key, level, argument) for level in levels]
-        return np.array([*of_level, OPEN], dtype=np.int64)[codes]
+        return np.array([*of_level, NULL], dtype=np.int64)[codes]
 
     def _code(self, key: str, level: Any, argument: str) -> int:
         code = code_of(level, self._codes[key])
@@ -219,12 +219,12 @@ class Conditions:
         return code
 
     def decode(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
-        """Turn codes into names, as categoricals with the levels of training; an open key is missing.
+        """Turn codes into names, as categoricals with the levels of training; a null condition is missing.
 
         Parameters
         ----------
         codes
-            Condition codes, (cells, n_keys), -1 where a key is open.
+            Condition codes, (cells, n_keys), -1 where a condition is null.
         index
             Names of the cells.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sclatent.nn import OPEN
+from sclatent.nn import NULL
 
 from ._columns import check_categorical
 from ._conditions import Conditions
@@ -126,7 +126,7 @@ def label_codes(obs: pd.DataFrame, conditions: Conditions, key: str) -> np.ndarr
     unlabeled, labels = conditions.unlabeled[key], conditions.levels[key]
     _check_column(obs, key, unlabeled)
     codes, found = factorize(obs[key])
-    code = {level_key(label): i for i, label in enumerate(labels)} | {level_key(unlabeled): OPEN}
+    code = {level_key(label): i for i, label in enumerate(labels)} | {level_key(unlabeled): NULL}
     unknown = [label for label in found if code_of(label, code) is None]
     if unknown:
         raise ValueError(

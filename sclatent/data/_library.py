@@ -20,7 +20,7 @@ class LibrarySizes:
     r"""What the training cells say of the library size under a combination of conditions.
 
     For a combination that was seen in training the library sizes of its cells are drawn from (of all cells that agree
-    with the keys that are given, if some are open). For one that was not,
+    with the keys that are given, if some are null). For one that was not,
 
     .. math:: \ln \ell = \mu + \sum_k \delta_k(c_k) + r
 
@@ -58,7 +58,7 @@ class LibrarySizes:
     def _additive(self) -> tuple[float, list[np.ndarray]]:
         """Constant and effects of the additive model; fitted when it is first needed."""
         constant, effects = additive_effects(self.codes, np.log(self.sizes)[:, None], self.n_levels)
-        return float(constant[0]), [np.append(effect[:, 0], 0.0) for effect in effects]  # code -1 (open) has no effect
+        return float(constant[0]), [np.append(effect[:, 0], 0.0) for effect in effects]  # code -1 (null) has no effect
 
     def _log_mean(self, codes: np.ndarray) -> np.ndarray:
         constant, effects = self._additive
@@ -70,7 +70,7 @@ class LibrarySizes:
         Parameters
         ----------
         codes
-            Condition codes, (cells, n_keys), -1 where a key is open.
+            Condition codes, (cells, n_keys), -1 where a condition is null.
         uniforms
             One uniform random number per cell, (cells,).
 

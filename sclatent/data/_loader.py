@@ -259,7 +259,7 @@ class TokenRows(Dataset):
     tokens
         Standardised tokens, (cells, n_tokens, token_dim).
     others
-        What belongs to them, (cells, ...) each: condition codes, and whatever else the denoiser is told.
+        What belongs to them, (cells, ...) each: condition codes, and whatever else the denoiser is conditioned on.
     cells
         The rows that the data set consists of; all of them by default.
 

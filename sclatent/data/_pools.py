@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sclatent.nn import OPEN
+from sclatent.nn import NULL
 
 
 class CellPools:
@@ -29,8 +29,8 @@ class CellPools:
             yield combination, self._cells[start:end]
 
     def of(self, combination: np.ndarray) -> np.ndarray:
-        """Cells that agree with a combination (n_keys,) in all keys that are not open, in their own order."""
-        agree = ((self.combinations == combination) | (combination == OPEN)).all(axis=1)
+        """Cells that agree with a combination (n_keys,) in all keys that are not null, in their own order."""
+        agree = ((self.combinations == combination) | (combination == NULL)).all(axis=1)
         pools = [self._cells[self._starts[i] : self._starts[i + 1]] for i in np.flatnonzero(agree)]
         return np.sort(np.concatenate([self._cells[:0], *pools]))
 

@@ -180,7 +180,7 @@ class DAED(PredictionMixin, DenoisingMixin, FeatureModel):
         Returns
         -------
         AnnData
-            A row a cell of the input, with its index and obs.
+            One row per cell of the input, with its index and obs.
 
         Examples
         --------

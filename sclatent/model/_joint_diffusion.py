@@ -22,8 +22,8 @@ class JointDiffusion(JointMixin, DenoisingMixin, FeatureModel):
     r"""Diffusion of images or embeddings with a classifier on what the denoiser sees (arXiv 2301.13622).
 
     One denoiser learns from all cells how they are distributed, and its activations from the labelled ones what they
-    are. It is not told any label: the gradient of :math:`\ln p(y | x_t)` guides it. Set up without labels, this is
-    plain diffusion.
+    are. It is not conditioned on the label: the gradient of :math:`\ln p(y | x_t)` guides it. Set up without labels,
+    this is plain diffusion.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class JointDiffusion(JointMixin, DenoisingMixin, FeatureModel):
         Returns
         -------
         AnnData
-            A row a cell of the input, with its index and obs.
+            One row per cell of the input, with its index and obs.
 
         Examples
         --------

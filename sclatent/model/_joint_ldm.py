@@ -25,8 +25,8 @@ class JointLDM(JointMixin, FeatureModel):
     r"""Latent diffusion with a classifier, trained on a few labels and many cells (Joint LDM, arXiv 2411.09434).
 
     An autoencoder turns an embedding or an image into tokens; on its frozen tokens one denoiser learns how cells are
-    distributed, from all of them, and its activations what the labelled ones are. The denoiser is told the label, too,
-    so that it can be guided by the classifier, without it, or both ways.
+    distributed, from all of them, and its activations what the labelled ones are. The denoiser is conditioned on the
+    label, too, so that it can be guided by the classifier, without it, or both ways.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sclatent.nn import OPEN, AdaLNBlock, ConditionEmbedding, Context, TimeEmbedding
+from sclatent.nn import NULL, AdaLNBlock, ConditionEmbedding, Context, TimeEmbedding
 
 
 class DiT(nn.Module):
@@ -94,7 +94,7 @@ class DiT(nn.Module):
 
     def activations(self, x: Tensor, t: Tensor) -> Tensor:
         """Activations of each block without any condition, averaged over the tokens, (cells, n_blocks, width)."""
-        return self.evaluate(x, t, Context(torch.full((len(t), len(self.n_levels)), OPEN, device=t.device)))[1]
+        return self.evaluate(x, t, Context(torch.full((len(t), len(self.n_levels)), NULL, device=t.device)))[1]
 
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Predict the velocity, of the shape of ``x``; arguments as in :meth:`evaluate`."""

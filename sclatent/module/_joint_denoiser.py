@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sclatent.baseline import Baseline
 from sclatent.diffusion import Process
-from sclatent.nn import OPEN, Context, Dropout
+from sclatent.nn import NULL, Context, Dropout
 
 from ._dit import DiT
 from ._residual_denoiser import ResidualDenoiser
@@ -22,7 +22,7 @@ class JointDenoiser(ResidualDenoiser):
     The activations of all blocks, averaged over the tokens, are joined with the embedding of the time and go through a
     perceptron of two layers. To its logits are added those of a linear classifier and of a perceptron that see the
     tokens themselves: with few labels the former is all there is to learn, and what the denoiser has found comes on
-    top. They see a linear guess of the clean tokens (Wiener 1949), coordinate by coordinate,
+    top. They see a linear estimate of the clean tokens (Wiener 1949), coordinate by coordinate,
 
     .. math:: \hat z_i = \frac{a_t \sigma_i^2}{a_t^2 \sigma_i^2 + s_t^2} \, x_{t,i}, \qquad
               \sigma_i^2 = \sum_j C_{ij}^2 / C_{ii} ,
@@ -32,7 +32,7 @@ class JointDenoiser(ResidualDenoiser):
     they vary in.
 
     Small coordinates are gone as soon as there is noise, and large ones are left: one classifier does for all times.
-    What is classified is seen without its label, so that the denoiser may be told the label, too, and be guided either
+    What is classified is seen without its label, so that the denoiser may be conditioned on it, too, and guided either
     way.
 
     Parameters
@@ -94,7 +94,7 @@ class JointDenoiser(ResidualDenoiser):
                 nn.init.zeros_(parameter)
 
     def fit(self, tokens: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Fit the baseline, and the variances of the linear guess, to tokens (cells, n_tokens, token_dim) of mean 0."""
+        """Fit the baseline, and the variances of the linear estimate, to tokens (cells, n_tokens, token_dim)."""
         super().fit(tokens, *args, **kwargs)
         self._fit_variance(tokens)
 
@@ -128,5 +128,5 @@ class JointDenoiser(ResidualDenoiser):
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the labels (cells, n_labels) of noisy tokens x at times t."""
-        null = torch.full((len(t), len(self.n_levels)), OPEN, device=t.device)
+        null = torch.full((len(t), len(self.n_levels)), NULL, device=t.device)
         return self.joint(x, t, Context(null))[1]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sclatent.baseline import Baseline, ConditionMean, GaussianVelocity
 from sclatent.diffusion import Process
-from sclatent.nn import OPEN, Context
+from sclatent.nn import NULL, Context
 
 from ._dit import DiT
 from ._unet import UNet
@@ -99,7 +99,7 @@ class ResidualDenoiser(nn.Module):
 
     def activations(self, x: Tensor, t: Tensor, size: Tensor | None = None) -> Tensor:
         """Activations of each block of the network without any condition, (cells, n_activations, width)."""
-        null = torch.full((len(t), len(self.n_levels)), OPEN, device=t.device)
+        null = torch.full((len(t), len(self.n_levels)), NULL, device=t.device)
         return self.evaluate(x, t, Context(null, size))[1]
 
     def evaluate(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ class SetAutoencoder(nn.Module):
     n_genes
         Number of genes that the model knows.
     n_batches
-        Number of batches; the decoder is told the batch, so that the tokens need not carry it.
+        Number of batches; the decoder is conditioned on the batch, so that the tokens need not carry it.
     n_tokens, token_dim
         Shape of the latent of a cell.
     width, n_blocks, n_heads

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sclatent.nn import OPEN, ConditionEmbedding, Context, TimeEmbedding
+from sclatent.nn import NULL, ConditionEmbedding, Context, TimeEmbedding
 
 from ._dit import DiT
 
 
 class TimedBlock(nn.Module):
-    """Two 3 x 3 convolutions with a short cut, steered by what the network is told (Dhariwal & Nichol 2021)."""
+    """Two 3 x 3 convolutions with a short cut, modulated by the conditioning (Dhariwal & Nichol 2021)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class TimedBlock(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Map (cells, width, height, width) under what is told, (cells, width), to the same shape."""
+        """Map (cells, width, height, width) under what it is conditioned on, (cells, width), to the same shape."""
         shift, scale = self.modulation(F.silu(c))[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         return x + self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale)))
@@ -117,7 +117,7 @@ class UNet(nn.Module):
 
     def activations(self, x: Tensor, t: Tensor) -> Tensor:
         """Activations of each block without any condition, averaged over the image, (cells, n_activations, width)."""
-        return self.evaluate(x, t, Context(torch.full((len(t), len(self.n_levels)), OPEN, device=t.device)))[1]
+        return self.evaluate(x, t, Context(torch.full((len(t), len(self.n_levels)), NULL, device=t.device)))[1]
 
     def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Predict the velocity of patches x (cells, n_tokens, token_dim); as in :class:`DiT`."""

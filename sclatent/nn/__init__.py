@@ -2,7 +2,7 @@
 
 from ._attention import AdaLNBlock, Block, SelfAttention
 from ._conditions import CombinationTable, ConditionEmbedding
-from ._context import OPEN, Context
+from ._context import NULL, Context
 from ._cross_attention import CrossAttentionPooling, CrossAttentionReadout
 from ._dropout import Dropout
 from ._set_attention import SetPooling, SetReadout
@@ -10,7 +10,7 @@ from ._sets import CellSets
 from ._time import TimeEmbedding
 
 __all__ = [
-    "OPEN",
+    "NULL",
     "AdaLNBlock",
     "Block",
     "CellSets",

@@ -1,4 +1,4 @@
-"""What categorical conditions, each of which may be left open, contribute to a network."""
+"""What categorical conditions, each of which may be null, contribute to a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ConditionEmbedding(nn.Module):
     >>> import torch
     >>> from sclatent.nn import ConditionEmbedding
     >>> embedding = ConditionEmbedding([8, 2], 32)  # 8 cell types and 2 conditions
-    >>> codes = torch.tensor([[3, 1], [3, -1]])  # the second cell leaves the condition open
+    >>> codes = torch.tensor([[3, 1], [3, -1]])  # of the second cell the condition is null
     >>> embedding(codes).shape
     torch.Size([2, 32])
     """
@@ -59,7 +59,7 @@ class CombinationTable(nn.Module):
     >>> from sclatent.nn import CombinationTable
     >>> table = CombinationTable([8, 2], 3)
     >>> table.fit_combinations(torch.tensor([[5, 1]]), torch.ones(1, 3))
-    >>> table.of(torch.tensor([[5, 1], [5, -1]])).tolist()  # in the second the other key is left open
+    >>> table.of(torch.tensor([[5, 1], [5, -1]])).tolist()  # in the second the other key is null
     [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
 
@@ -80,7 +80,7 @@ class CombinationTable(nn.Module):
         Parameters
         ----------
         combinations
-            Condition codes, (n_combinations, n_keys), -1 where a key is open.
+            Condition codes, (n_combinations, n_keys), -1 where a condition is null.
         entries
             ``(n_combinations, *shape)``.
         """
@@ -95,7 +95,7 @@ class CombinationTable(nn.Module):
         self.combinations, self.interactions = self.combinations[kept], self.interactions[kept]
 
     def of(self, codes: Tensor) -> Tensor:
-        """Entries ``(cells, *shape)`` of codes (cells, n_keys), -1 where a key is open."""
+        """Entries ``(cells, *shape)`` of codes (cells, n_keys), -1 where a condition is null."""
         number = self._number(codes)
         place = torch.searchsorted(self.combinations, number)
         return self.interactions[place.where(self.combinations[place] == number, -1)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-OPEN = -1  # the code of the null condition
+NULL = -1  # the code of the null condition
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Context:
     def without(self, key: int | None = None, is_pushed: bool = False) -> Context:
         """Make a condition null, or all; ``is_pushed`` remembers what they were."""
         codes = self.codes.clone()
-        codes[:, slice(None) if key is None else key] = OPEN
+        codes[:, slice(None) if key is None else key] = NULL
         return replace(self, codes=codes, pushed_to=self.codes if is_pushed else None)
 
     @staticmethod

@@ -58,7 +58,7 @@ def denoising(
     Returns
     -------
     pd.DataFrame
-        A row a model and data set, also in ``uns[key_added]`` of every data set, the noisy cells as they are first:
+        One row per model and data set, also in ``uns[key_added]`` of every data set, the noisy cells as they are first:
         ``model``, ``data_set``, ``noise_level``, ``error`` (mean absolute error over features and cells, in standard
         deviations of the features of the data set), ``se`` (standard error over cells), ``n_cells``.
 

@@ -72,7 +72,7 @@ def reconstruction_error(
     Returns
     -------
     pd.DataFrame
-        A row a data set and level, also in ``adata.uns[key_added]``: ``model`` (its class), ``data_set``,
+        One row per data set and level, also in ``adata.uns[key_added]``: ``model`` (its class), ``data_set``,
         ``noise_level``, ``error`` (mean absolute error over features and cells, in standard deviations of the features
         of the data set), ``se`` (standard error over cells), ``noise`` (the error of the noisy cells as they are,
         divided by :math:`\sqrt{1 - \beta}`) and ``n_cells``.

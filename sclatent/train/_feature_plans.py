@@ -11,7 +11,7 @@ from torch import Tensor
 from sclatent.data import FeatureBatch, TokenRows, check_number, check_whole
 from sclatent.diffusion import Process
 from sclatent.module import DenoisingAutoencoder, FeatureAutoencoder, JointDenoiser
-from sclatent.nn import OPEN, Context, Dropout
+from sclatent.nn import NULL, Context, Dropout
 
 from ._plans import DiffusionPlan, StagePlan
 
@@ -240,7 +240,7 @@ class JointPlan(DiffusionPlan):
     def look_at(self, data: TokenRows) -> None:
         """Take the labelled cells, those of the validation split among them."""
         tokens, codes = data[range(len(data))]
-        labelled = codes[:, -1] != OPEN
+        labelled = codes[:, -1] != NULL
         self._labelled = tokens[labelled], codes[labelled, -1]
         self._all_labelled = bool(labelled.all())
         frequency = torch.bincount(self._labelled[1], minlength=len(self.mean_prediction)) + 1.0
@@ -274,7 +274,7 @@ class JointPlan(DiffusionPlan):
         progress = self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches))
         ramp = min(1.0, max(0.0, (progress - 0.3) / 0.1))
         if self.consistency_weight * ramp and not self._all_labelled:
-            learns = (codes[:, -1] == OPEN) & (t >= self.earliest)
+            learns = (codes[:, -1] == NULL) & (t >= self.earliest)
             loss = loss + self.consistency_weight * ramp * self._consistency(z, logits, learns)
         return loss
 

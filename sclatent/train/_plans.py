@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from sclatent.data import CellBatch, check_number, check_whole, torch_stream
 from sclatent.diffusion import LinearFlow, Process
 from sclatent.module import SetAutoencoder
-from sclatent.nn import OPEN, CellSets, Context
+from sclatent.nn import NULL, CellSets, Context
 
 
 class TrainingDivergedError(RuntimeError):
@@ -307,7 +307,7 @@ class DiffusionPlan(StagePlan):
         n_draws = 1 + codes.shape[1] * (self.dropout_key > 0)
         uniform = torch.rand(len(codes), n_draws, generator=generator, device=generator.device)
         lost = (uniform[:, :1] < self.dropout_all).expand_as(codes)
-        return codes.masked_fill(lost | (uniform[:, 1:] < self.dropout_key) if n_draws > 1 else lost, OPEN)
+        return codes.masked_fill(lost | (uniform[:, 1:] < self.dropout_key) if n_draws > 1 else lost, NULL)
 
     def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell under the averaged weights and all its conditions, (cells,)."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sclatent.data import Conditions, TrainingBatches, check_categorical, short_repr
-from sclatent.nn import OPEN
+from sclatent.nn import NULL
 
 
 class Batches:
@@ -78,7 +78,7 @@ class Batches:
             return batches
         asked = codes[:, self.conditions.keys.index(self.key)]
         of_level = np.array([self.levels.index(level) for level in self.conditions.levels[self.key]])
-        return np.where(asked == OPEN, batches, of_level[asked])
+        return np.where(asked == NULL, batches, of_level[asked])
 
     def warn_of_levels(
         self, codes: np.ndarray | None = None, batches: np.ndarray | None = None, stacklevel: int = 5
@@ -91,7 +91,7 @@ class Batches:
             seen = np.column_stack([seen, self.training.batch])
             asked = None if codes is None or batches is None else np.column_stack([codes, batches])
         for k, (key, names) in enumerate(levels.items()):
-            empty = np.setdiff1d(np.arange(len(names)) if asked is None else asked[:, k], np.append(seen[:, k], OPEN))
+            empty = np.setdiff1d(np.arange(len(names)) if asked is None else asked[:, k], np.append(seen[:, k], NULL))
             if len(empty):
                 warnings.warn(
                     f"No training cell has a level of {key!r} that is one of {short_repr([names[i] for i in empty])}: "

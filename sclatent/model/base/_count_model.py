@@ -74,8 +74,8 @@ class CountModel(LatentDiffusionModel):
             One or more categorical columns of obs to condition on, such as cell type and perturbation. Levels are text,
             numbers or booleans.
         batch_key
-            Categorical column of obs that the decoder is told, so that the latent need not carry it. If it is one of
-            ``condition_keys``, too, cells are decoded under the batch that is asked for.
+            Categorical column of obs that the decoder is conditioned on, so that the latent need not carry it. If it is
+            one of ``condition_keys``, too, cells are decoded under the batch that is asked for.
         size_factor_key
             Column of obs with size factors, in any unit; by default the library size is the total count of the cell.
         is_count_data

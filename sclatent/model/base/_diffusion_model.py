@@ -14,7 +14,7 @@ from sclatent.data import cell_rng, is_number
 from sclatent.data._random import Purpose
 from sclatent.diffusion import classifier, classifier_free, solve
 from sclatent.module import JointDenoiser
-from sclatent.nn import OPEN, Context
+from sclatent.nn import NULL, Context
 
 from ._guidance import Guidance, GuidanceWeights, Weight, guidance_weights
 from ._latent_model import LatentModel
@@ -89,7 +89,7 @@ class DiffusionModel(LatentModel):
     @staticmethod
     def _known(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Conditions that cells come from; where they are not known, where they go."""
-        return np.where(source == OPEN, target, source)
+        return np.where(source == NULL, target, source)
 
     def _context(self, codes: np.ndarray, size: Tensor | None) -> Context:
         """What the denoiser is conditioned on, of condition codes (cells, n_keys)."""
@@ -122,7 +122,7 @@ class DiffusionModel(LatentModel):
                 if self._classifier_sees_clean:
                     x, t = self.process.data(x, denoiser(x, t, unlabelled), t), torch.ones_like(t)
                 log_p = denoiser.logits(x, t).log_softmax(dim=1).gather(1, y.clamp(min=0)[:, None])[:, 0]
-                return log_p * (y != OPEN)
+                return log_p * (y != NULL)
 
             field = classifier(field, log_prob, self.process, weights.classifier)
         return solve(field, x, start, end, solver, n_steps)
@@ -161,7 +161,7 @@ class DiffusionModel(LatentModel):
         True
         """
         t = x.new_full((len(x),), self.process.time(noise_level))
-        null = torch.full((len(x), self._n_keys), OPEN, device=x.device)
+        null = torch.full((len(x), self._n_keys), NULL, device=x.device)
         context = Context(null, x.new_zeros(len(x)) if size is None else size)
         return self.process.data(x, self.module.denoiser(x, t, context), t)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sclatent.data import cell_rng, check_seed, is_number, short_repr
 from sclatent.diffusion import DEFAULT_STEPS
-from sclatent.nn import OPEN
+from sclatent.nn import NULL
 
 from ._checks import check_n_samples, check_order, check_steps
 from ._diffusion_model import DiffusionModel, Solver
@@ -228,7 +228,7 @@ class LatentDiffusionModel(DiffusionModel):
         origin, rows = self._given(adata), self._rows(adata, indices, conditions=True)
         check_order(conditions, origin.obs_names[rows.cells], "conditions")
         known, target = rows.conditions[rows.cells], self.conditions.encode(conditions, len(rows))
-        changes_label = self.labels_key is not None and bool((target[:, -1] != OPEN).any())
+        changes_label = self.labels_key is not None and bool((target[:, -1] != NULL).any())
         guidance, default_level, default_weight = self._default_counterfactual(guidance, changes_label)
         noise_level = default_level if noise_level is None else noise_level
         weight = default_weight if guidance_weight is None else guidance_weight
@@ -236,9 +236,9 @@ class LatentDiffusionModel(DiffusionModel):
         self._warn_of_no_flow(noise_level, weights, changes_label)
         if not changes_label:  # there is none to push to
             weights = weights._replace(classifier=0.0)
-        source, target = self._source(known, target), np.where(target == OPEN, known, target)
+        source, target = self._source(known, target), np.where(target == NULL, known, target)
         batches = self.batches.asked(target, rows.batch[rows.cells])
-        self.batches.warn_of_unseen(np.where(target == known, OPEN, target), batches)
+        self.batches.warn_of_unseen(np.where(target == known, NULL, target), batches)
 
         blocks, libraries = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
@@ -276,7 +276,7 @@ class LatentDiffusionModel(DiffusionModel):
         """
         source = known.copy()
         if self.labels_key is not None:
-            source[:, -1] = np.where(asked[:, -1] == OPEN, known[:, -1], OPEN)
+            source[:, -1] = np.where(asked[:, -1] == NULL, known[:, -1], NULL)
         return source
 
     def _check_baseline_only(self, baseline_only: bool, weights: GuidanceWeights) -> None:

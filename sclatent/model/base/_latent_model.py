@@ -23,7 +23,7 @@ from sclatent.data._schema import LEVELS, NAME, check, check_codes, dict_of, lis
 from sclatent.diffusion import PROCESSES, Process
 from sclatent.domain import Domain, KnownConditionsField, KnownLevelsField
 from sclatent.module import LatentDiffusion, Patches, ResidualDenoiser, Standardize
-from sclatent.nn import OPEN
+from sclatent.nn import NULL
 from sclatent.train import DiffusionPlan, StagePlan
 
 from ._batches import Batches
@@ -221,7 +221,7 @@ class LatentModel(StagedModel):
         rows = self._rows(conditions=True)
         self._label_codes(self._given(None))
         n_keys = len(self.registry["setup_args"]["condition_keys"])
-        if (rows.conditions[:, :n_keys] == OPEN).any():
+        if (rows.conditions[:, :n_keys] == NULL).any():
             raise ValueError(
                 f"To train, every cell needs a level of every condition: {self.conditions.keys[:n_keys]} in adata.obs."
             )
@@ -394,7 +394,7 @@ class LatentModel(StagedModel):
         codes = arrays["condition_codes"] if arrays else None
         if codes is not None:
             batch = arrays["batch_codes"]
-            check_codes(codes, n_levels, "condition_codes", least=OPEN)
+            check_codes(codes, n_levels, "condition_codes", least=NULL)
             check_codes(batch[:, None], [len(self.batches.levels)], "batch_codes")
             if len(batch) != len(codes):
                 raise ValueError("batch_codes must be one for each row of condition_codes")
