@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
-from sclatent.nn import NULL, CombinationTable
+from sclatent.nn import NULL, CombinationTable, Values
 
+from ._maps import KeyMaps, MapName
 from ._reml import orthonormal, reml
 
 # A key of fewer levels has fixed effects: from fewer a variance is not estimated well (Gelman and Hill 2007, 11.4).
@@ -26,10 +28,10 @@ DENSE_COMBINATIONS = 2_000  # of more, equations are solved by conjugate gradien
 
 
 class Factor(NamedTuple):
-    """How levels of a key share an effect: each has its own, or by their likeness."""
+    """How the values of a key share an effect: by which map of :class:`KeyMaps`."""
 
     key: int
-    by_likeness: bool
+    map: MapName
 
 
 Effect = tuple[Factor, ...]
@@ -41,14 +43,15 @@ class MixedModel(nn.Module):
     .. math:: y_c = X_c \beta + \sum_r u_r(c) + e_c, \qquad u_r \sim N(0, \sigma_r^2 K_r), \quad
               e_c \sim N(0, \sigma_e^2 / n_c)
 
-    for the mean :math:`y_c` of the :math:`n_c` cells of a combination c. Fixed effects are a constant and the levels of
-    keys that have fewer than five. Random effects are the levels of the other keys and, with interactions, these levels
-    by their likeness and all pairs of keys: identity by identity, and likeness by identity, so that levels that are
-    alike may respond alike. Levels are as alike as the inner product of their means, under those levels of the
-    other keys under which most of them were seen. The variances are estimated by restricted maximum likelihood
-    (:func:`reml`) and decide all shrinkage. The prediction, of any combination, seen or not, is the best linear
-    unbiased one (BLUP, Henderson 1975).
+    for the mean :math:`y_c` of the :math:`n_c` cells of a combination c. Fixed effects are a constant, the levels of
+    keys that have fewer than five, and numbers. Random effects have kernels (:class:`KeyMaps`): the levels of the other
+    keys, members of sets, features, smooth functions of numbers and, with interactions, likeness of levels and
+    products of two kernels, so that levels that are alike may respond alike. Levels are as alike as the inner product
+    of their means, under those levels of the other keys under which most of them were seen. The variances are estimated
+    by restricted maximum likelihood (:func:`reml`) and decide all shrinkage. The prediction, of any combination, seen
+    or not, is the best linear unbiased one (BLUP, Henderson 1975).
 
+    A number that belongs to a key, such as the dose of a drug, multiplies all effects of this key: at 0 there is none.
     A null condition stands for the levels of its key in their shares of the training cells.
 
     Parameters
@@ -60,6 +63,8 @@ class MixedModel(nn.Module):
     interactions
         Whether combinations have more than the sum of the effects of their levels. Without, the model is additive, and
         the variance of combinations around it only weights them.
+    of
+        For each key the one that it is a dose of, or None.
 
     Examples
     --------
@@ -79,35 +84,73 @@ class MixedModel(nn.Module):
     weights: Tensor
     variances: Tensor
 
-    def __init__(self, n_levels: Sequence[int], *shape: int, interactions: bool = True) -> None:
+    def __init__(
+        self,
+        n_levels: Sequence[int],
+        *shape: int,
+        interactions: bool = True,
+        of: Sequence[int | None] | None = None,
+    ) -> None:
         super().__init__()
         self.n_levels, self.shape, self.interactions = tuple(n_levels), shape, interactions
+        self.owner = {number: key for number, key in enumerate(of or ()) if key is not None}
         self.register_buffer("constant", torch.zeros(shape))
-        for k, n in enumerate(self.n_levels):  # the last row is that of the null condition
+        self.key_maps = nn.ModuleList(KeyMaps(n) for n in self.n_levels)
+        for k, n in enumerate(self.n_levels):  # of levels, the last that of the null condition; or the slope of numbers
             self.register_buffer(f"fixed{k}", torch.zeros(n + 1, *shape))
-            self.register_buffer(f"features{k}", torch.zeros(n + 1, 0, dtype=torch.float64))
-            self.register_buffer(f"share{k}", torch.zeros(n, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros(0, len(self.n_levels), dtype=torch.int64))
         # in double precision: predictions are small differences of large numbers
         self.register_buffer("weights", torch.zeros(0, *shape, dtype=torch.float64))
         self.register_buffer("variances", torch.zeros(0, dtype=torch.float64))
         self.marginal = CombinationTable(self.n_levels, *shape)  # what combinations with a null condition have besides
 
-    @property
-    def effects(self) -> list[Effect]:
+    def _values(self, values: Sequence[Values] | None) -> list[Values]:
+        """What is known of the values of each key; by default which they are alone."""
+        given = [Values.of_levels(n) for n in self.n_levels] if values is None else list(values)
+        return [v.to(self.constant.device) for v in given]
+
+    def _has_fixed_levels(self, k: int, values: Values) -> bool:
+        few = self.n_levels[k] < FEW_LEVELS and k not in self.owner.values()
+        return few and not values.is_number and not values.is_set
+
+    def effects(self, values: Sequence[Values]) -> list[Effect]:
         """Random effects, in the order of ``variances``; the last is that of whole combinations, if there is one."""
         keys = range(len(self.n_levels))
-        random = [k for k in keys if self.n_levels[k] >= FEW_LEVELS]
-        alike = [k for k in keys if self.get_buffer(f"features{k}").shape[1]]
-        own = [Factor(k, by_likeness=False) for k in keys]
-        effects: list[Effect] = [(own[k],) for k in random]
+        names = [self._maps(k).names(v) for k, v in enumerate(values)]
+
+        def some(k: int, *wanted: MapName) -> list[Factor]:
+            return [Factor(k, name) for name in wanted if name in names[k]]
+
+        own: list[list[Factor]] = []  # how values of a key differ, each from all others
+        alike: list[list[Factor]] = []  # how they share
+        for k in keys:
+            of_values: tuple[MapName, ...] = ("linear", "smooth") if values[k].is_number else ("own",)
+            own.append(some(k, *(("members",) if values[k].is_set else of_values)))
+            alike.append(some(k, *(("likeness",) if self.interactions else ()), "features", "similar"))
+        dosed = set(self.owner.values())
+        effects: list[Effect] = []
+        for k in keys:
+            if k in dosed or self._has_fixed_levels(k, values[k]):
+                continue
+            effects += [(factor,) for factor in own[k] if factor.map != "linear"]  # which has a fixed effect
+        for k in keys:
+            if k not in dosed and not self._has_fixed_levels(k, values[k]):
+                effects += [(factor,) for factor in alike[k]]
+                if values[k].is_set and self.interactions:
+                    effects += [(factor,) for factor in some(k, "together", "own")]
+        for number, k in self.owner.items():
+            effects += [(factor, dose) for factor in own[k] + alike[k] for dose in own[number]]
         if self.interactions:
-            effects += [(Factor(k, by_likeness=True),) for k in random if k in alike]
-            for pair in combinations(keys, 2):
-                for k, other in (pair, pair[::-1]):
-                    effects += [(Factor(k, by_likeness=True), own[other])] * (k in alike)
-                effects += [(own[pair[0]], own[pair[1]])] * (len(keys) > 2)
-        return [*effects, tuple(own)] if len(keys) > 1 else effects
+            for a, b in combinations(keys, 2):
+                if {a, b} in [set(pair) for pair in self.owner.items()]:
+                    continue
+                dose = [own[number][0] for number, k in self.owner.items() if k in (a, b)]  # without it, no effect
+                pairs = [(x, y) for one, other in ((a, b), (b, a)) for x in alike[one] for y in own[other]]
+                if len(keys) > 2 or any(v.is_number or v.is_set for v in (values[a], values[b])):
+                    pairs += [(x, y) for x in own[a] for y in own[b]]
+                effects += [(*pair, *dose) for pair in pairs]
+        whole = tuple(Factor(k, "own") for k in keys)
+        return [*effects, whole] if len(keys) > 1 or values[0].is_number else effects
 
     @torch.no_grad()
     def fit(
@@ -116,6 +159,7 @@ class MixedModel(nn.Module):
         n_cells: np.ndarray,
         means: np.ndarray,
         noise: float = 0.0,
+        values: Sequence[Values] | None = None,
     ) -> MixedModel:
         r"""Fit the model to a table of means.
 
@@ -129,94 +173,126 @@ class MixedModel(nn.Module):
             Mean of each, ``(n_seen, *shape)``.
         noise
             :math:`\sigma_e^2`, the variance of a cell around the mean of its combination.
+        values
+            What is known of the values of each key; by default which they are alone.
         """
         codes, n_cells = np.asarray(codes, dtype=np.int64), np.asarray(n_cells, dtype=float)
-        values = np.asarray(means, dtype=float).reshape(len(codes), -1)
+        y = np.asarray(means, dtype=float).reshape(len(codes), -1)
+        known = self._values(values)
         for k, n in enumerate(self.n_levels):
             share = np.bincount(codes[:, k], n_cells, minlength=n) / n_cells.sum()
-            features = np.zeros((n, 0))
-            if self.interactions and len(self.n_levels) > 1:
-                features = level_features(codes, values, k, n)
-            self.get_buffer(f"share{k}").copy_(torch.from_numpy(share))
-            setattr(self, f"features{k}", torch.from_numpy(np.vstack([features, share @ features])))
+            likeness = np.zeros((n, 0))
+            if self.interactions and len(self.n_levels) > 1 and not (known[k].is_number or known[k].is_set):
+                likeness = level_features(codes, y, k, n)
+            self._maps(k).fit(known[k], share, likeness)
         noise_of = noise / n_cells
-        design = self._design(codes)
+        design = self._design(codes, known)
         some = few_levels(codes, REML_COMBINATIONS)
-        kernels = [(a @ a.T).toarray() for a in self._factors(codes[some])]
-        variances = reml(kernels, design[some], values[some], noise_of[some])
+        kernels = [(a @ a.T).toarray() for a in self._factors(codes[some], known)]
+        variances = reml(kernels, design[some], y[some], noise_of[some])
         basis = orthonormal(design)
-        solved = solve_mixed(self._factors(codes), variances, noise_of, np.hstack([basis, values]))
-        of_basis, of_values = np.split(solved, [basis.shape[1]], axis=1)
-        coefficients = np.linalg.solve(basis.T @ of_basis, basis.T @ of_values)
-        self._take_fixed(np.linalg.lstsq(design, basis @ coefficients, rcond=None)[0])
+        solved = solve_mixed(self._factors(codes, known), variances, noise_of, np.hstack([basis, y]))
+        of_basis, of_y = np.split(solved, [basis.shape[1]], axis=1)
+        coefficients = np.linalg.solve(basis.T @ of_basis, basis.T @ of_y)
+        self._take_fixed(np.linalg.lstsq(design, basis @ coefficients, rcond=None)[0], known)
         self.variances, self.seen = torch.from_numpy(variances), torch.from_numpy(codes)
-        weights = np.ascontiguousarray(of_values - of_basis @ coefficients)
+        weights = np.ascontiguousarray(of_y - of_basis @ coefficients)
         self.weights = torch.from_numpy(weights).view(-1, *self.shape)
-        self._fit_marginal(codes, n_cells)
+        self._fit_marginal(codes, n_cells, known)
         return self
 
-    def predict(self, codes: Any) -> np.ndarray:
+    def predict(self, codes: Any, values: Sequence[Values] | None = None) -> np.ndarray:
         """Means ``(n, *shape)`` of combinations (n, n_keys), -1 where the condition is null."""
-        return self(torch.as_tensor(np.asarray(codes), device=self.constant.device)).cpu().numpy()
+        return self(torch.as_tensor(np.asarray(codes), device=self.constant.device), values).cpu().numpy()
 
-    def forward(self, codes: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, values: Sequence[Values] | None = None) -> Tensor:
         """Means ``(cells, *shape)`` under codes (cells, n_keys), -1 where the condition is null."""
+        known = self._values(values)
         unique, place = torch.unique(codes, dim=0, return_inverse=True)
-        return (self._blup(unique) + self.marginal.of(unique))[place]
+        return (self._blup(unique, known) + self.marginal.of(unique))[place]
 
-    def _blup(self, codes: Tensor) -> Tensor:
+    def _maps(self, k: int) -> KeyMaps:
+        return cast(KeyMaps, self.key_maps[k])
+
+    def _blup(self, codes: Tensor, values: Sequence[Values]) -> Tensor:
         most = max(1, MAX_KERNEL // max(1, len(self.seen)))
         if len(codes) > most:
-            return torch.cat([self._blup(block) for block in codes.split(most)])
-        total = self.constant.expand(len(codes), *self.shape)
+            return torch.cat([self._blup(block, values) for block in codes.split(most)])
         if not len(self.seen):  # not fitted
-            return total
-        inner = {}
-        for k, (code, seen) in enumerate(zip(codes.unbind(1), self.seen.unbind(1), strict=True)):
-            total = total + self.get_buffer(f"fixed{k}")[code]
-            share, features = self.get_buffer(f"share{k}"), self.get_buffer(f"features{k}")
-            is_null, same = (code == NULL)[:, None], code[:, None] == seen
-            inner[Factor(k, by_likeness=False)] = torch.where(is_null, share[seen], same.to(share.dtype))
-            inner[Factor(k, by_likeness=True)] = features[code] @ features[seen].T
-        kernel = self.weights.new_zeros(len(codes), len(self.seen))
-        for effect, variance in zip(self.effects, self.variances, strict=True):
-            if self.interactions or len(effect) == 1:
-                kernel = kernel + variance * torch.stack([inner[factor] for factor in effect]).prod(dim=0)
+            return self.constant.expand(len(codes), *self.shape)
+        total = self.constant + self._fixed(codes, values)
+        kernel = self.kernel(codes, values)
         return total + (kernel @ self.weights.flatten(1)).view_as(total).to(total.dtype)
 
-    def _design(self, codes: np.ndarray) -> np.ndarray:
-        """Columns of the fixed effects, (n_seen, p): the constant, and the levels of keys that have few."""
-        columns = [codes[:, [k]] == np.arange(n) for k, n in enumerate(self.n_levels) if n < FEW_LEVELS]
-        return np.hstack([np.ones((len(codes), 1)), *columns]).astype(float)
+    def kernel(self, codes: Tensor, values: Sequence[Values]) -> Tensor:
+        """Covariance of the random effects of combinations (n, n_keys) and of those that were seen, (n, n_seen)."""
+        inner: dict[Factor, Tensor] = {}
+        kernel = self.weights.new_zeros(len(codes), len(self.seen))
+        for effect, variance in zip(self.effects(values), self.variances, strict=True):
+            keys = [factor.key for factor in effect]
+            if not self.interactions and len(keys) > 1 and keys not in [[k, j] for j, k in self.owner.items()]:
+                continue
+            for factor in effect:
+                if factor not in inner:
+                    code, seen = codes[:, factor.key], self.seen[:, factor.key]
+                    inner[factor] = self._maps(factor.key).inner(factor.map, code, seen, values[factor.key])
+            kernel = kernel + variance * torch.stack([inner[factor] for factor in effect]).prod(dim=0)
+        return kernel
 
-    def _take_fixed(self, effects: np.ndarray) -> None:
+    def _fixed(self, codes: Tensor, values: Sequence[Values]) -> Tensor:
+        """Fixed effects but the constant, ``(n, *shape)``."""
+        total = self.constant.new_zeros(len(codes), *self.shape)
+        for k, code in enumerate(codes.unbind(1)):
+            effect = self.get_buffer(f"fixed{k}")
+            if values[k].is_number:
+                x = self._maps(k).of("linear", code, values[k]).to(effect.dtype)
+                total = total + x.view(-1, *[1] * len(self.shape)) * effect[0]
+            else:  # of a value that training does not know, what a null condition has
+                total = total + effect[torch.where(code < self.n_levels[k], code, NULL)]
+        return total
+
+    def _design(self, codes: np.ndarray, values: Sequence[Values]) -> np.ndarray:
+        """Columns of the fixed effects, (n_seen, p): the constant, levels of keys that have few, and numbers."""
+        columns = [np.ones((len(codes), 1))]
+        for k, n in enumerate(self.n_levels):
+            if values[k].is_number:
+                columns.append(self._maps(k).of("linear", torch.from_numpy(codes[:, k]), values[k]).numpy())
+            elif self._has_fixed_levels(k, values[k]):
+                columns.append(codes[:, [k]] == np.arange(n))
+        return np.hstack(columns).astype(float)
+
+    def _take_fixed(self, effects: np.ndarray, values: Sequence[Values]) -> None:
         self.constant.copy_(torch.from_numpy(effects[0]).view(self.shape))
         start = 1
         for k, n in enumerate(self.n_levels):
-            if n < FEW_LEVELS:
+            fixed = self.get_buffer(f"fixed{k}")
+            fixed.zero_()
+            if values[k].is_number:
+                fixed[0] = torch.from_numpy(effects[start]).view(self.shape)
+                start += 1
+            elif self._has_fixed_levels(k, values[k]):
                 table = torch.from_numpy(effects[start : start + n])
-                null = self.get_buffer(f"share{k}").cpu() @ table
-                self.get_buffer(f"fixed{k}").copy_(torch.cat([table, null[None]]).view(-1, *self.shape))
+                null = self._maps(k).share.cpu() @ table
+                fixed.copy_(torch.cat([table, null[None]]).view(-1, *self.shape))
                 start += n
 
-    def _factors(self, codes: np.ndarray) -> list[sparse.csr_matrix]:
+    def _factors(self, codes: np.ndarray, values: Sequence[Values]) -> list[sparse.csr_matrix]:
         """For every random effect a sparse matrix A of which :math:`A A^T` is its kernel among combinations."""
         factors = []
-        for effect in self.effects:
-            own = [factor.key for factor in effect if not factor.by_likeness]
-            group, features = np.zeros(len(codes), dtype=np.int64), np.ones((len(codes), 1))
+        for effect in self.effects(values):
+            own = [factor.key for factor in effect if factor.map == "own"]
+            rows = []
             if own:
                 group = np.unique(codes[:, own], axis=0, return_inverse=True)[1].ravel()
-            for key in (factor.key for factor in effect if factor.by_likeness):  # one at most
-                features = self.get_buffer(f"features{key}").cpu().numpy()[codes[:, key]]
-            n, r = features.shape
-            columns = group[:, None] * r + np.arange(r)
-            factors.append(sparse.csr_matrix((features.ravel(), columns.ravel(), np.arange(n + 1) * r)))
+                rows.append(sparse.csr_matrix((np.ones(len(group)), (np.arange(len(group)), group))))
+            for factor in (factor for factor in effect if factor.map != "own"):
+                rows.append(self._maps(factor.key).rows(factor.map, codes[:, factor.key], values[factor.key]))
+            factors.append(reduce(products_of_rows, rows))
         return factors
 
-    def _fit_marginal(self, codes: np.ndarray, n_cells: np.ndarray) -> None:
+    def _fit_marginal(self, codes: np.ndarray, n_cells: np.ndarray, values: Sequence[Values]) -> None:
         """Make the mean under null conditions that of the training cells that have the others."""
-        predicted = self._blup(torch.from_numpy(codes)).flatten(1).numpy()
+        predicted = self._blup(torch.from_numpy(codes), values).flatten(1).numpy()
         found, entries = [], []
         for size in range(len(self.n_levels)):
             for kept in combinations(range(len(self.n_levels)), size):
@@ -227,25 +303,35 @@ class MixedModel(nn.Module):
                 found.append(torch.from_numpy(null))
                 entries.append(torch.from_numpy(member @ predicted / member.sum(axis=1).A))
         every = torch.cat(found)
-        self.marginal.fit_combinations(every, torch.cat(entries).view(-1, *self.shape) - self._blup(every))
+        self.marginal.fit_combinations(every, torch.cat(entries).view(-1, *self.shape) - self._blup(every, values))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name in ("seen", "weights", "variances", *(f"features{k}" for k in range(len(self.n_levels)))):
+        for name in ("seen", "weights", "variances"):
             saved = state_dict.get(prefix + name)  # how many there are is known from the data alone
             if saved is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.constant.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         errors, n = args[-1], len(self.seen)
         expected: dict[str, tuple[int, ...]] = {"seen": (n, len(self.n_levels)), "weights": (n, *self.shape)}
-        for k, n_k in enumerate(self.n_levels):
-            expected[f"features{k}"] = n_k + 1, *self.get_buffer(f"features{k}").shape[1:2]
-        expected["variances"] = (len(self.effects) if n else 0,)
         for name, shape in expected.items():
             if tuple(self.get_buffer(name).shape) != shape:
                 errors.append(f"{prefix}{name} must have the shape {shape}.")
         n_levels = torch.tensor(self.n_levels, device=self.seen.device)
         if not errors and not self.seen.is_meta and not ((self.seen >= 0) & (self.seen < n_levels)).all():
             errors.append(f"{prefix}seen must be codes of the levels.")
+
+
+def products_of_rows(a: sparse.csr_matrix, b: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Kronecker product of every row of a (n, p) with the same row of b (n, q), (n, p q)."""
+    n_a, n_b = np.diff(a.indptr), np.diff(b.indptr)
+    row_of_a = np.repeat(np.arange(len(n_a)), n_a)
+    repeats = n_b[row_of_a]
+    place = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    of_b = np.repeat(b.indptr[:-1][row_of_a], repeats) + place
+    columns = np.repeat(a.indices.astype(np.int64), repeats) * b.shape[1] + b.indices[of_b]
+    data = np.repeat(a.data, repeats) * b.data[of_b]
+    indptr = np.concatenate([[0], np.cumsum(n_a * n_b)])
+    return sparse.csr_matrix((data, columns, indptr), shape=(a.shape[0], a.shape[1] * b.shape[1]))
 
 
 def level_features(codes: np.ndarray, means: np.ndarray, key: int, n_levels: int) -> np.ndarray:

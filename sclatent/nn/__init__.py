@@ -2,7 +2,7 @@
 
 from ._attention import AdaLNBlock, Block, SelfAttention
 from ._conditions import CombinationTable, ConditionEmbedding
-from ._context import NULL, Context
+from ._context import NULL, Context, Values
 from ._cross_attention import CrossAttentionPooling, CrossAttentionReadout
 from ._dropout import Dropout
 from ._set_attention import SetPooling, SetReadout
@@ -24,4 +24,5 @@ __all__ = [
     "SetPooling",
     "SetReadout",
     "TimeEmbedding",
+    "Values",
 ]

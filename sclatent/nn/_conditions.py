@@ -98,7 +98,8 @@ class CombinationTable(nn.Module):
         """Entries ``(cells, *shape)`` of codes (cells, n_keys), -1 where a condition is null."""
         number = self._number(codes)
         place = torch.searchsorted(self.combinations, number)
-        return self.interactions[place.where(self.combinations[place] == number, -1)]
+        known = (codes < torch.tensor(self.n_levels, device=codes.device)).all(dim=1)  # values of training
+        return self.interactions[place.where((self.combinations[place] == number) & known, -1)]
 
     def _number(self, codes: Tensor) -> Tensor:
         """Number of each combination, (cells,): its codes as digits."""

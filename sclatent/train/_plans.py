@@ -300,7 +300,8 @@ class DiffusionPlan(StagePlan):
     def losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell, (cells,)."""
         tokens, codes, *size = batch
-        return self._flow_losses(self.trained, tokens, Context(self._dropped(codes, generator), *size), generator)
+        context = Context(self._dropped(codes, generator), size[0] if size else None)
+        return self._flow_losses(self.trained, tokens, context, generator)
 
     def _dropped(self, codes: Tensor, generator: torch.Generator) -> Tensor:
         """Codes (cells, n_keys), some of which are made null."""
@@ -311,8 +312,8 @@ class DiffusionPlan(StagePlan):
 
     def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell under the averaged weights and all its conditions, (cells,)."""
-        tokens, *context = batch
-        return self._flow_losses(self.averaged, tokens, Context(*context), generator)
+        tokens, codes, *size = batch
+        return self._flow_losses(self.averaged, tokens, Context(codes, size[0] if size else None), generator)
 
     def _flow_losses(
         self, denoiser: torch.nn.Module, tokens: Tensor, context: Context, generator: torch.Generator

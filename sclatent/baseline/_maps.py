@@ -1,0 +1,173 @@
+"""Feature maps of the values of a condition key, the inner products of which are the kernels of a mixed model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from sclatent.nn import NULL, Values
+
+MapName = Literal["own", "members", "together", "likeness", "features", "similar", "linear", "smooth"]
+N_LANDMARKS = 64  # values that smooth kernels are taken from (Williams and Seeger 2001)
+N_COMPONENTS = 32  # of a smooth kernel
+
+
+class KeyMaps(nn.Module):
+    r"""Maps :math:`\varphi` of the values of one key, each with a kernel :math:`\varphi(v)^\top \varphi(v')`.
+
+    - ``own``: 1 of the value itself, 0 of all others;
+    - ``members``: members that two sets share; ``together``: the same of sets of two members or more;
+    - ``likeness``: inner products of the mean cells of levels;
+    - ``features``: inner products of given features; ``similar``: :math:`\exp(-\lVert f - f' \rVert^2 / 2 \ell^2)` of
+      them, with the median distance for :math:`\ell`;
+    - ``linear``: products of numbers; ``smooth``: the kernel of cubic smoothing splines,
+      :math:`\min(s, t)^2 (3 \max(s, t) - \min(s, t)) / 6` (Wahba 1990), which beyond the measured range are linear.
+
+    Maps but ``own`` and ``members`` have a mean square length of 1 over the levels. A null condition has the mean of
+    the levels in their shares of the training cells.
+
+    Parameters
+    ----------
+    n_levels
+        Number of levels of training.
+    """
+
+    share: Tensor
+    likeness: Tensor
+    features_center: Tensor
+    similar_landmarks: Tensor
+    similar_weights: Tensor
+    smooth_landmarks: Tensor
+    smooth_weights: Tensor
+    length: Tensor
+    scales: Tensor
+
+    def __init__(self, n_levels: int) -> None:
+        super().__init__()
+        self.n_levels = n_levels
+        self.register_buffer("share", _zeros(n_levels))
+        self.register_buffer("likeness", _zeros(n_levels, 0))
+        self.register_buffer("features_center", _zeros(0))
+        for name in ("similar", "smooth"):
+            self.register_buffer(f"{name}_landmarks", _zeros(0, 0))
+            self.register_buffer(f"{name}_weights", _zeros(0, 0))
+        self.register_buffer("length", _zeros(1))
+        self.register_buffer("scales", _zeros(len(get_args(MapName))))
+        for name in get_args(MapName):
+            self.register_buffer(f"null_{name}", _zeros(0))
+
+    @torch.no_grad()
+    def fit(self, values: Values, share: np.ndarray, likeness: np.ndarray) -> None:
+        """Take what maps need from the values of the levels, and the shares (n_levels,) that levels have of the cells.
+
+        ``likeness`` are features (n_levels, r) of levels by their mean cells.
+        """
+        of_levels = Values(*(part[: self.n_levels].double().cpu() for part in values))
+        self.share = torch.from_numpy(share)
+        self.likeness = torch.from_numpy(likeness)
+        self.scales = torch.ones_like(self.scales)
+        for name in get_args(MapName):
+            setattr(self, f"null_{name}", _zeros(0))
+        x = of_levels.features
+        if x.shape[1]:
+            # sets are measured from the empty one, levels from their mean
+            self.features_center = torch.zeros_like(x[0]) if values.is_set else x.mean(dim=0)
+            self.similar_landmarks = x[:: -(-len(x) // N_LANDMARKS)]
+            apart = torch.cdist(self.similar_landmarks, self.similar_landmarks)
+            positive = apart[apart > 0]
+            self.length = positive.median()[None] if len(positive) else torch.ones_like(self.length)
+            self.similar_weights = _whiten(self._similar(self.similar_landmarks))
+        if values.is_number:
+            distinct = torch.unique(of_levels.number)
+            self.smooth_landmarks = distinct[:: -(-len(distinct) // N_LANDMARKS), None]
+            self.smooth_weights = _whiten(_spline(self.smooth_landmarks, self.smooth_landmarks))
+        for i, name in enumerate(get_args(MapName)):
+            if name == "own":
+                continue
+            table = self._map(name, torch.arange(self.n_levels), of_levels)
+            square = table.square().sum(dim=1).mean()
+            if name != "members" and square > 0:
+                self.scales[i] = square.rsqrt()
+            setattr(self, f"null_{name}", self.share @ table * self.scales[i])
+
+    def names(self, values: Values) -> list[MapName]:
+        """Maps of which there is one."""
+        found: list[MapName] = [] if values.is_number else ["own"]
+        found += ["members", "together"] if values.is_set else []
+        found += ["likeness"] if self.likeness.shape[1] else []
+        found += ["features"] if values.features.shape[1] else []
+        found += ["similar"] if self.similar_weights.shape[1] else []
+        found += ["linear"] if values.is_number else []
+        found += ["smooth"] if self.smooth_weights.shape[1] else []
+        return found
+
+    def of(self, name: MapName, codes: Tensor, values: Values) -> Tensor:
+        """Map of values by their codes, (n, r), in double precision; not for ``own``."""
+        null = self.get_buffer(f"null_{name}")
+        table = self._map(name, codes.clamp(min=0), values) * self.scales[get_args(MapName).index(name)]
+        return torch.where((codes == NULL)[:, None], null, table)
+
+    def inner(self, name: MapName, codes: Tensor, seen: Tensor, values: Values) -> Tensor:
+        """Kernel of values and values that were seen, by their codes, (n, n_seen)."""
+        if name == "own":
+            same = (codes[:, None] == seen).to(self.share.dtype)
+            return torch.where((codes == NULL)[:, None], self.share[seen], same)
+        return self.of(name, codes, values) @ self.of(name, seen, values).T
+
+    def rows(self, name: MapName, codes: np.ndarray, values: Values) -> sparse.csr_matrix:
+        """The same map as sparse rows, of codes (n,)."""
+        if name == "own":
+            return sparse.csr_matrix((np.ones(len(codes)), (np.arange(len(codes)), codes)))
+        return sparse.csr_matrix(self.of(name, torch.from_numpy(codes), values).numpy())
+
+    def _map(self, name: MapName, codes: Tensor, values: Values) -> Tensor:
+        if name == "likeness":
+            known = (codes < self.n_levels)[:, None]
+            return torch.where(known, self.likeness[codes.clamp(max=self.n_levels - 1)], 0.0)
+        if name in ("members", "together"):
+            members = values.members[codes].double()
+            return members if name == "members" else members * (members.sum(dim=1, keepdim=True) > 1)
+        if name == "features":
+            x = values.features[codes].double()
+            return x - self.features_center if x.shape[1] else x
+        if name == "similar":
+            return self._similar(values.features[codes].double()) @ self.similar_weights
+        number = values.number[codes].double()
+        return number if name == "linear" else _spline(number, self.smooth_landmarks) @ self.smooth_weights
+
+    def _similar(self, x: Tensor) -> Tensor:
+        if not len(self.similar_landmarks):
+            return x.new_zeros(len(x), 0)
+        return torch.exp(-torch.cdist(x, self.similar_landmarks).square() / (2 * self.length**2))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, buffer in self.named_buffers():
+            saved = state_dict.get(prefix + name)  # how many there are is known from the data alone
+            if saved is not None and name not in ("share", "scales", "length"):
+                setattr(self, name, torch.empty_like(saved, device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64)
+
+
+def _spline(s: Tensor, t: Tensor) -> Tensor:
+    """Kernel of cubic smoothing splines from 0 on, (n, m), of numbers (n, 1) and (m, 1)."""
+    s, t = s.clamp(min=0), t.clamp(min=0)
+    if not len(t):
+        return s.new_zeros(len(s), 0)
+    low, high = torch.minimum(s, t.T), torch.maximum(s, t.T)
+    return low.square() * (3 * high - low) / 6
+
+
+def _whiten(kernel: Tensor) -> Tensor:
+    """Weights W of landmarks, so that k W are coordinates whose inner products are the kernel (Nystrom's method)."""
+    variances, axes = torch.linalg.eigh(kernel)
+    kept = variances.argsort(descending=True)[:N_COMPONENTS]
+    kept = kept[variances[kept] > 1e-8 * variances.max().clamp(min=1e-300)]
+    return axes[:, kept] / variances[kept].sqrt()
