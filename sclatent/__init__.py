@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from . import datasets, metrics, model, pl, pp, tl
+from . import conditions, datasets, metrics, model, pl, pp, tl
 
-__all__ = ["datasets", "metrics", "model", "pl", "pp", "tl"]
+__all__ = ["conditions", "datasets", "metrics", "model", "pl", "pp", "tl"]
 
 __version__ = version("sclatent")

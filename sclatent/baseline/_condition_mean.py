@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from sclatent.nn import NULL, Context
+from sclatent.nn import NULL, Context, Values
 
 from ._mixed_model import MixedModel
 
@@ -62,6 +62,8 @@ class ConditionMean(nn.Module):
         Number of levels of each condition key.
     shape
         Shape of the tokens of a cell.
+    of
+        For each key the one that it is a dose of, or None.
     kind
         ``"mixed"``, ``"additive"`` (no interactions), or ``"none"``, which is 0.
 
@@ -78,13 +80,19 @@ class ConditionMean(nn.Module):
 
     slope: Tensor
 
-    def __init__(self, n_levels: Sequence[int], *shape: int, kind: Baseline = "mixed") -> None:
+    def __init__(
+        self, n_levels: Sequence[int], *shape: int, kind: Baseline = "mixed", of: Sequence[int | None] | None = None
+    ) -> None:
         super().__init__()
         self.shape, self.kind = shape, kind
         self.register_buffer("slope", torch.zeros(shape))
-        self.model = MixedModel(n_levels, *shape, interactions=kind == "mixed") if n_levels and kind != "none" else None
+        self.model: MixedModel | None = None
+        if n_levels and kind != "none":
+            self.model = MixedModel(n_levels, *shape, interactions=kind == "mixed", of=of)
 
-    def fit(self, tokens: Tensor, codes: Tensor, size: Tensor | None = None) -> None:
+    def fit(
+        self, tokens: Tensor, codes: Tensor, size: Tensor | None = None, values: Sequence[Values] | None = None
+    ) -> None:
         """Fit the mean to standardised tokens.
 
         Parameters
@@ -95,27 +103,30 @@ class ConditionMean(nn.Module):
             Condition codes, (cells, n_keys); cells that lack one are left out.
         size
             Standardised log library sizes, (cells,).
+        values
+            What is known of the values of each key; by default which they are alone.
         """
         if self.kind == "none":
             return
-        values, known = tokens.flatten(1).numpy().astype(float), codes.numpy()
-        kept = (known != NULL).all(axis=1)
-        values, known = values[kept], known[kept]
+        y, known = tokens.flatten(1).numpy().astype(float), codes.numpy()
+        dosed = [] if self.model is None else list(self.model.owner.values())  # null where the dose is 0
+        kept = (np.delete(known, dosed, axis=1) != NULL).all(axis=1)
+        y, known = y[kept], known[kept]
         if not len(known):
             return
         seen, group, n_cells = np.unique(known, axis=0, return_inverse=True, return_counts=True)
         group = group.ravel()
         if size is not None:
             sizes = size.numpy().astype(float)[kept]
-            slope = common_slope(group, sizes, values)
+            slope = common_slope(group, sizes, y)
             self.slope.copy_(torch.from_numpy(slope).view(self.shape))
-            values = values - sizes[:, None] * slope
+            y = y - sizes[:, None] * slope
         if self.model is None:
             return
         member = sparse.csr_matrix((1 / n_cells[group], (group, np.arange(len(group)))))
-        means = member @ values
-        within = np.square(values - means[group]).sum() / max(1, len(values) - len(seen)) / values.shape[1]
-        self.model.fit(seen, n_cells, means.reshape(-1, *self.shape), within)
+        means = member @ y
+        within = np.square(y - means[group]).sum() / max(1, len(y) - len(seen)) / y.shape[1]
+        self.model.fit(seen, n_cells, means.reshape(-1, *self.shape), within, values)
 
     def forward(self, context: Context) -> Tensor:
         """Mean tokens ``(cells, *shape)``."""
@@ -126,4 +137,4 @@ class ConditionMean(nn.Module):
         if self.model is None:
             return total
         given = (context.codes != NULL).any(dim=1)
-        return total + given.view(-1, *ones) * self.model(context.codes)
+        return total + given.view(-1, *ones) * self.model(context.codes, context.values)

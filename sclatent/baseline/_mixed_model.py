@@ -180,10 +180,12 @@ class MixedModel(nn.Module):
         y = np.asarray(means, dtype=float).reshape(len(codes), -1)
         known = self._values(values)
         for k, n in enumerate(self.n_levels):
-            share = np.bincount(codes[:, k], n_cells, minlength=n) / n_cells.sum()
+            of_key = codes[:, k] != NULL  # a level at a dose of 0 is null
+            share = np.bincount(codes[of_key, k], n_cells[of_key], minlength=n) / max(n_cells[of_key].sum(), 1e-300)
             likeness = np.zeros((n, 0))
-            if self.interactions and len(self.n_levels) > 1 and not (known[k].is_number or known[k].is_set):
-                likeness = level_features(codes, y, k, n)
+            is_level = not (known[k].is_number or known[k].is_set)
+            if self.interactions and len(self.n_levels) > 1 and is_level and of_key.any():
+                likeness = level_features(codes[of_key], y[of_key], k, n)
             self._maps(k).fit(known[k], share, likeness)
         noise_of = noise / n_cells
         design = self._design(codes, known)

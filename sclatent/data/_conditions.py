@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_scalar
 
-from sclatent.nn import NULL
+from sclatent.nn import NULL, Values
 
-from ._levels import code_of, factorize, level_key, plain_level, short_repr
+from ._kinds import Category, FeatureTable, Kind, Number
+from ._levels import factorize, level_key, plain_level, short_repr
+from ._values import ValueSpace
 
 ONE = " Give one level per key, or a DataFrame with one row per cell."  # in place of several levels
 
@@ -29,6 +31,10 @@ class Conditions:
         What a message calls the argument that they are given by.
     unlabeled
         What the column of a key says of cells without a level, by key.
+    kinds
+        Kind of each key; categories by default.
+    features
+        Features of the levels or members of keys that have any.
 
     Examples
     --------
@@ -51,11 +57,14 @@ class Conditions:
         levels: Mapping[str, list[Any]],
         argument: str = "conditions",
         unlabeled: Mapping[str, Any] | None = None,
+        kinds: Mapping[str, Kind] | None = None,
+        features: Mapping[str, FeatureTable] | None = None,
     ) -> None:
         self.argument, self.unlabeled = argument, dict(unlabeled or {})
         self.levels = {key: [plain_level(level) for level in values] for key, values in levels.items()}
-        self._codes = {
-            key: {level_key(level): i for i, level in enumerate(values)} for key, values in self.levels.items()
+        self.kinds: dict[str, Kind] = {key: (kinds or {}).get(key, Category()) for key in self.levels}
+        self.spaces = {
+            key: ValueSpace(key, kind, self.levels[key], (features or {}).get(key)) for key, kind in self.kinds.items()
         }
 
     @property
@@ -171,7 +180,7 @@ class Conditions:
                 raise ValueError(f"{argument} has {names.count(key)} columns with the name {key!r}: keep one of them.")
             if key in names and is_measured and key in self.unlabeled:
                 found, levels = factorize(table[key])
-                codes[:, k] = np.array([*(code_of(level, self._codes[key], NULL) for level in levels), NULL])[found]
+                codes[:, k] = np.array([*(self.spaces[key].find(level, NULL) for level in levels), NULL])[found]
             elif key in names:
                 codes[:, k] = self.codes_of(key, table[key], argument)
             elif like := get_close_matches(key.casefold(), others, n=1, cutoff=0.8):
@@ -207,16 +216,49 @@ class Conditions:
         return np.array([*of_level, NULL], dtype=np.int64)[codes]
 
     def _code(self, key: str, level: Any, argument: str) -> int:
-        code = code_of(level, self._codes[key])
-        if code is None:
-            one = "" if is_scalar(level) or self.argument != "conditions" else ONE
-            if key in self.unlabeled and level_key(level) == level_key(self.unlabeled[key]):
-                one = " It is the unlabeled_category, which means no label: give None, or a missing value, for none."
+        if not is_scalar(level):
+            one = ONE if self.argument == "conditions" else ""
             raise ValueError(
                 f"{argument}: {short_repr(plain_level(level))} is no level of {key!r}, which has "
                 f"{short_repr(self.levels[key])}.{one}"
             )
-        return code
+        if key in self.unlabeled and level_key(level) == level_key(self.unlabeled[key]):
+            raise ValueError(
+                f"{argument}: {short_repr(plain_level(level))} is no level of {key!r}, which has "
+                f"{short_repr(self.levels[key])}. It is the unlabeled_category, which means no label: give None, or a "
+                "missing value, for none."
+            )
+        return self.spaces[key].code(level, argument)
+
+    @property
+    def is_of_names(self) -> bool:
+        """Whether all keys are categories without features."""
+        return all(space.is_of_names for space in self.spaces.values())
+
+    def values(self) -> tuple[Values, ...] | None:
+        """What is known of the values of each key; None where all are names alone."""
+        return None if self.is_of_names else tuple(space.values() for space in self.spaces.values())
+
+    def of_training(self, codes: np.ndarray) -> np.ndarray:
+        """Codes (cells, n_keys) in which values that training has not are null."""
+        return np.where(codes < np.array(self.n_levels, dtype=np.int64), codes, NULL)
+
+    @property
+    def of(self) -> list[int | None]:
+        """For each key the one that it is a dose of."""
+        owners = [kind.of if isinstance(kind, Number) else None for kind in self.kinds.values()]
+        return [None if owner is None else self.keys.index(owner) for owner in owners]
+
+    def without_dose(self, codes: np.ndarray) -> np.ndarray:
+        """Codes in which a level that is given at a dose of 0 is null, as it has no effect."""
+        if not any(owner is not None for owner in self.of):
+            return codes
+        codes = codes.copy()
+        for number, key in enumerate(self.of):
+            if key is not None:
+                zero = self.spaces[self.keys[number]].is_zero(codes[:, number])
+                codes[zero, key] = NULL
+        return codes
 
     def decode(self, codes: np.ndarray, index: pd.Index) -> pd.DataFrame:
         """Turn codes into names, as categoricals with the levels of training; a null condition is missing.
@@ -234,11 +276,7 @@ class Conditions:
             One column per key.
         """
         return pd.DataFrame(
-            {
-                key: pd.Categorical.from_codes(codes[:, k], categories=values)
-                for k, (key, values) in enumerate(self.levels.items())
-            },
-            index=index,
+            {key: space.names_of(codes[:, k]) for k, (key, space) in enumerate(self.spaces.items())}, index=index
         )
 
 

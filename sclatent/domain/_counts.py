@@ -32,7 +32,7 @@ from sclatent.data import (
 )
 from sclatent.data._schema import FLAG, NAME, NAMES, POSITIVE, check, optional
 from sclatent.module import CellDiffusion, Standardize
-from sclatent.nn import Context
+from sclatent.nn import Context, Values
 
 from ._domain import CHANGED, Domain
 from ._fields import KnownLayerField
@@ -159,16 +159,18 @@ class CountDomain(Domain):
         """Remember the library sizes of the training cells."""
         self.library_sizes = LibrarySizes(rows.conditions[rows.cells], self._library_of_all(module, rows), n_levels)
 
-    def fit_means(self, module: CellDiffusion, rows: CellRows) -> None:
+    def fit_means(
+        self, module: CellDiffusion, rows: CellRows, codes: np.ndarray, values: Sequence[Values] | None
+    ) -> None:
         """Fit a mixed model of the mean expression of conditions, if the model has one."""
         if module.gene_means is None:
             return
-        codes, group, n = np.unique(rows.conditions[rows.cells], axis=0, return_inverse=True, return_counts=True)
-        total, square, start = np.zeros((len(codes), len(self.genes))), np.zeros((len(codes), len(self.genes))), 0
+        seen, group, n = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+        total, square, start = np.zeros((len(seen), len(self.genes))), np.zeros((len(seen), len(self.genes))), 0
         panel = rows.panel.numpy()
         for block in self._blocks(rows):
             places = group.ravel()[start : start + block.shape[0]], np.arange(block.shape[0])
-            member = sparse.csr_matrix((np.ones(block.shape[0]), places), (len(codes), block.shape[0]))
+            member = sparse.csr_matrix((np.ones(block.shape[0]), places), (len(seen), block.shape[0]))
             rate = _per_10_000(block) if self.is_count else block
             total[:, panel] += (member @ rate).toarray()
             square[:, panel] += (member @ rate.power(2)).toarray()
@@ -177,9 +179,16 @@ class CountDomain(Domain):
         variance = square / n[:, None] - mean**2
         if self.is_count:
             mean, variance = np.log1p(mean), variance / (1 + mean) ** 2  # by the delta method
-        module.gene_means.cpu().fit(codes, n, mean, noise=float(np.average(variance.mean(axis=1), weights=n)))
+        module.gene_means.cpu().fit(seen, n, mean, float(np.average(variance.mean(axis=1), weights=n)), values)
 
-    def moved(self, module: CellDiffusion, expected: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    def moved(
+        self,
+        module: CellDiffusion,
+        expected: np.ndarray,
+        source: np.ndarray,
+        target: np.ndarray,
+        values: Sequence[Values] | None,
+    ) -> np.ndarray:
         r"""Mean expression of cells that were moved: the mean of two predictions of how conditions change a gene.
 
         One is what the decoder makes of the mean tokens of conditions, the other a mixed model of the genes themselves,
@@ -189,20 +198,22 @@ class CountDomain(Domain):
             return expected
         pairs, pair = np.unique(np.hstack([source, target]), axis=0, return_inverse=True)
         old, new = np.split(pairs, 2, axis=1)
-        of_old, of_new = self._decoded_mean(module, old), self._decoded_mean(module, new)
-        change = (module.gene_means.predict(new) - module.gene_means.predict(old) - (of_new - of_old)) / 2
+        of_old, of_new = (self._decoded_mean(module, codes, values) for codes in (old, new))
+        predicted = module.gene_means.predict(new, values) - module.gene_means.predict(old, values)
+        change = (predicted - (of_new - of_old)) / 2
         if not self.is_count:
             return expected + change[pair.ravel()]
         ratio = np.expm1(np.maximum(of_new + change, 0)) / np.expm1(of_new)
         moved = expected * ratio[pair.ravel()]
         return moved * (expected.sum(axis=1) / moved.sum(axis=1))[:, None]
 
-    def _decoded_mean(self, module: CellDiffusion, codes: np.ndarray) -> np.ndarray:
+    def _decoded_mean(self, module: CellDiffusion, codes: np.ndarray, values: Sequence[Values] | None) -> np.ndarray:
         """What the decoder makes of the mean tokens of conditions, (n, genes), as of :meth:`fit_means`."""
         device = _device(module)
         size = torch.zeros(len(codes), device=device)
         with torch.no_grad():
-            tokens = module.denoiser.mean(Context(torch.from_numpy(codes).to(device), size))
+            known = None if values is None else tuple(v.to(device) for v in values)
+            tokens = module.denoiser.mean_of(Context(torch.from_numpy(codes).to(device), size, values=known))
         share = self.decode(module, tokens, np.zeros(len(codes), dtype=np.int64), None)
         return np.log1p(1e4 * share) if self.is_count else share
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sclatent.data import check_whole
 from sclatent.module import LatentDiffusion, Standardize
+from sclatent.nn import Values
 
 CHANGED = "The AnnData of training was changed: it"
 
@@ -95,7 +96,9 @@ class Domain(ABC):
     def learn_from(self, module: Any, rows: Any, n_levels: Sequence[int]) -> None:  # noqa: B027
         """Remember what sampling needs to know of the training cells."""
 
-    def fit_means(self, module: Any, rows: Any) -> None:  # noqa: B027
+    def fit_means(  # noqa: B027
+        self, module: Any, rows: Any, codes: np.ndarray, values: Sequence[Values] | None
+    ) -> None:
         """Fit what is predicted of the cells of conditions themselves, and not of their tokens."""
 
     def at_most(self, batch_size: int) -> int:
@@ -139,7 +142,14 @@ class Domain(ABC):
 
     # ---- cells that were made
 
-    def moved(self, module: Any, expected: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    def moved(
+        self,
+        module: Any,
+        expected: np.ndarray,
+        source: np.ndarray,
+        target: np.ndarray,
+        values: Sequence[Values] | None,
+    ) -> np.ndarray:
         """Expected values of cells that were moved from condition codes (cells, n_keys) to others."""
         return expected
 

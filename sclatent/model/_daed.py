@@ -134,8 +134,9 @@ class DAED(PredictionMixin, DenoisingMixin, FeatureModel):
         p, patches = self.init_params_, self.module.autoencoder
         shape, n_levels = (patches.n_tokens, patches.token_dim), self.conditions.n_levels
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
-        trunk = new_denoiser(self.domain.is_image, *shape, n_levels, *size)
-        return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
+        values, of = self.conditions.values(), self.conditions.of
+        trunk = new_denoiser(self.domain.is_image, *shape, n_levels, *size, values=values)
+        return ResidualDenoiser(trunk, shape, self.process, p["baseline"], values=values, of=of)
 
     def _needs(self, stage: str) -> tuple[str, ...]:
         return ()  # the two networks share no weights, and neither needs the other to be trained

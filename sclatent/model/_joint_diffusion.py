@@ -114,11 +114,13 @@ class JointDiffusion(JointMixin, DenoisingMixin, FeatureModel):
         p, patches = self.init_params_, self.module.autoencoder
         shape, n_levels = (patches.n_tokens, patches.token_dim), self.conditions.n_levels
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
+        n_keys = len(n_levels) - (self.labels_key is not None)  # the denoiser is not conditioned on the label
+        every = self.conditions.values()
+        values, of = None if every is None else every[:n_keys], self.conditions.of[:n_keys]
+        trunk = new_denoiser(self.domain.is_image, *shape, n_levels[:n_keys], *size, values=values)
         if self.labels_key is None:
-            trunk = new_denoiser(self.domain.is_image, *shape, n_levels, *size)
-            return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
-        trunk = new_denoiser(self.domain.is_image, *shape, n_levels[:-1], *size)  # not the label
-        return JointDenoiser(trunk, shape, n_levels[-1], self.process, p["baseline"])
+            return ResidualDenoiser(trunk, shape, self.process, p["baseline"], values=values, of=of)
+        return JointDenoiser(trunk, shape, n_levels[-1], self.process, p["baseline"], values=values, of=of)
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if self.labels_key is None:

@@ -128,10 +128,12 @@ class JointLDM(JointMixin, FeatureModel):
         p, autoencoder = self.init_params_, self.module.autoencoder
         shape = autoencoder.n_tokens, autoencoder.token_dim
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
-        trunk = DiT(*shape, self.conditions.n_levels, *size)
+        values, of = self.conditions.values(), self.conditions.of
+        trunk = DiT(*shape, self.conditions.n_levels, *size, values=values)
         if self.labels_key is None:
-            return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
-        return JointDenoiser(trunk, shape, self.conditions.n_levels[-1], self.process, p["baseline"])
+            return ResidualDenoiser(trunk, shape, self.process, p["baseline"], values=values, of=of)
+        n_labels = self.conditions.n_levels[-1]
+        return JointDenoiser(trunk, shape, n_labels, self.process, p["baseline"], values=values, of=of)
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)

@@ -165,8 +165,9 @@ class SCLDM(CountModel):
         p = self.init_params_
         shape = p["n_tokens"], p["token_dim"]
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
-        trunk = DiT(*shape, self.conditions.n_levels, *size, has_size=True)
-        return ResidualDenoiser(trunk, shape, self.process, p["baseline"])
+        values, of = self.conditions.values(), self.conditions.of
+        trunk = DiT(*shape, self.conditions.n_levels, *size, has_size=True, values=values)
+        return ResidualDenoiser(trunk, shape, self.process, p["baseline"], values=values, of=of)
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "autoencoder":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sclatent.nn import NULL, AdaLNBlock, ConditionEmbedding, Context, TimeEmbedding
+from sclatent.nn import NULL, AdaLNBlock, ConditionEmbedding, Context, TimeEmbedding, Values
 
 
 class DiT(nn.Module):
@@ -23,6 +23,8 @@ class DiT(nn.Module):
         Width, number of blocks and heads of the transformer.
     has_size
         Whether it is conditioned on the library size, too.
+    values
+        What is known of the values of each key, as in :class:`~sclatent.nn.ConditionEmbedding`.
 
     Examples
     --------
@@ -46,13 +48,14 @@ class DiT(nn.Module):
         n_blocks: int = 4,
         n_heads: int = 4,
         has_size: bool = False,
+        values: Sequence[Values] | None = None,
     ) -> None:
         super().__init__()
         self.n_levels, self.width, self.n_activations = tuple(n_levels), width, n_blocks
         self.embed = nn.Linear(token_dim, width)
         self.position = nn.Parameter(0.02 * torch.randn(n_tokens, width))
         self.time = TimeEmbedding(width)
-        self.conditions = ConditionEmbedding(n_levels, width)
+        self.conditions = ConditionEmbedding(n_levels, width, values)
         self.size = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width)) if has_size else None
         self.blocks = nn.ModuleList(AdaLNBlock(width, n_heads) for _ in range(n_blocks))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -79,7 +82,7 @@ class DiT(nn.Module):
         tuple[Tensor, Tensor]
             Prediction (cells, n_tokens, token_dim) and activations (cells, n_blocks, width).
         """
-        c = self.time(t) + self.conditions(context.codes)
+        c = self.time(t) + self.conditions(context.codes, context.values)
         if self.size is not None:
             if context.size is None:
                 raise ValueError("context.size is None: a denoiser with has_size=True needs library sizes, (cells,).")

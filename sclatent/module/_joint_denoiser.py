@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from sclatent.baseline import Baseline
 from sclatent.diffusion import Process
-from sclatent.nn import NULL, Context, Dropout
+from sclatent.nn import NULL, Context, Dropout, Values
 
 from ._dit import DiT
 from ._residual_denoiser import ResidualDenoiser
@@ -37,7 +38,7 @@ class JointDenoiser(ResidualDenoiser):
 
     Parameters
     ----------
-    trunk, shape, process, baseline, covariance
+    trunk, shape, process, baseline, covariance, values, of
         As in :class:`ResidualDenoiser`.
     n_labels
         Number of labels.
@@ -76,8 +77,10 @@ class JointDenoiser(ResidualDenoiser):
         head_width: int = 512,
         dropout: float = 0.5,
         label_gradient: float = 0.01,
+        values: Sequence[Values] | None = None,
+        of: Sequence[int | None] | None = None,
     ) -> None:
-        super().__init__(trunk, shape, process, baseline, covariance)
+        super().__init__(trunk, shape, process, baseline, covariance, values, of)
         self.label_gradient = label_gradient
         self.register_buffer("variance", torch.ones(shape))
         latent, width = shape[0] * shape[1], trunk.width

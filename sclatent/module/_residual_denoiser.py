@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from sclatent.baseline import Baseline, ConditionMean, GaussianVelocity
 from sclatent.diffusion import Process
-from sclatent.nn import NULL, Context
+from sclatent.nn import NULL, Context, Values
 
 from ._dit import DiT
 from ._unet import UNet
@@ -35,6 +38,8 @@ class ResidualDenoiser(nn.Module):
         ``"mixed"``, ``"additive"`` or ``"none"``.
     covariance
         Whether the baseline has the covariance of cells around their mean; else they lie around it like noise.
+    values, of
+        What is known of the values of each key, and of which key it is a dose; by default which they are alone.
 
     Examples
     --------
@@ -57,12 +62,22 @@ class ResidualDenoiser(nn.Module):
         process: Process,
         baseline: Baseline = "mixed",
         covariance: bool = True,
+        values: Sequence[Values] | None = None,
+        of: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         self.trunk, self.process = trunk, process
-        self.mean = ConditionMean(trunk.n_levels, *shape, kind=baseline)
+        self.mean = ConditionMean(trunk.n_levels, *shape, kind=baseline, of=of)
         has_covariance = covariance and baseline != "none"
-        self.gaussian = GaussianVelocity(trunk.n_levels, shape, process) if has_covariance else None
+        # of numbers there are too many combinations for a covariance each
+        self.of_covariance = [k for k in range(len(trunk.n_levels)) if values is None or not values[k].is_number]
+        n_levels = [trunk.n_levels[k] for k in self.of_covariance]
+        self.gaussian = GaussianVelocity(n_levels, shape, process) if has_covariance else None
+        self.has_values = values is not None
+        self.with_features = [k for k, of_key in enumerate(values or ()) if of_key.features.shape[1]]
+        for k, of_key in enumerate(values or ()):
+            for name, part in of_key._asdict().items():
+                self.register_buffer(f"{name}_of_{k}", part, persistent=False)  # the model knows them
 
     @property
     def n_levels(self) -> tuple[int, ...]:
@@ -92,10 +107,10 @@ class ResidualDenoiser(nn.Module):
         """
         if not self.has_baseline:
             return
-        self.mean.fit(tokens, codes, size)
+        context = self._with_values(Context(codes, torch.zeros(len(codes)) if size is None else size))
+        self.mean.fit(tokens, codes, size, context.values)
         if self.gaussian is not None:
-            context = Context(codes, torch.zeros(len(codes)) if size is None else size)
-            self.gaussian.fit(tokens, codes, self.mean(context), noise_level)
+            self.gaussian.fit(tokens, codes[:, self.of_covariance], self.mean(context), noise_level)
 
     def activations(self, x: Tensor, t: Tensor, size: Tensor | None = None) -> Tensor:
         """Activations of each block of the network without any condition, (cells, n_activations, width)."""
@@ -114,6 +129,7 @@ class ResidualDenoiser(nn.Module):
         context
             What the cells are conditioned on.
         """
+        context = self._with_values(context)
         u, closed_form = self._closed_form(x, t, context)
         v, seen = self.trunk.evaluate(u, t, context)
         return closed_form + v, seen
@@ -124,7 +140,18 @@ class ResidualDenoiser(nn.Module):
 
     def without_network(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Velocity of the baseline alone; arguments as in :meth:`evaluate`."""
-        return self._closed_form(x, t, context)[1]
+        return self._closed_form(x, t, self._with_values(context))[1]
+
+    def mean_of(self, context: Context) -> Tensor:
+        """Mean tokens (cells, n_tokens, token_dim) of the baseline."""
+        return self.mean(self._with_values(context))
+
+    def _with_values(self, context: Context) -> Context:
+        """The same context with what is known of the values of training, if it says nothing of values."""
+        if not self.has_values or context.values is not None:
+            return context
+        parts = [[self.get_buffer(f"{name}_of_{k}") for name in Values._fields] for k in range(len(self.n_levels))]
+        return replace(context, values=tuple(Values(*of_key) for of_key in parts))
 
     def _closed_form(self, x: Tensor, t: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Noisy tokens less their mean, and the velocity of the baseline."""
@@ -136,4 +163,6 @@ class ResidualDenoiser(nn.Module):
         if self.gaussian is None:
             gain = self.process.gaussian_gain(t, torch.ones_like(u))
             return u, of_mean + gain * u
-        return u, of_mean + self.gaussian(u, t, context.codes, context.pushed_to)
+        codes = context.codes[:, self.of_covariance]
+        pushed_to = None if context.pushed_to is None else context.pushed_to[:, self.of_covariance]
+        return u, of_mean + self.gaussian(u, t, codes, pushed_to)

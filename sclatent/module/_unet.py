@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sclatent.nn import NULL, ConditionEmbedding, Context, TimeEmbedding
+from sclatent.nn import NULL, ConditionEmbedding, Context, TimeEmbedding, Values
 
 from ._dit import DiT
 
@@ -48,6 +48,8 @@ class UNet(nn.Module):
         Channels at every resolution.
     n_resolutions
         Number of resolutions; each has half the side of the one before.
+    values
+        What is known of the values of each key, as in :class:`~sclatent.nn.ConditionEmbedding`.
 
     Examples
     --------
@@ -61,7 +63,13 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, n_tokens: int, token_dim: int, n_levels: Sequence[int] = (), width: int = 64, n_resolutions: int = 3
+        self,
+        n_tokens: int,
+        token_dim: int,
+        n_levels: Sequence[int] = (),
+        width: int = 64,
+        n_resolutions: int = 3,
+        values: Sequence[Values] | None = None,
     ) -> None:
         super().__init__()
         if width % 8:
@@ -69,7 +77,7 @@ class UNet(nn.Module):
         self.n_side = round(n_tokens**0.5)
         self.n_levels, self.width, self.n_activations = tuple(n_levels), width, 2 * n_resolutions
         self.time = TimeEmbedding(width)
-        self.conditions = ConditionEmbedding(n_levels, width)
+        self.conditions = ConditionEmbedding(n_levels, width, values)
         self.embed = nn.Conv2d(token_dim, width, 3, padding=1)
         self.down = nn.ModuleList(TimedBlock(width) for _ in range(n_resolutions))
         self.shrink = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(n_resolutions - 1))
@@ -97,7 +105,7 @@ class UNet(nn.Module):
         tuple[Tensor, Tensor]
             Prediction (cells, n_tokens, token_dim) and activations (cells, n_activations, width).
         """
-        c = self.time(t) + self.conditions(context.codes)
+        c = self.time(t) + self.conditions(context.codes, context.values)
         h = self.embed(x.transpose(1, 2).unflatten(2, (self.n_side, self.n_side)))
         skipped, seen = [], []
         for i, block in enumerate(self.down):
@@ -132,6 +140,7 @@ def new_denoiser(
     width: int | None = None,
     n_blocks: int | None = None,
     n_heads: int = 4,
+    values: Sequence[Values] | None = None,
 ) -> DiT | UNet:
     """Return a U-Net for the patches of an image, else a Diffusion Transformer; by default of a size for two cores.
 
@@ -147,6 +156,8 @@ def new_denoiser(
         Size of the network; by default 48 and 3 resolutions for a U-Net, 128 and 4 blocks for a transformer.
     n_heads
         Heads of every attention of a transformer.
+    values
+        What is known of the values of each key, as in :class:`~sclatent.nn.ConditionEmbedding`.
 
     Examples
     --------
@@ -157,5 +168,5 @@ def new_denoiser(
     'DiT'
     """
     if is_image:
-        return UNet(n_tokens, token_dim, n_levels, width or 48, n_blocks or 3)
-    return DiT(n_tokens, token_dim, n_levels, width or 128, n_blocks or 4, n_heads)
+        return UNet(n_tokens, token_dim, n_levels, width or 48, n_blocks or 3, values)
+    return DiT(n_tokens, token_dim, n_levels, width or 128, n_blocks or 4, n_heads, values=values)

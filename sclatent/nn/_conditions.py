@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ._context import NULL, Values
+
+FREQUENCIES = 4  # of the waves that a number is embedded by
+
 
 class ConditionEmbedding(nn.Module):
-    """One table a condition key, with a null entry; what a cell gets is the sum over its keys.
+    """What a cell gets for its conditions: the sum over its keys of an embedding of the value.
+
+    That of a level is an entry of a table, that of a set the sum of those of its members; features and numbers go
+    through a perceptron that is added. A null condition has an entry of its own.
 
     Parameters
     ----------
     n_levels
         Number of levels of each key.
-    shape
-        Shape of an entry.
+    width
+        Width of an embedding.
+    values
+        What is known of the values of each key; by default which they are alone.
 
     Examples
     --------
@@ -29,20 +39,44 @@ class ConditionEmbedding(nn.Module):
     torch.Size([2, 32])
     """
 
-    def __init__(self, n_levels: Sequence[int], *shape: int) -> None:
+    def __init__(self, n_levels: Sequence[int], width: int, values: Sequence[Values] | None = None) -> None:
         super().__init__()
-        self.tables = nn.ParameterList(nn.Parameter(0.02 * torch.randn(n + 1, *shape)) for n in n_levels)
-        self.shape = shape
+        known = [Values.of_levels(n) for n in n_levels] if values is None else values
+        self.n_levels, self.width = tuple(n_levels), width
+        n_entries = [
+            v.members.shape[1] if v.is_set else 0 if v.is_number else n for n, v in zip(n_levels, known, strict=True)
+        ]
+        self.tables = nn.ParameterList(nn.Parameter(0.02 * torch.randn(n + 1, width)) for n in n_entries)
+        n_inputs = [v.features.shape[1] + (2 * FREQUENCIES + 1) * v.number.shape[1] for v in known]
+        self.perceptrons = nn.ModuleList(
+            nn.Sequential(nn.Linear(n, width), nn.SiLU(), nn.Linear(width, width)) if n else nn.Identity()
+            for n in n_inputs
+        )
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """Sum the entries of codes (cells, n_keys); code -1, the null condition, has an entry of its own.
+    def forward(self, codes: Tensor, values: Sequence[Values] | None = None) -> Tensor:
+        """Sum the embeddings (cells, width) of codes (cells, n_keys); code -1 is the null condition.
 
         Without any table, codes are not looked at.
         """
-        total = torch.zeros(len(codes), *self.shape, device=codes.device)
-        for table, code in zip(self.tables, codes.unbind(1) if len(self.tables) else (), strict=True):
-            total = total + table[code]  # code -1 is the last row, the null entry
+        total = torch.zeros(len(codes), self.width, device=codes.device)
+        for k, (table, code) in enumerate(zip(self.tables, codes.unbind(1) if len(self.tables) else (), strict=True)):
+            # without values, code -1 is the last row, the null entry
+            total = total + (table[code] if values is None else self._embed(k, table, code, values[k]))
         return total
+
+    def _embed(self, k: int, table: Tensor, code: Tensor, values: Values) -> Tensor:
+        place, is_null = code.clamp(min=0), (code == NULL)[:, None]
+        if values.is_set:
+            known = values.members[place] @ table[:-1]
+        elif values.is_number:
+            known = table.new_zeros(len(code), self.width)
+        else:  # a value that training has not is no level
+            known = torch.where((code < self.n_levels[k])[:, None], table[:-1][place.clamp(max=len(table) - 2)], 0.0)
+        if not isinstance(self.perceptrons[k], nn.Identity):
+            x = values.number[place]
+            waves = [f(math.pi * (i + 1) * x) for i in range(FREQUENCIES) for f in (torch.sin, torch.cos)]
+            known = known + self.perceptrons[k](torch.cat([values.features[place], x, *waves], dim=1))
+        return torch.where(is_null, table[-1], known)
 
 
 class CombinationTable(nn.Module):
@@ -50,8 +84,10 @@ class CombinationTable(nn.Module):
 
     Parameters
     ----------
-    n_levels, shape
-        As in :class:`ConditionEmbedding`.
+    n_levels
+        Number of levels of each key.
+    shape
+        Shape of an entry.
 
     Examples
     --------

@@ -253,6 +253,9 @@ class DiffusionPlan(StagePlan):
         Probability that a cell loses all its conditions, which trains the unconditional model of guidance.
     dropout_key
         Probability of each condition to be lost on its own, which lets any subset of conditions be given.
+    dropout_identity
+        Probability that of a level with features the features alone are given, which are all that is known of a level
+        that was never measured.
     ema_decay
         Decay of the exponential moving average of the weights. The average is what is validated and what samples.
     lr, weight_decay
@@ -277,6 +280,7 @@ class DiffusionPlan(StagePlan):
         process: Process | None = None,
         dropout_all: float = 0.1,
         dropout_key: float = 0.1,
+        dropout_identity: float = 0.2,
         ema_decay: float = 0.999,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
@@ -287,6 +291,7 @@ class DiffusionPlan(StagePlan):
         self.process = LinearFlow() if process is None else process
         self.dropout_all = check_number("dropout_all", dropout_all, high=1)
         self.dropout_key = check_number("dropout_key", dropout_key, high=1)
+        self.dropout_identity = check_number("dropout_identity", dropout_identity, high=1)
         self.ema_decay = ema_decay = check_number("ema_decay", ema_decay, high=1)
 
         def average(means: Sequence[Tensor], weights: Sequence[Tensor], n_averaged: Tensor | int) -> None:
@@ -308,7 +313,12 @@ class DiffusionPlan(StagePlan):
         n_draws = 1 + codes.shape[1] * (self.dropout_key > 0)
         uniform = torch.rand(len(codes), n_draws, generator=generator, device=generator.device)
         lost = (uniform[:, :1] < self.dropout_all).expand_as(codes)
-        return codes.masked_fill(lost | (uniform[:, 1:] < self.dropout_key) if n_draws > 1 else lost, NULL)
+        codes = codes.masked_fill(lost | (uniform[:, 1:] < self.dropout_key) if n_draws > 1 else lost, NULL)
+        denoiser: Any = self.trained
+        for k in getattr(denoiser, "with_features", ()):  # some levels are known by their features alone
+            nameless = torch.rand(len(codes), generator=generator, device=generator.device) < self.dropout_identity
+            codes[:, k] += (nameless & (codes[:, k] != NULL)) * denoiser.n_levels[k]
+        return codes
 
     def validation_losses(self, batch: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Loss of each cell under the averaged weights and all its conditions, (cells,)."""

@@ -26,7 +26,7 @@ from sclatent.data import (
 from sclatent.domain import CountDomain
 from sclatent.module import CellDiffusion
 
-from ._columns import check_columns
+from ._columns import ConditionKeys, check_columns
 from ._latent_diffusion_model import LatentDiffusionModel
 
 
@@ -55,7 +55,7 @@ class CountModel(LatentDiffusionModel):
         cls,
         adata: AnnData,
         layer: str | None = None,
-        condition_keys: Sequence[str] | str | None = None,
+        condition_keys: ConditionKeys = None,
         batch_key: str | None = None,
         size_factor_key: str | None = None,
         is_count_data: bool = True,
@@ -104,7 +104,7 @@ class CountModel(LatentDiffusionModel):
             raise ValueError(f"is_count_data={short_repr(is_count_data)} must be True or False.")
         check_var_names(adata)
         keys, _ = check_columns(
-            adata.obs, condition_keys, batch_key, size_factor_key=size_factor_key, written=cls.DOMAIN.WRITTEN,
+            adata, condition_keys, batch_key, size_factor_key=size_factor_key, written=cls.DOMAIN.WRITTEN,
             is_query="source_registry" in kwargs,
         )  # fmt: skip
         if size_factor_key is not None:
@@ -117,7 +117,7 @@ class CountModel(LatentDiffusionModel):
             raise ValueError(f"{error}{hint}") from error
         setup_args = {
             "layer": layer,
-            "condition_keys": keys,
+            **keys,
             "batch_key": batch_key,
             "size_factor_key": size_factor_key,
             "is_count_data": bool(is_count_data),

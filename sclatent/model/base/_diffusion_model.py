@@ -83,7 +83,7 @@ class DiffusionModel(LatentModel):
     def _shift(self, source: np.ndarray, target: np.ndarray, size: Tensor | None, time: float) -> Tensor:
         """How far the mean of the baseline moves; a cell of unknown conditions is taken to be where it is."""
         codes = self._known(source, target), target
-        old, new = (self.module.denoiser.mean(self._context(each, size)) for each in codes)
+        old, new = (self.module.denoiser.mean_of(self._context(each, size)) for each in codes)
         return self.process.coefficients(torch.tensor(float(time))).data * (new - old)
 
     @staticmethod
@@ -93,7 +93,8 @@ class DiffusionModel(LatentModel):
 
     def _context(self, codes: np.ndarray, size: Tensor | None) -> Context:
         """What the denoiser is conditioned on, of condition codes (cells, n_keys)."""
-        return Context(torch.from_numpy(codes[:, : self._n_keys]).to(self.device), size)
+        codes = self.conditions.without_dose(codes)[:, : self._n_keys]
+        return Context(torch.from_numpy(codes).to(self.device), size, values=self._values())
 
     @torch.no_grad()
     def _flow(

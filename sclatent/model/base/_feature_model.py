@@ -21,7 +21,7 @@ from sclatent.data import (
 )
 from sclatent.domain import DIFFERENCE, FeatureDomain
 
-from ._columns import check_columns
+from ._columns import ConditionKeys, check_columns
 from ._guidance import Guidance, Weight
 from ._latent_diffusion_model import LatentDiffusionModel
 
@@ -61,7 +61,7 @@ class FeatureModel(LatentDiffusionModel):
         obsm_key: str | None = None,
         layer: str | None = None,
         image_shape: Sequence[int] | None = None,
-        condition_keys: Sequence[str] | str | None = None,
+        condition_keys: ConditionKeys = None,
         labels_key: str | None = None,
         unlabeled_category: str | float = UNLABELED,
         batch_key: str | None = None,
@@ -130,7 +130,7 @@ class FeatureModel(LatentDiffusionModel):
         check_finite(values, where)
         is_query = "source_registry" in kwargs
         keys, labels = check_columns(
-            adata.obs, condition_keys, batch_key, labels_key, unlabeled_category, is_query=is_query
+            adata, condition_keys, batch_key, labels_key, unlabeled_category, is_query=is_query
         )
         if adata.n_obs > 1 and not is_query:
             codes = np.zeros(adata.n_obs) if batch_key is None else pd.factorize(adata.obs[batch_key])[0]
@@ -139,7 +139,7 @@ class FeatureModel(LatentDiffusionModel):
             "obsm_key": obsm_key,
             "layer": layer,
             "image_shape": None if image_shape is None else list(map(int, image_shape)),
-            "condition_keys": keys,
+            **keys,
             "labels_key": labels_key,
             "unlabeled_category": UNLABELED if labels_key is None else plain_level(unlabeled_category),
             "batch_key": batch_key,

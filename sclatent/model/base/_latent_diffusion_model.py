@@ -134,10 +134,10 @@ class LatentDiffusionModel(DiffusionModel):
         weight = self._default_weight(guidance) if guidance_weight is None else guidance_weight
         weights = self._weights(guidance, weight)
         self._check_baseline_only(baseline_only, weights)
-        uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
-        library, library_rule = self.domain.given_or_drawn_library(library_size, codes, uniforms[:, 0])
-        batches, batch_rule = self.batches.given_or_drawn(batch, codes, uniforms)
-        self.batches.warn_of_unseen(codes, batches)
+        uniforms, seen = cell_rng(seed, "sizes").random((n_samples, 2)), self.conditions.of_training(codes)
+        library, library_rule = self.domain.given_or_drawn_library(library_size, seen, uniforms[:, 0])
+        batches, batch_rule = self.batches.given_or_drawn(batch, seen, uniforms)
+        self.batches.warn_of_unseen(seen, batches)
 
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
@@ -237,8 +237,8 @@ class LatentDiffusionModel(DiffusionModel):
         if not changes_label:  # there is none to push to
             weights = weights._replace(classifier=0.0)
         source, target = self._source(known, target), np.where(target == NULL, known, target)
-        batches = self.batches.asked(target, rows.batch[rows.cells])
-        self.batches.warn_of_unseen(np.where(target == known, NULL, target), batches)
+        batches = self.batches.asked(self.conditions.of_training(target), rows.batch[rows.cells])
+        self.batches.warn_of_unseen(self.conditions.of_training(np.where(target == known, NULL, target)), batches)
 
         blocks, libraries = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
@@ -252,7 +252,8 @@ class LatentDiffusionModel(DiffusionModel):
             # the same arithmetic for both, so that they agree to the last bit where a cell moves nowhere
             old = self.domain.decode(self.module, z, batch.batch.numpy(), library)
             new = self.domain.decode(self.module, moved, batches[cells], library)
-            new = self.domain.moved(self.module, new, self._known(source, target)[cells], target[cells])
+            of_old, of_new = (self.conditions.without_dose(c)[cells] for c in (self._known(source, target), target))
+            new = self.domain.moved(self.module, new, of_old, of_new, self.conditions.values())
             self._check_generated(z, moved, new, weight)
             blocks.append(self.domain.transport(self.module, rows, cells, old, new, seed))
             libraries += [] if library is None else [library]

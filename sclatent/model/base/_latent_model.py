@@ -23,10 +23,11 @@ from sclatent.data._schema import LEVELS, NAME, check, check_codes, dict_of, lis
 from sclatent.diffusion import PROCESSES, Process
 from sclatent.domain import Domain, KnownConditionsField, KnownLevelsField
 from sclatent.module import LatentDiffusion, Patches, ResidualDenoiser, Standardize
-from sclatent.nn import NULL
+from sclatent.nn import NULL, Values
 from sclatent.train import DiffusionPlan, StagePlan
 
 from ._batches import Batches
+from ._columns import kinds_of
 from ._random import initial_weights
 from ._staged_model import StagedModel
 
@@ -74,11 +75,11 @@ class LatentModel(StagedModel):
         self.domain = self.DOMAIN(self.registry)
         self.labels_key: str | None = setup.get("labels_key")
         levels = dict(self._state(CONDITIONS_KEY).get("mappings", {}))
-        unlabeled = {}
+        unlabeled, kinds, features = {}, *kinds_of(setup)
         if self.labels_key is not None:  # the label is the last of the conditions, and the only one that may be missing
             levels[self.labels_key] = setup["labels"]
             unlabeled[self.labels_key] = setup["unlabeled_category"]
-        self.conditions = Conditions(levels, unlabeled=unlabeled)
+        self.conditions = Conditions(levels, unlabeled=unlabeled, kinds=kinds, features=features)
         batch_levels = list(self._state(REGISTRY_KEYS.BATCH_KEY)["categorical_mapping"])
         self.batches = Batches(setup["batch_key"], batch_levels, self.conditions)
         with initial_weights(seed, "autoencoder"):
@@ -106,6 +107,11 @@ class LatentModel(StagedModel):
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         return DiffusionPlan(self.module.denoiser, self.process, **arguments)
+
+    def _values(self) -> tuple[Values, ...] | None:
+        """What is known of all values of the keys of the denoiser, where the model is; None where they are names."""
+        values = self.conditions.values()
+        return None if values is None else tuple(v.to(self.device) for v in values[: self._n_keys])
 
     @property
     def is_latent(self) -> bool:
@@ -232,6 +238,7 @@ class LatentModel(StagedModel):
 
     def _contents(self, rows: Any) -> Iterator[Any]:
         yield from (self.conditions.levels, self.batches.levels, rows.conditions, rows.batch)
+        yield from (part.numpy() for of_key in self.conditions.values() or () for part in of_key)
         yield from self.domain.contents(rows)
 
     def _look_at_features(self, rows: Any) -> None:
@@ -256,10 +263,11 @@ class LatentModel(StagedModel):
             self._tokens = self.module.standardize.cpu()(tokens)
         if not is_trained:
             self.domain.fit_size(self.module, rows.subset(seen))
-        codes, sizes = torch.from_numpy(rows.conditions), self.domain.sizes(self.module, rows)
+        codes = torch.from_numpy(self.conditions.without_dose(rows.conditions))
+        sizes = self.domain.sizes(self.module, rows)
         if stage == "diffusion" and not is_trained:
             self._fit_baseline(self._tokens[seen], codes[seen], None if sizes is None else sizes[seen])
-            self.domain.fit_means(self.module, rows.subset(seen))
+            self.domain.fit_means(self.module, rows.subset(seen), codes[seen].numpy(), self.conditions.values())
         return TokenRows(self._tokens, codes, *([] if sizes is None else [sizes]))
 
     def _fit_baseline(self, tokens: Tensor, codes: Tensor, size: Tensor | None, noise_level: float = 0.0) -> None:

@@ -1,0 +1,195 @@
+"""Kinds of conditions: categories, sets and numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from ._levels import plain_level, short_repr
+from ._numbers import is_number
+
+Features: TypeAlias = pd.DataFrame | str | None
+
+
+@dataclass(frozen=True)
+class Category:
+    """A condition of names, such as a cell type.
+
+    Parameters
+    ----------
+    features
+        What is known of levels: a DataFrame with one row per level, or a key of ``adata.uns`` with one. Levels that
+        were never measured can be asked for, if they have a row.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import sclatent
+    >>> structure = pd.DataFrame({"weight": [180.2, 151.2], "rings": [1, 1]}, index=["aspirin", "paracetamol"])
+    >>> drug = sclatent.conditions.Category(features=structure)
+    """
+
+    features: Features = None
+    name: ClassVar[str] = "category"
+
+
+@dataclass(frozen=True)
+class Set:
+    """A condition of sets of members, such as genes that are perturbed together.
+
+    Sets of members that were measured can be asked for, whether they were measured together or not. The order of the
+    members does not matter.
+
+    Parameters
+    ----------
+    delimiter
+        What stands between members.
+    control
+        What stands for the empty set.
+    features
+        What is known of members, as in :class:`Category`. Members that were never measured can be asked for then.
+
+    Examples
+    --------
+    ``"KLF1+MAP2K6"`` is a set of two:
+
+    >>> import sclatent
+    >>> perturbation = sclatent.conditions.Set("+", control="control")
+    >>> perturbation.members_of("MAP2K6+KLF1")
+    ('KLF1', 'MAP2K6')
+    >>> perturbation.members_of("control")
+    ()
+    """
+
+    delimiter: str = "+"
+    control: str | None = None
+    features: Features = None
+    name: ClassVar[str] = "set"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.delimiter, str) or not self.delimiter:
+            raise ValueError(f"delimiter={self.delimiter!r} must be text that stands between members, such as '+'.")
+        if self.control is not None and not isinstance(self.control, str):
+            raise ValueError(f"control={self.control!r} must be text, the level of the empty set.")
+
+    def members_of(self, level: Any) -> tuple[str, ...]:
+        """Members of a level, sorted; raises unless it is text with different members."""
+        if not isinstance(level, str):
+            raise ValueError(f"{short_repr(level)} is no text: names of members and {self.delimiter!r} were expected")
+        if level == self.control:
+            return ()
+        members = [member.strip() for member in level.split(self.delimiter)]
+        if not all(members):
+            raise ValueError(f"{level!r} has an empty member between delimiters {self.delimiter!r}")
+        twice = [member for member in members if members.count(member) > 1]
+        if twice:
+            raise ValueError(f"{level!r} has the member {twice[0]!r} twice")
+        return tuple(sorted(members))
+
+
+@dataclass(frozen=True)
+class Number:
+    """A condition that is a number, such as a dose or a time.
+
+    Any value in the measured range can be asked for, and a little beyond it.
+
+    Parameters
+    ----------
+    scale
+        ``"linear"``, or ``"log1p"`` where values go over several orders of magnitude.
+    of
+        Key that the number is a dose of: at 0 its effect vanishes, whatever the level.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> dose = sclatent.conditions.Number(scale="log1p", of="drug")
+    """
+
+    scale: Literal["linear", "log1p"] = "linear"
+    of: str | None = None
+    name: ClassVar[str] = "number"
+
+    def __post_init__(self) -> None:
+        if self.scale not in ("linear", "log1p"):
+            raise ValueError(f"scale={short_repr(self.scale)} must be 'linear' or 'log1p'.")
+
+    def value_of(self, level: Any) -> float:
+        """Return a level as a number of Python; raises unless it is one, and finite, and can be scaled."""
+        level = plain_level(level)
+        if not is_number(level):
+            raise ValueError(f"{short_repr(level)} is no finite number")
+        if level < 0 and (self.scale == "log1p" or self.of is not None):
+            raise ValueError(f"{short_repr(level)} is below 0, where {self} has no values")
+        return float(level)
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Values on the scale of the kind."""
+        return np.log1p(values) if self.scale == "log1p" else values
+
+
+Kind = Category | Set | Number
+KINDS: Mapping[str, type] = {kind.name: kind for kind in (Category, Set, Number)}
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of levels or members by name, standardised by those of training.
+
+    Parameters
+    ----------
+    names
+        Names of the rows.
+    values
+        (rows, n_features), float32.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"features of {len(self.names)} names, {self.values.shape[1]} each"
+
+    @staticmethod
+    def of(features: pd.DataFrame, argument: str, needed: list[str]) -> FeatureTable:
+        """Check a DataFrame of features and take it; ``needed`` are the names that must have a row."""
+        if not isinstance(features, pd.DataFrame):
+            raise ValueError(
+                f"{argument}: features={short_repr(features)} must be a DataFrame with one row per level, or a key of "
+                "adata.uns with one."
+            )
+        names = [plain_level(name) for name in features.index]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{argument}: features has {twice!r} twice: keep one row of each name.")
+        try:
+            values = features.to_numpy(dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{argument}: features must be numbers alone: encode columns of text first.") from error
+        if not values.size or not np.isfinite(values).all():
+            row = names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])] if values.size else "no row at all"
+            raise ValueError(f"{argument}: features must be finite numbers, which those of {row!r} are not.")
+        missing = [name for name in needed if name not in set(names)]
+        if missing:
+            raise ValueError(
+                f"{argument}: features has no row for {short_repr(missing[:5])}, {len(missing)} of {len(needed)} "
+                "names: give all of them, or leave features out."
+            )
+        place = {name: i for i, name in enumerate(names)}
+        seen = values[[place[name] for name in needed]]
+        sd = seen.std(axis=0)
+        if not (sd > 1e-12 * np.abs(seen).max(initial=1e-300)).any():
+            raise ValueError(f"{argument}: features are the same for all {len(needed)} names: they tell nothing apart.")
+        # one scale for all, as of an embedding: columns keep their proportions
+        scale = math.sqrt(float(np.square(sd).mean()))
+        return FeatureTable(tuple(names), (values / scale).astype(np.float32))
+
+    def rows(self, names: list[str]) -> np.ndarray:
+        """Features of names, (n, n_features)."""
+        place = {name: i for i, name in enumerate(self.names)}
+        return self.values[[place[name] for name in names]]

@@ -1,0 +1,166 @@
+"""The values of a condition key: those of training, and those that sampling asks for."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sclatent.nn import NULL, Values
+
+from ._kinds import FeatureTable, Kind, Number, Set
+from ._levels import code_of, level_key, plain_level, short_repr
+
+BEYOND = 0.1  # of the range of the numbers of training, beyond which a warning says how far
+
+
+class ValueSpace:
+    """Codes of the values of a key, and what is known of them.
+
+    The first codes are those of the levels of training. Where there are features, the next as many are the same levels
+    without their identity, of which the features alone are known. Values that only sampling asks for come after.
+
+    Parameters
+    ----------
+    key
+        The key.
+    kind
+        Its kind.
+    levels
+        Levels of training.
+    features
+        Features of levels, or of members.
+    """
+
+    def __init__(self, key: str, kind: Kind, levels: list[Any], features: FeatureTable | None = None) -> None:
+        self.key, self.kind, self.levels, self.features = key, kind, levels, features
+        self.n_levels = len(levels)
+        self.asked: list[Any] = []
+        self._lock = threading.Lock()
+        self._codes: dict[Any, int] = {}
+        for i, level in enumerate(levels):
+            self._codes.setdefault(self._identity(level), i)
+        members = {m for level in levels for m in kind.members_of(level)} if isinstance(kind, Set) else set()
+        self.members = sorted(members)
+        self.low, self.high = 0.0, 1.0
+        if isinstance(kind, Number):
+            scaled = kind.scaled(np.array([kind.value_of(level) for level in levels]))
+            self.low, self.high = (0.0 if kind.of else float(scaled.min())), float(scaled.max())
+        self._values: Values | None = None
+
+    @property
+    def is_of_names(self) -> bool:
+        """Whether nothing is known of a value but which it is."""
+        return not isinstance(self.kind, Set | Number) and self.features is None
+
+    @property
+    def n_fixed(self) -> int:
+        """Number of codes before those that only sampling asks for."""
+        return self.n_levels * (1 if self.features is None else 2)
+
+    def _identity(self, level: Any) -> Hashable:
+        if isinstance(self.kind, Set):
+            return self.kind.members_of(level)
+        return self.kind.value_of(level) if isinstance(self.kind, Number) else level_key(level)
+
+    def find(self, level: Any, default: int | None = None) -> int | None:
+        """Code of a level of training."""
+        try:
+            code = self._code_of(level)
+        except ValueError:
+            code = None
+        return default if code is None or code >= self.n_levels else code
+
+    def _code_of(self, level: Any) -> int | None:
+        if isinstance(self.kind, Set | Number):
+            return self._codes.get(self._identity(level))
+        return code_of(level, self._codes)
+
+    def code(self, level: Any, argument: str) -> int:
+        """Code of a value, also of one that training has not; raises unless something is known of it."""
+        where = f"{argument}: {short_repr(plain_level(level))} is no level of {self.key!r}"
+        try:
+            identity, code = self._identity(level), self._code_of(level)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}.") from error
+        if code is not None:
+            return code
+        self._check_known(level, where)
+        with self._lock:
+            self.asked.append(plain_level(level))
+            self._codes[identity] = self.n_fixed + len(self.asked) - 1
+            self._values = None
+            return self._codes[identity]
+
+    def _check_known(self, level: Any, where: str) -> None:
+        if isinstance(self.kind, Number):
+            x = (float(self.kind.scaled(np.array(float(level)))) - self.low) / max(self.high - self.low, 1e-300)
+            if not -BEYOND <= x <= 1 + BEYOND:
+                known = [self.kind.value_of(level) for level in self.levels]
+                warnings.warn(
+                    f"{self.key}={short_repr(plain_level(level))} is beyond the numbers of training, which go from "
+                    f"{min(known):g} to {max(known):g}: what is made of it is extrapolated, by "
+                    f"{max(-x, x - 1):.0%} of their range.",
+                    stacklevel=6,
+                )
+            return
+        known_names = set(self.features.names) if self.features is not None else set()
+        if isinstance(self.kind, Set):
+            missing = [m for m in self.kind.members_of(level) if m not in known_names and m not in self.members]
+            if missing:
+                raise ValueError(
+                    f"{where}: its member {missing[0]!r} was not measured, and has no features. Members are "
+                    f"{short_repr(self.members)}."
+                )
+        elif plain_level(level) not in known_names:
+            more = ", nor has it features" if self.features is not None else ""
+            raise ValueError(f"{where}, which has {short_repr(self.levels)}{more}.")
+
+    def values(self) -> Values:
+        """What is known of all values, by their codes."""
+        if self._values is None:
+            self._values = self._make_values()
+        return self._values
+
+    def _make_values(self) -> Values:
+        every = [*self.levels, *self.asked]
+        n, n_twins = len(every), self.n_fixed - self.n_levels
+        twin = np.r_[0 : self.n_levels, [*range(n_twins)], self.n_levels : n].astype(int)  # where each code is in every
+        members, features, number = np.zeros((n, 0)), np.zeros((n, 0)), np.zeros((n, 0))
+        if isinstance(self.kind, Set):
+            sets = [self.kind.members_of(level) for level in every]
+            members = np.array([[m in of_set for m in self.members] for of_set in map(set, sets)], dtype=float)
+            members = members.reshape(n, len(self.members))
+            if self.features is not None:
+                width = self.features.values.shape[1]
+                features = np.array([self.features.rows(list(s)).sum(axis=0) if s else np.zeros(width) for s in sets])
+        elif self.features is not None:
+            features = self.features.rows(every)
+        if isinstance(self.kind, Number):
+            scaled = self.kind.scaled(np.array([self.kind.value_of(level) for level in every]))
+            number = ((scaled - self.low) / max(self.high - self.low, 1e-300))[:, None]
+        of_codes = members[twin]
+        of_codes[self.n_levels : self.n_fixed] = 0.0
+        parts = (of_codes, features[twin], number[twin])
+        return Values(*(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts))
+
+    def is_zero(self, codes: np.ndarray) -> np.ndarray:
+        """Which codes are the number 0, (cells,)."""
+        numbers = np.array([self.kind.value_of(level) for level in [*self.levels, *self.asked]])  # type: ignore[union-attr]
+        return (codes != NULL) & (numbers[codes] == 0)
+
+    def names_of(self, codes: np.ndarray) -> pd.Categorical | np.ndarray:
+        """Values of codes (cells,) as they were given: numbers, or a categorical with the levels of training first."""
+        every = [*self.levels, *self.levels[: self.n_fixed - self.n_levels], *self.asked]
+        if isinstance(self.kind, Number):
+            return np.array([*(float(level) for level in every), np.nan])[codes]
+        asked = [self.asked[code - self.n_fixed] for code in np.unique(codes) if code >= self.n_fixed]
+        categories = [*self.levels, *asked]
+        place = {level_key(level): i for i, level in enumerate(categories)}
+        of_code = np.array([*(place.get(level_key(level), NULL) for level in every), NULL])
+        return pd.Categorical.from_codes(of_code[codes], categories=categories)
