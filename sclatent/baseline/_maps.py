@@ -118,6 +118,17 @@ class KeyMaps(nn.Module):
             return torch.where((codes == NULL)[:, None], self.share[seen], same)
         return self.of(name, codes, values) @ self.of(name, seen, values).T
 
+    def among(self, name: MapName, codes: Tensor, values: Values) -> Tensor:
+        """Kernel of values among themselves, by their codes, (n, n)."""
+        if name != "own":
+            return self.inner(name, codes, codes, values)
+        share = torch.cat([self.share, self.share.square().sum()[None]])  # of null with null
+        of_null = share[torch.where((codes < 0) | (codes >= self.n_levels), self.n_levels, codes)]
+        is_null = codes == NULL
+        same = (codes[:, None] == codes).to(share.dtype)
+        other = torch.where(is_null[:, None], of_null, of_null[:, None])
+        return torch.where(is_null[:, None] | is_null, other, same)
+
     def rows(self, name: MapName, codes: np.ndarray, values: Values) -> sparse.csr_matrix:
         """The same map as sparse rows, of codes (n,)."""
         if name == "own":

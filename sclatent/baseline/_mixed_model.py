@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import brentq
+from scipy.special import digamma, polygamma
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
@@ -83,6 +85,8 @@ class MixedModel(nn.Module):
     seen: Tensor
     weights: Tensor
     variances: Tensor
+    noise: Tensor
+    outcome_scale: Tensor
 
     def __init__(
         self,
@@ -102,6 +106,8 @@ class MixedModel(nn.Module):
         # in double precision: predictions are small differences of large numbers
         self.register_buffer("weights", torch.zeros(0, *shape, dtype=torch.float64))
         self.register_buffer("variances", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("noise", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("outcome_scale", torch.ones(shape, dtype=torch.float64))
         self.marginal = CombinationTable(self.n_levels, *shape)  # what combinations with a null condition have besides
 
     def _values(self, values: Sequence[Values] | None) -> list[Values]:
@@ -200,12 +206,37 @@ class MixedModel(nn.Module):
         self.variances, self.seen = torch.from_numpy(variances), torch.from_numpy(codes)
         weights = np.ascontiguousarray(of_y - of_basis @ coefficients)
         self.weights = torch.from_numpy(weights).view(-1, *self.shape)
+        self.noise = torch.from_numpy(noise_of)
+        freedom = max(1, len(codes) - basis.shape[1])
+        scale = moderated_variances((y * weights).sum(axis=0) / freedom, freedom)
+        self.outcome_scale.copy_(torch.from_numpy(scale).view(self.shape))
         self._fit_marginal(codes, n_cells, known)
         return self
 
     def predict(self, codes: Any, values: Sequence[Values] | None = None) -> np.ndarray:
         """Means ``(n, *shape)`` of combinations (n, n_keys), -1 where the condition is null."""
         return self(torch.as_tensor(np.asarray(codes), device=self.constant.device), values).cpu().numpy()
+
+    @torch.no_grad()
+    def covariance(self, codes: Any, values: Sequence[Values] | None = None) -> np.ndarray:
+        r"""Covariance of the errors of the predictions of combinations (n, n_keys), (n, n), of outcomes on average.
+
+        That of an outcome is so many times as large as ``outcome_scale`` says. Variance components are taken as known.
+        """
+        asked, known = np.asarray(codes, dtype=np.int64), self._values(values)
+        seen, noise = self.seen.cpu().numpy(), self.noise.cpu().numpy()
+        shared = self.kernel(torch.from_numpy(asked).to(self.seen.device), known).cpu().numpy()
+        prior = np.zeros((len(asked), len(asked)))
+        for effect, variance in zip(self.effects(known), self.variances.tolist(), strict=True):
+            inner = [self._maps(f.key).among(f.map, torch.from_numpy(asked[:, f.key]), known[f.key]) for f in effect]
+            prior += variance * np.prod([kernel.cpu().numpy() for kernel in inner], axis=0)
+        design, of_asked = self._design(seen, known), self._design_of(asked, known)
+        factors = self._factors(seen, known)
+        solved = solve_mixed(factors, self.variances.cpu().numpy(), noise, np.hstack([design, shared.T]))
+        of_design, of_shared = np.split(solved, [design.shape[1]], axis=1)
+        apart = of_asked - shared @ of_design
+        information = np.linalg.pinv(design.T @ of_design)
+        return prior - shared @ of_shared + apart @ information @ apart.T
 
     def forward(self, codes: Tensor, values: Sequence[Values] | None = None) -> Tensor:
         """Means ``(cells, *shape)`` under codes (cells, n_keys), -1 where the condition is null."""
@@ -263,6 +294,20 @@ class MixedModel(nn.Module):
                 columns.append(codes[:, [k]] == np.arange(n))
         return np.hstack(columns).astype(float)
 
+    def _design_of(self, codes: np.ndarray, values: Sequence[Values]) -> np.ndarray:
+        """The same columns of any combinations: a null level, or one of no training cell, has the shares of all."""
+        design = self._design(np.where(codes < np.array(self.n_levels), codes, NULL), values)
+        start = 1
+        for k, n in enumerate(self.n_levels):
+            if values[k].is_number:
+                design[:, start] = self._maps(k).of("linear", torch.from_numpy(codes[:, k]), values[k]).numpy()[:, 0]
+                start += 1
+            elif self._has_fixed_levels(k, values[k]):
+                unknown = (codes[:, k] == NULL) | (codes[:, k] >= n)
+                design[unknown, start : start + n] = self._maps(k).share.cpu().numpy()
+                start += n
+        return design
+
     def _take_fixed(self, effects: np.ndarray, values: Sequence[Values]) -> None:
         self.constant.copy_(torch.from_numpy(effects[0]).view(self.shape))
         start = 1
@@ -304,23 +349,45 @@ class MixedModel(nn.Module):
                 member = sparse.csr_matrix((n_cells, (of_null.ravel(), np.arange(len(codes)))))
                 found.append(torch.from_numpy(null))
                 entries.append(torch.from_numpy(member @ predicted / member.sum(axis=1).A))
-        every = torch.cat(found)
-        self.marginal.fit_combinations(every, torch.cat(entries).view(-1, *self.shape) - self._blup(every, values))
+        # a level at a dose of 0 is null already, so that a combination may be found twice
+        every, first = np.unique(torch.cat(found).numpy(), axis=0, return_index=True)
+        entry = torch.cat(entries)[torch.from_numpy(first)].view(-1, *self.shape)
+        combinations_found = torch.from_numpy(every)
+        self.marginal.fit_combinations(combinations_found, entry - self._blup(combinations_found, values))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name in ("seen", "weights", "variances"):
+        for name in ("seen", "weights", "variances", "noise"):
             saved = state_dict.get(prefix + name)  # how many there are is known from the data alone
             if saved is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.constant.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         errors, n = args[-1], len(self.seen)
-        expected: dict[str, tuple[int, ...]] = {"seen": (n, len(self.n_levels)), "weights": (n, *self.shape)}
+        expected: dict[str, tuple[int, ...]] = {
+            "seen": (n, len(self.n_levels)),
+            "weights": (n, *self.shape),
+            "noise": (n,),
+        }
         for name, shape in expected.items():
             if tuple(self.get_buffer(name).shape) != shape:
                 errors.append(f"{prefix}{name} must have the shape {shape}.")
         n_levels = torch.tensor(self.n_levels, device=self.seen.device)
-        if not errors and not self.seen.is_meta and not ((self.seen >= 0) & (self.seen < n_levels)).all():
+        if not errors and not self.seen.is_meta and not ((self.seen >= NULL) & (self.seen < n_levels)).all():
             errors.append(f"{prefix}seen must be codes of the levels.")
+
+
+def moderated_variances(variances: np.ndarray, freedom: float) -> np.ndarray:
+    """Shrink variances (n,) of so many degrees of freedom to their common scale, by empirical Bayes (Smyth 2004)."""
+    positive = variances[variances > 0]
+    if len(positive) < 2:
+        return np.ones_like(variances)
+    z = np.log(positive)
+    spread = z.var(ddof=1) - polygamma(1, freedom / 2)
+    e = z.mean() - digamma(freedom / 2) + np.log(freedom / 2)
+    if spread <= 0:  # no more than chance
+        return np.full_like(variances, np.exp(e))
+    prior = 2 * brentq(lambda x: polygamma(1, x) - spread, 1e-6, 1e8)
+    common = np.exp(e + digamma(prior / 2) - np.log(prior / 2))
+    return (prior * common + freedom * variances) / (prior + freedom)
 
 
 def products_of_rows(a: sparse.csr_matrix, b: sparse.csr_matrix) -> sparse.csr_matrix:

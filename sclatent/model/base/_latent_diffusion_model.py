@@ -134,7 +134,8 @@ class LatentDiffusionModel(DiffusionModel):
         weight = self._default_weight(guidance) if guidance_weight is None else guidance_weight
         weights = self._weights(guidance, weight)
         self._check_baseline_only(baseline_only, weights)
-        uniforms, seen = cell_rng(seed, "sizes").random((n_samples, 2)), self.conditions.of_training(codes)
+        uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
+        seen = self.conditions.of_training(self.conditions.without_dose(codes))
         library, library_rule = self.domain.given_or_drawn_library(library_size, seen, uniforms[:, 0])
         batches, batch_rule = self.batches.given_or_drawn(batch, seen, uniforms)
         self.batches.warn_of_unseen(seen, batches)
