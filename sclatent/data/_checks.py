@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import combinations
 from typing import Any
@@ -14,6 +13,7 @@ from scipy import sparse
 
 from ._levels import factorize, short_repr
 from ._reading import by_rows, place_of, row_blocks, totals
+from ._warnings import warn_user
 
 WHOLE = 1e-3, 1e-5  # how far a whole number may be off by rounding, and times the number, more
 
@@ -607,8 +607,7 @@ def warn_of_copies(obs: pd.DataFrame, keys: Sequence[str]) -> None:
     for one, other in combinations(keys, 2):
         n_pairs = len(np.unique(codes[one] * len(obs) + codes[other]))
         if n_pairs == len(np.unique(codes[one])) == len(np.unique(codes[other])) > 1:
-            warnings.warn(
+            warn_user(
                 f"adata.obs[{one!r}] and adata.obs[{other!r}] say the same of every cell, so that their effects cannot "
-                "be told apart: leave one of them out.",
-                stacklevel=3,
+                "be told apart: leave one of them out."
             )
