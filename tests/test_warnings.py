@@ -88,9 +88,7 @@ def test_a_misspelt_column_is_told_of_where_cells_are_given(model, tmp_path, use
     model.save(tmp_path / "m")
     methods = {
         "counterfactual": lambda: model.counterfactual(adata, {"type": "B"}, n_steps=1, progress_bar=False),
-        "sample": lambda: model.sample(
-            conditions=adata.obs[adata.obs["type"] != "unknown"], n_steps=1, progress_bar=False
-        ),
+        "sample": lambda: model.sample(conditions=adata.obs, n_steps=1, progress_bar=False),
         "load": lambda: JointLDM.load(tmp_path / "m", adata),
     }
     with pytest.warns(UserWarning, match="has no column 'dose'.*but 'Dose'") as said:
