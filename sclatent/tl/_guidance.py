@@ -74,24 +74,26 @@ def guidance(
     """
     check_model(model, "model", "diffusion")
     check_n_cells(n, 1, "n")
-    if not model.labels.keys:
+    key = model.labels_key
+    if key is None:
         raise ValueError("model was trained without labels, so nothing guides it: set up the data with labels_key.")
-    (key,) = model.labels.keys
-    taken = [name for name in (key, model.registry["setup_args"]["batch_key"]) if name in WRITTEN]
+    taken = [name for name in (*model.conditions.keys, model.batches.key) if name in WRITTEN]
     if taken:
         raise ValueError(
             f"model was set up with the column {taken[0]!r}, which is written here for cells: rename it in its AnnData "
             "and train the model anew."
         )
     several = isinstance(labels, Iterable) and not isinstance(labels, str)
-    to = model.labels.levels[key] if labels is None else list(labels) if several else [labels]
+    to = model.conditions.levels[key] if labels is None else list(labels) if several else [labels]
     weights = check_numbers("weights", weights)
     if not to or not weights:
         raise ValueError(f"labels={to!r} and weights={weights!r} must each have an entry.")
+    for label in to:
+        model.conditions.encode({key: label}, argument="labels")  # raises if it is not known
     wanted = [(label, weight) for label in to for weight in weights]
     parts: list[AnnData] = []
     for label, weight in tqdm(wanted, desc="Guidance", disable=not progress_bar):
-        part = model.sample(n, label, weight, seed=seed, progress_bar=False, **kwargs)
+        part = model.sample(n, {key: label}, weight, seed=seed, progress_bar=False, **kwargs)
         part.obs["guidance_weight"], part.obs["noise"] = weight, np.arange(n)
         part.obs_names = [f"generated_{len(parts) * n + i}" for i in range(n)]
         parts.append(part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sclatent.data import cell_rng, check_seed, is_number, short_repr
 from sclatent.data._random import Purpose
+from sclatent.data._warnings import warn_user
 from sclatent.diffusion import DEFAULT_STEPS, classifier, classifier_free, solve
 from sclatent.module import JointDenoiser
 from sclatent.nn import OPEN, Context
@@ -50,13 +50,18 @@ class LatentDiffusionModel(LatentModel):
         ways += ["both"] if free and head else []
         return sorted(ways, key=lambda way: way != self.GUIDED_BY)
 
+    @property
+    def _default_guidance(self) -> Guidance | None:
+        """What guides where nothing is asked for; None where there is nothing to be guided to."""
+        return next(iter(self._ways), None)
+
     def _default_weight(self, guidance: Guidance | None) -> Weight:
         """Weight of guidance of :meth:`sample`."""
         return 1.0
 
     def _default_counterfactual(self, guidance: Guidance | None) -> tuple[Guidance | None, float, Weight]:
         """What guides counterfactuals where nothing is asked for, and noise level and weight of what does."""
-        return guidance or next(iter(self._ways), None), self.NOISE_LEVEL, 1.0
+        return self._default_guidance if guidance is None else guidance, self.NOISE_LEVEL, 1.0
 
     def _weights(self, guidance: Guidance | None, weight: Weight) -> GuidanceWeights:
         keys = self.conditions.keys[: self._n_keys]
@@ -150,7 +155,7 @@ class LatentDiffusionModel(LatentModel):
         codes = self.conditions.encode(conditions, n_samples)
         if isinstance(conditions, pd.DataFrame):
             check_order(library_size, conditions.index, "library_size", of="conditions", index="conditions.index")
-        guidance = guidance or next(iter(self._ways), None)
+        guidance = self._default_guidance if guidance is None else guidance
         weight = self._default_weight(guidance) if guidance_weight is None else guidance_weight
         weights = self._weights(guidance, weight)
         self._check_baseline_only(baseline_only, weights)
@@ -250,7 +255,7 @@ class LatentDiffusionModel(LatentModel):
         noise_level = default_level if noise_level is None else noise_level
         weight = default_weight if guidance_weight is None else guidance_weight
         weights = self._weights(guidance, weight)
-        self._check_noise_level(noise_level, weights)
+        self._check_noise_level(noise_level, weights, is_weight_given=guidance_weight is not None)
         origin, rows = self._given(adata), self._rows(adata, indices, conditions=True)
         check_order(conditions, origin.obs_names[rows.cells], "conditions")
         source = rows.conditions[rows.cells]
@@ -299,23 +304,21 @@ class LatentDiffusionModel(LatentModel):
                 f"guidance={weights.kind!r} needs the network: use 'classifier-free' with baseline_only=True."
             )
 
-    def _check_noise_level(self, noise_level: float, weights: GuidanceWeights) -> None:
+    def _check_noise_level(self, noise_level: float, weights: GuidanceWeights, is_weight_given: bool) -> None:
         if not (is_number(noise_level) and 0 <= noise_level <= 1):
             raise ValueError(
                 f"noise_level={short_repr(noise_level)} must be between 0 (cells move by the baseline alone) and 1 "
                 "(they are made anew)."
             )
         if noise_level == 0 and not self.module.denoiser.has_baseline:
-            warnings.warn(
+            warn_user(
                 "noise_level=0 moves cells by the effect that conditions have in the baseline, and this model has none "
-                "(baseline='none'): they stay as they are. Use a higher noise_level, such as 0.5.",
-                stacklevel=3,
+                "(baseline='none'): they stay as they are. Use a higher noise_level, such as 0.5."
             )
-        elif noise_level == 0 and (weights.classifier or np.not_equal(weights.free, 1).any()):
-            warnings.warn(
+        elif noise_level == 0 and is_weight_given and (weights.classifier or np.not_equal(weights.free, 1).any()):
+            warn_user(
                 "guidance_weight does nothing at noise_level=0, where cells move by the difference of two means and no "
-                "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out.",
-                stacklevel=3,
+                "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out."
             )
 
     def _noise(self, seed: int, cells: np.ndarray, purpose: Purpose = "noise") -> Tensor:
