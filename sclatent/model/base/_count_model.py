@@ -39,7 +39,7 @@ class CountModel(LatentDiffusionModel):
 
     def __init__(self, adata: AnnData | None, registry: dict[str, Any] | None, *, seed: int, **params: Any) -> None:
         super().__init__(adata, registry, seed=seed, **params)
-        if adata is not None:
+        if adata is not None and self.registry["setup_args"]["size_factor_key"] is not None:
             self.domain.fit_size_factors(self._rows())
 
     @property
