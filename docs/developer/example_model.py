@@ -58,7 +58,6 @@ class PCAFlow(FeatureModel):
     """
 
     STAGES = ("diffusion",)
-    GUIDANCE = ("classifier-free",)
     process = LinearFlow()
 
     def __init__(
@@ -79,11 +78,11 @@ class PCAFlow(FeatureModel):
 
     def _new_autoencoder(self) -> PrincipalComponents:
         p = self.init_params_
-        return PrincipalComponents(self.shape, p["n_tokens"], p["token_dim"], self.batches.n_levels[0])
+        return PrincipalComponents(self.shape, p["n_tokens"], p["token_dim"], len(self.batches.levels))
 
     def _new_denoiser(self) -> DiT:
         p = self.init_params_
-        return DiT(p["n_tokens"], p["token_dim"], self.labels.n_levels, p["width"], p["n_blocks"], p["n_heads"])
+        return DiT(p["n_tokens"], p["token_dim"], self.conditions.n_levels, p["width"], p["n_blocks"], p["n_heads"])
 
     def _look_at_features(self, rows: FeatureRows) -> None:
         super()._look_at_features(rows)  # mean and scale of the features
