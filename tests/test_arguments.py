@@ -81,6 +81,9 @@ def test_a_row_of_obs_gives_the_conditions_of_all_cells(trained):
     row = obs.iloc[0].copy()
     row["cell_type"] = np.nan  # is left open
     assert model.sample(3, row, progress_bar=False).obs["cell_type"].isna().all()
+    for each, row in ((model, obs.iloc[0]), (trained[JointLDM], embeddings().obs.iloc[0])):
+        with pytest.raises(ValueError, match="n_samples=None must be a whole number"):  # a row is of one cell or of all
+            each.sample(conditions=row, progress_bar=False)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +117,14 @@ def test_labels_come_in_any_container_that_has_an_order(trained, cls):
         ["B", "T"], ("B", "T"), np.array(["B", "T"]), pd.Index(["B", "T"]), pd.Series(["B", "T"]),
         pd.Categorical(["B", "T"], ["T", "B", "A"]),
     ):  # fmt: skip
-        assert trained[cls].sample(labels=labels, progress_bar=False).obs["type"].tolist() == ["B", "T"]
-    assert trained[cls].sample(labels=["B", None], progress_bar=False).obs["type"].isna().tolist() == [False, True]
-    for labels in ({"B"}, {"type": "B"}, pd.DataFrame({"type": ["B"]})):
-        with pytest.raises(ValueError, match=r"labels: .* is no level of 'type', .*one label for all cells, or a list"):
+        assert trained[cls].sample(conditions=labels, progress_bar=False).obs["type"].tolist() == ["B", "T"]
+    assert trained[cls].sample(conditions=["B", None], progress_bar=False).obs["type"].isna().tolist() == [False, True]
+    for labels in ({"type": "B"}, pd.DataFrame({"type": ["B"]}), embeddings().obs[:1]):
+        assert trained[cls].sample(1, labels, progress_bar=False).obs["type"].tolist() == ["B"]
+    for labels in ({"B"}, {"type": {"B"}}, {"type": ["B"]}):
+        with pytest.raises(ValueError, match=r"conditions: .* is no level of 'type', .*one level per key, or a DataFr"):
             trained[cls].sample(1, labels, progress_bar=False)
-    with pytest.raises(ValueError, match=r"labels=.* has 2 dimensions"):
+    with pytest.raises(ValueError, match=r"conditions=.* has 2 dimensions"):
         trained[cls].sample(2, np.array([["B"], ["T"]]), progress_bar=False)
 
 
@@ -154,7 +159,7 @@ def test_rows_that_are_none_are_refused(trained, cls, indices):
 
 
 def _moved(model, adata: AnnData | None = None, **arguments) -> AnnData:
-    where = {"conditions": {"condition": "control"}} if isinstance(model, SCLDM) else {"labels": "B"}
+    where = {"conditions": {"condition": "control"} if isinstance(model, SCLDM) else "B"}
     return model.counterfactual(adata, **{**where, "progress_bar": False, **arguments})
 
 
@@ -216,7 +221,7 @@ def test_a_column_that_is_there_twice_is_refused(trained):
     with pytest.raises(ValueError, match=message.format("size_factor_key", "depth")):
         SCLDM.setup_anndata(twice(adata, "depth"), size_factor_key="depth")
     for cls in FEATURE_MODELS:
-        for argument in ("labels_key", "batch_key"):
+        for argument in ("condition_keys", "labels_key", "batch_key"):
             with pytest.raises(ValueError, match=message.format(argument, "type")):
                 cls.setup_anndata(twice(embeddings(), "type"), **{argument: "type"})
     with pytest.raises(ValueError, match=r"adata.obs has 2 columns with the name 'condition'"):
@@ -229,7 +234,7 @@ def test_a_column_that_is_there_twice_is_refused(trained):
 def test_columns_that_are_named_by_numbers_are_refused_as_keys_and_left_alone_otherwise(trained, cls):
     adata = cells_for(cls)
     adata.obs[0] = np.array(["a", "b"])[np.arange(N) % 2]
-    for argument in ("condition_keys", "batch_key", "size_factor_key") if cls is SCLDM else ("labels_key", "batch_key"):
+    for argument in ("condition_keys", "batch_key", "size_factor_key" if cls is SCLDM else "labels_key"):
         with pytest.raises(ValueError, match=rf"{argument}: 0 must be a string, .*columns.astype\(str\)"):
             cls.setup_anndata(adata, **{argument: 0})
     if cls is SCLDM:
@@ -265,7 +270,7 @@ def test_masks_are_images(cls):
     cls.setup_anndata(adata, obsm_key="mask", labels_key="type")
     model = cls(adata, denoiser_width=8, denoiser_blocks=1)
     model.train(1, **QUIET)
-    made = [model.sample(3, "B", progress_bar=False), model.counterfactual(labels="B", progress_bar=False)]
+    made = [model.sample(3, "B", progress_bar=False), model.counterfactual(conditions="B", progress_bar=False)]
     for cells in [*made, model.denoise(progress_bar=False)]:
         assert cells.obsm["mask"].dtype == bool
         assert cells.obsm["mask"].shape[1:] == (8, 8)
@@ -281,8 +286,9 @@ WRONG = {
 }  # fmt: skip
 FINE = {  # values of these that an argument may have
     "conditions": ["None"], "labels": ["None"], "batch": ["None"], "n_steps": ["None"], "seed": ["0"],
-    "guidance": ["None"], "guidance_weight": ["2.5", "-1", "0", "float32"], "noise_level": ["0"], "keep": ["0"],
-    "library_size": ["2.5"], "layer": ["None"], "obsm_key": ["None"], "condition_keys": ["None"],
+    "guidance": ["None"], "guidance_weight": ["2.5", "-1", "0", "float32"], "noise_level": ["None", "0"],
+    "inversion": ["True"],
+    "library_size": ["None", "2.5"], "layer": ["None"], "obsm_key": ["None"], "condition_keys": ["None"],
     "labels_key": ["None"], "batch_key": ["None"], "size_factor_key": ["None"], "image_shape": ["None"],
     "is_count_data": ["True"],
     "kl_weight": ["0", "2.5"], "others": ["None"], "key_added": ["word"], "name": ["word"],
@@ -316,40 +322,35 @@ def refused(method, arguments: list[str], fine: dict[str, list[str]] = FINE) -> 
 @each_model
 def test_sample_and_counterfactual_name_what_is_wrong(trained, cls):
     model = trained[cls]
-    shared = ["guidance_weight", "solver", "n_steps", "batch_size", "seed"]
-    own, moved = (
-        (["conditions", "library_size"], ["keep"]) if cls is SCLDM else (["labels", "guidance"], ["guidance", "noise"])
-    )
-    for_moved = {
-        **FINE,
-        "library_size": ["None", "2.5"],
-        **({} if cls is SCLDM else {"guidance_weight": ["None", *FINE["guidance_weight"]]}),
-    }
-    for_moved["noise_level"] = ["None", "0"]
+    shared = ["guidance_weight", "guidance", "solver", "n_steps", "batch_size", "seed"]
+    fine = {**FINE, "guidance_weight": ["None", *FINE["guidance_weight"]]}
     refused(
         lambda **k: model.sample(**{"n_samples": 3, "progress_bar": False, **k}),
-        ["n_samples", "batch", *shared, *own], for_moved,
+        ["n_samples", "conditions", "batch", "library_size", "baseline_only", *shared],
+        {**fine, "library_size": FINE["library_size"] if cls is SCLDM else ["None"], "baseline_only": ["True"]},
+    )
+    refused(
+        lambda **k: _moved(model, **{"indices": [0], **k}), ["conditions", "noise_level", "inversion", *shared],
+        {**fine, "conditions": []},
     )  # fmt: skip
-    moved = [*shared, *moved, *(["noise_level"] if cls is not SCLDM else [])]
-    refused(lambda **k: _moved(model, **{"indices": [0], **k}), moved, for_moved)
 
 
 @each_model
 def test_methods_of_measured_cells_name_what_is_wrong(trained, cls):
     model = trained[cls]
     refused(model.get_latent_representation, ["batch_size"])
+    refused(model.get_activations, ["noise_level", "batch_size", "seed"], {**FINE, "noise_level": ["0"]})
     if cls is SCLDM:
-        refused(model.get_normalized_expression, ["batch_size", "library_size"])
+        refused(model.get_normalized_expression, ["batch_size", "library_size"], {"library_size": ["2.5"]})
         refused(model.get_reconstruction_error, ["batch_size"])
         return
-    refused(model.get_activations, ["noise_level", "batch_size", "seed"])
     refused(model.predict, ["batch_size", *(["n_draws", "seed"] if cls is DAED else [])])
     if cls is DAED:
         refused(model.denoise, ["batch_size"])
         refused(lambda **k: model.get_elbo(**{"n_draws": 1, "n_steps": 2, **k}), ["n_draws", "batch_size", "seed"])
         refused(lambda **k: model.get_elbo(**{"n_draws": 1, **k}), ["n_steps"], {})
     if cls is JointDiffusion:
-        refused(model.denoise, ["noise_level", "batch_size"])
+        refused(model.denoise, ["noise_level", "batch_size"], {**FINE, "noise_level": ["0"]})
 
 
 @each_model
@@ -374,7 +375,7 @@ def test_setting_up_names_what_is_wrong(cls):
     keys = ["layer", "condition_keys", "batch_key", "size_factor_key", "is_count_data"]
     refused(
         lambda **k: cls.setup_anndata(cells_for(cls), **k),
-        keys if cls is SCLDM else ["layer", "obsm_key", "labels_key", "batch_key"],
+        keys if cls is SCLDM else ["layer", "obsm_key", "condition_keys", "labels_key", "batch_key"],
     )
     if cls is JointLDM:
         refused(lambda **k: cls.setup_anndata(embeddings(), obsm_key="image", **k), ["image_shape"])
@@ -416,14 +417,14 @@ def test_columns_that_guidance_writes_are_not_written_over():
 def test_rows_of_another_order_are_refused(trained, cls):
     """A table goes by position, whereas pandas would go by names."""
     adata = cells_for(cls)
-    argument, wanted = ("conditions", adata.obs[["condition"]]) if cls is SCLDM else ("labels", adata.obs["type"])
-    with pytest.raises(ValueError, match=rf"{argument} has the names of the cells in another order .*{argument}.loc"):
-        _moved(trained[cls], adata, **{argument: wanted.iloc[::-1]})
-    with pytest.raises(ValueError, match=f"{argument} has the names of the cells in another order"):
-        _moved(trained[cls], adata, **{argument: wanted.iloc[[2, 0, 1]]}, indices=[0, 1, 2])
+    wanted = adata.obs[["condition"]] if cls is SCLDM else adata.obs["type"]
+    with pytest.raises(ValueError, match=r"conditions has the names of the cells in another order .*conditions.loc"):
+        _moved(trained[cls], adata, conditions=wanted.iloc[::-1])
+    with pytest.raises(ValueError, match="conditions has the names of the cells in another order"):
+        _moved(trained[cls], adata, conditions=wanted.iloc[[2, 0, 1]], indices=[0, 1, 2])
     key = wanted.columns[0] if cls is SCLDM else "type"
     for given in (wanted, wanted.reset_index(drop=True), wanted.set_axis(adata.obs_names[::-1] + "-1", axis=0)):
-        moved = _moved(trained[cls], adata, **{argument: given})
+        moved = _moved(trained[cls], adata, conditions=given)
         assert moved.obs[key].tolist() == adata.obs[key].tolist()
 
 

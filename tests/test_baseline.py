@@ -6,7 +6,7 @@ import torch
 
 from sclatent.baseline import ConditionMean, MixedModel, reml
 from sclatent.baseline import _mixed_model as mixed
-from sclatent.nn import OPEN, CombinationTable, Context
+from sclatent.nn import NULL, CombinationTable, Context
 
 N_GROUPS, DIM, N_CELLS = 6, 12, 200
 HELD_OUT = (2, 1, 1)  # type, donor, condition
@@ -107,13 +107,13 @@ def test_a_null_condition_stands_for_the_training_cells():
     predicted = model.predict(codes)
     for k, n in enumerate((N_GROUPS, 2)):
         for level in range(n):
-            null = np.full((1, 2), OPEN)
+            null = np.full((1, 2), NULL)
             null[0, k] = level
             of_level = codes[:, k] == level
             expected = np.average(predicted[of_level], axis=0, weights=n_cells[of_level])
             np.testing.assert_allclose(model.predict(null)[0], expected, atol=1e-4)
     everything = np.average(predicted, axis=0, weights=n_cells)
-    np.testing.assert_allclose(model.predict([[OPEN, OPEN]])[0], everything, atol=1e-4)
+    np.testing.assert_allclose(model.predict([[NULL, NULL]])[0], everything, atol=1e-4)
 
 
 def test_pairs_that_were_not_seen_under_a_null_condition_are_predicted_too():
@@ -122,7 +122,7 @@ def test_pairs_that_were_not_seen_under_a_null_condition_are_predicted_too():
     truth = codes @ np.random.default_rng(0).normal(size=(3, 4))
     model = fitted(codes[seen], truth[seen], [3, 2, 2], noise=1e-3)
     expected = truth[(codes[:, :2] == (2, 1)).all(axis=1)].mean(axis=0)
-    np.testing.assert_allclose(model.predict([[2, 1, OPEN]])[0], expected, atol=0.15)
+    np.testing.assert_allclose(model.predict([[2, 1, NULL]])[0], expected, atol=0.15)
 
 
 def test_without_interactions_the_prediction_is_a_sum():
@@ -147,7 +147,7 @@ def test_many_combinations_are_solved_as_few_are(monkeypatch):
     truth = rng.normal(size=(40, DIM))[codes[:, 0]] + rng.normal(size=(4, DIM))[codes[:, 1]]
     truth = truth + 0.3 * rng.normal(size=truth.shape)
     n_cells = rng.integers(5, 200, len(codes))
-    asked = np.vstack([codes, [[3, OPEN]]])
+    asked = np.vstack([codes, [[3, NULL]]])
     dense = fitted(codes, truth, [40, 4], n_cells)
     monkeypatch.setattr(mixed, "DENSE_COMBINATIONS", 10)
     np.testing.assert_allclose(fitted(codes, truth, [40, 4], n_cells).predict(asked), dense.predict(asked), atol=1e-4)
@@ -219,14 +219,14 @@ def test_every_kind_of_mean_and_its_null_condition(kind, least):
     mean.fit(tokens, codes, size)
     predicted = mean(Context(codes, size))
     assert 1 - (tokens - predicted).var() / tokens.var() >= least
-    assert not mean(Context(torch.full((3, 2), OPEN))).any()  # of all cells, whose mean is 0
+    assert not mean(Context(torch.full((3, 2), NULL))).any()  # of all cells, whose mean is 0
     assert predicted.any() == (kind != "none")
 
 
 def test_cells_without_a_condition_do_not_count():
     tokens, codes, _ = cells()
     some = codes.clone()
-    some[::2, 1] = OPEN
+    some[::2, 1] = NULL
     one, other = ConditionMean([N_GROUPS, 2], DIM), ConditionMean([N_GROUPS, 2], DIM)
     one.fit(tokens, some)
     other.fit(tokens[1::2], codes[1::2])

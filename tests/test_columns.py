@@ -100,7 +100,7 @@ def test_a_batch_that_is_a_condition_is_decoded_under_as_it_is_asked_for(batch_i
     b, t = (np.asarray(cells.X.sum(axis=0)).ravel() / cells.X.sum() for cells in share.values())
     assert np.abs(b - t).sum() > 0.5  # the two batches are told apart
     of_b = model.adata[model.adata.obs["cell_type"] == "B"].copy()
-    moved = model.counterfactual(of_b, {"cell_type": "T"}, keep=0, progress_bar=False)
+    moved = model.counterfactual(of_b, {"cell_type": "T"}, noise_level=1, progress_bar=False)
     assert set(moved.obs["cell_type"]) == {"T"}
     seen = np.asarray(moved.X.sum(axis=0)).ravel() / moved.X.sum()
     assert np.abs(seen - t).sum() < np.abs(seen - b).sum()
@@ -202,16 +202,16 @@ def test_batches_and_labels_are_the_same_before_and_after_saving(counts, embeddi
     SCLDM.setup_anndata(counts, condition_keys="condition", batch_key="plate")
     model = SCLDM(counts, **TINY)
     model.save(tmp_path / "counts")
-    assert same(model.batches.levels["batch"], levels)
-    assert same(SCLDM.load(tmp_path / "counts").batches.levels["batch"], levels)
+    assert same(model.batches.levels, levels)
+    assert same(SCLDM.load(tmp_path / "counts").batches.levels, levels)
     embeddings.obs["type"] = column(values).array
     embeddings.obs["plate"] = column(values).array.take([1, *range(1, N)])  # hardly a copy of the labels
     JointDiffusion.setup_anndata(embeddings, labels_key="type", batch_key="plate")
     model = JointDiffusion(embeddings, denoiser_width=8, denoiser_blocks=1, n_heads=2)
     model.save(tmp_path / "embeddings")
     for one in (model, JointDiffusion.load(tmp_path / "embeddings")):
-        assert same(one.labels.levels["type"], levels)
-        assert same(one.batches.levels["batch"], levels)
+        assert same(one.conditions.levels["type"], levels)
+        assert same(one.batches.levels, levels)
 
 
 DATES = pd.to_datetime(["2024-01-01", "2024-02-01"])
@@ -250,7 +250,7 @@ def test_intervals_dates_and_tuples_are_known_by_their_text(counts, embeddings, 
             assert one.conditions.encode({"level": asked})[0, 0] == 0
         assert one.conditions.encode(counts.obs)[:, 0].tolist() == [0, 1] * (N // 2)
     for one in (joint, JointDiffusion.load(tmp_path / "joint", embeddings)):
-        assert same(one.labels.levels["level"], levels)
+        assert same(one.conditions.levels["level"], levels)
 
 
 def test_a_dose_of_float32_is_asked_for_as_it_is_written(counts, tmp_path):

@@ -80,7 +80,7 @@ def test_every_storage_trains_the_same_model(cells, fit, tmp_path, storage):
     reference = fit(cells, 1, setup=keys, train=train)
     model = fit(other, 1, setup={**keys, "layer": "mine" if storage == "layer" else None}, train=train)
     assert not other.is_view
-    np.testing.assert_array_equal(model.library_sizes.sizes, reference.library_sizes.sizes)
+    np.testing.assert_array_equal(model.domain.library_sizes.sizes, reference.domain.library_sizes.sizes)
     np.testing.assert_array_equal(model.get_latent_representation(), reference.get_latent_representation())
     some = [7, 3, 200, 3]
     np.testing.assert_array_equal(

@@ -108,7 +108,9 @@ def test_saturated_pixels_stay_bright(dtype):
     JointDiffusion.setup_anndata(adata, obsm_key="image", labels_key="type")
     model = JointDiffusion(adata, denoiser_width=8, denoiser_blocks=1)
     model.train(1, **QUIET)
-    moved = model.counterfactual(labels=adata.obs["type"].tolist(), noise_level=0.0, progress_bar=False).obsm["image"]
+    moved = model.counterfactual(conditions=adata.obs["type"].tolist(), noise_level=0.0, progress_bar=False).obsm[
+        "image"
+    ]
     assert moved.dtype == dtype
     change = np.abs(moved.astype(np.float64) - adata.obsm["image"].astype(np.float64))
     assert change.max() <= 1e-6 * most  # black stays black and white white
@@ -123,7 +125,9 @@ def test_guidance_that_leaves_the_numbers_is_refused(model, adata, weight):
     with pytest.raises(ValueError, match=message):
         model.sample(3, {"condition": "stimulated"}, weight, progress_bar=False)
     with pytest.raises(ValueError, match=message):
-        model.counterfactual(adata, {"condition": "stimulated"}, keep=0.0, guidance_weight=weight, progress_bar=False)
+        model.counterfactual(
+            adata, {"condition": "stimulated"}, noise_level=1.0, guidance_weight=weight, progress_bar=False
+        )
     for large in (10.0, {"condition": 10.0}):
         assert model.sample(3, {"condition": "stimulated"}, large, progress_bar=False).n_obs == 3
 
@@ -138,7 +142,7 @@ def test_guidance_of_features_that_leaves_the_numbers_is_refused(cls, place):
     cls.setup_anndata(adata, obsm_key=None if place == "X" else place, labels_key="type")
     model = cls(adata, **{**TINY, **({"width": 16} if cls is JointLDM else {})})
     model.train(1, **QUIET)
-    for guidance in cls.GUIDANCE:
+    for guidance in model._ways:
         for method in (
             lambda **k: model.sample(3, "B", progress_bar=False, **k),
             lambda **k: model.counterfactual(adata[:3], "B", progress_bar=False, **k),

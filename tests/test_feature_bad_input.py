@@ -183,7 +183,7 @@ def test_every_model_checks_alike(cls, cells):
     cls.setup_anndata(cells, obsm_key="X_emb", labels_key="type")
     with pytest.raises(KeyError, match="labels_key: 'phenotype'"):
         cls.setup_anndata(cells, labels_key="phenotype")
-    assert cls(cells, **SMALL).labels.keys == ["type"]  # the earlier setup still holds
+    assert cls(cells, **SMALL).conditions.keys == ["type"]  # the earlier setup still holds
 
 
 @each_model
@@ -236,8 +236,8 @@ def test_nothing_can_be_asked_of_an_untrained_model(cls, cells):
     cls.setup_anndata(cells, labels_key="type")
     model = cls(cells, **SMALL)
     methods = {
-        "sample": {"n_samples": 3}, "counterfactual": {"labels": "B"}, "predict": {}, "get_latent_representation": {},
-        "get_activations": {},
+        "sample": {"n_samples": 3}, "counterfactual": {"conditions": "B"}, "predict": {},
+        "get_latent_representation": {}, "get_activations": {},
         **({"denoise": {}, "get_elbo": {}} if cls is DAED else {}),
     }  # fmt: skip
     for method, arguments in methods.items():
@@ -279,11 +279,11 @@ def without_labels() -> dict:
 
 
 WRONG = [
-    ({"labels": "NK"}, ValueError, r"labels: 'NK' is no level of 'type', which has \['B', 'T'\]"),
-    ({"labels": "unknown"}, ValueError, r"labels: 'unknown' is no level of 'type', which has \['B', 'T'\]"),
-    ({"labels": ["B", "NK", "T"]}, ValueError, "labels: 'NK' is no level of 'type'"),
-    ({"labels": ["B"] * 2}, ValueError, "labels has 2 entries, but 3 cells are asked for: give one per cell"),
-    ({"guidance": "classifierfree"}, ValueError, "guidance='classifierfree' is not one that .* has: use one of"),
+    ({"conditions": "NK"}, ValueError, r"conditions: 'NK' is no level of 'type', which has \['B', 'T'\]"),
+    ({"conditions": "unknown"}, ValueError, r"conditions: 'unknown' is no level of 'type', which has \['B', 'T'\]"),
+    ({"conditions": ["B", "NK", "T"]}, ValueError, "conditions: 'NK' is no level of 'type'"),
+    ({"conditions": ["B"] * 2}, ValueError, "conditions has 2 entries, but 3 cells are asked for: give one per cell"),
+    ({"guidance": "classifierfree"}, ValueError, "guidance='classifierfree' is not one that this .* has: use one of"),
     ({"guidance_weight": float("nan")}, ValueError, "guidance_weight=nan must be a finite number"),
     ({"guidance_weight": float("inf")}, ValueError, "guidance_weight=inf must be a finite number"),
     ({"guidance_weight": "strong"}, ValueError, "guidance_weight='strong' must be a finite number"),
@@ -304,7 +304,7 @@ WRONG = [
             ({"n_samples": n}, ValueError, f"n_samples={n} must be a whole number of at least 1")
             for n in (0, -3, 2.5, None, True)
         ),
-        ({"n_samples": None, "labels": []}, ValueError, "n_samples=0 must be a whole number of at least 1"),
+        ({"n_samples": None, "conditions": []}, ValueError, "n_samples=0 must be a whole number of at least 1"),
         ({"batch": "three"}, ValueError, r"batch: 'three' is no level of 'batch', which has \['one', 'two'\]"),
     ],
 )
@@ -317,7 +317,9 @@ def test_sample_names_what_is_wrong(trained, cls, arguments, error, message):
     ("cls", "guidance"), [(DAED, "classifier"), (JointDiffusion, "classifier-free"), (DAED, "both")]
 )
 def test_guidance_that_a_model_does_not_have_is_refused(trained, cls, guidance):
-    with pytest.raises(ValueError, match=rf"guidance='{guidance}' is not one that {cls.__name__} has: use one of \["):
+    with pytest.raises(
+        ValueError, match=rf"guidance='{guidance}' is not one that this {cls.__name__} has: use one of \["
+    ):
         trained[cls].sample(3, "B", guidance=guidance)
 
 
@@ -355,18 +357,22 @@ def query(**obs) -> AnnData:
     ("arguments", "error", "message"),
     [
         *WRONG,
-        ({"labels": None}, ValueError, "labels is missing: say which label to reach"),
-        ({"noise_level": -0.1}, ValueError, r"noise_level=-0.1 must be between 0 \(the cell as it is\) and 1"),
+        ({"conditions": None}, ValueError, "conditions is missing: say where to move the cells"),
+        (
+            {"noise_level": -0.1},
+            ValueError,
+            r"noise_level=-0.1 must be between 0 \(cells move by the baseline alone\) and 1",
+        ),
         ({"noise_level": 1.5}, ValueError, "noise_level=1.5 must be between 0 .* and 1"),
         ({"noise_level": float("nan")}, ValueError, "noise_level=nan must be between 0 .* and 1"),
-        ({"noise": "inverted"}, ValueError, "noise='inverted' is not known: use 'drawn' or 'own'"),
+        ({"inversion": "own"}, ValueError, "inversion='own' must be True or False"),
         ({"indices": [3]}, IndexError, r"indices=\[3\] must be rows of 3 cells: numbers from 0 to 2, or a mask"),
         ({"indices": []}, ValueError, r"indices=\[\] names no cell"),
     ],
 )
 def test_counterfactual_names_what_is_wrong(trained, cls, arguments, error, message):
     with pytest.raises(error, match=message):
-        trained[cls].counterfactual(query(), **{"labels": "B", "progress_bar": False, **arguments})
+        trained[cls].counterfactual(query(), **{"conditions": "B", "progress_bar": False, **arguments})
 
 
 def narrow(adata: AnnData) -> AnnData:
@@ -450,8 +456,10 @@ def test_images_that_are_stored_in_another_way_are_taken(trained):
 @each_model
 def test_a_model_without_labels_says_so(without_labels, cls):
     model = without_labels[cls]
-    for method in (lambda: model.sample(3, "B"), lambda: model.counterfactual(labels="B")):
-        with pytest.raises(ValueError, match=r"labels='B': .* trained without labels.*Set up the data with labels_key"):
+    for method in (lambda: model.sample(3, "B"), lambda: model.counterfactual(conditions="B")):
+        with pytest.raises(
+            ValueError, match=r"conditions='B': .* trained without conditions.*with condition_keys, or labels_key"
+        ):
             method()
     with pytest.raises(
         RuntimeError, match=r"predict needs labels, .* trained without: set up the data with labels_key"

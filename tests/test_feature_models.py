@@ -1,6 +1,7 @@
 """DAED, JointDiffusion and JointLDM as a user meets them, on embeddings and on images."""
 
 import math
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -18,7 +19,12 @@ from sclatent.nn import Context
 
 MODELS = [DAED, JointDiffusion, JointLDM]
 each_joint_model = pytest.mark.parametrize("cls", MODELS[1:], ids=lambda cls: cls.__name__)
-GUIDANCE = [(cls, guidance) for cls in MODELS for guidance in cls.GUIDANCE]
+WAYS = {  # what guides models that were trained with a label, the default first
+    DAED: ("classifier-free",),
+    JointDiffusion: ("classifier",),
+    JointLDM: ("classifier-free", "classifier", "both"),
+}
+GUIDANCE = [(cls, guidance) for cls in MODELS for guidance in WAYS[cls]]
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
 TYPES = ["B", "NK", "T"]
 SIDES = ["left", "right"]
@@ -95,8 +101,8 @@ def flat(adata: AnnData, model) -> np.ndarray:
     return features(adata, model).reshape(adata.n_obs, -1).astype(float)
 
 
-def sample(model, n=None, labels=None, *args, **kwargs) -> AnnData:
-    return model.sample(n, labels, *args, progress_bar=False, **kwargs)
+def sample(model, n=None, conditions=None, *args, **kwargs) -> AnnData:
+    return model.sample(n, conditions, *args, progress_bar=False, **kwargs)
 
 
 def counterfactual(model, *args, **kwargs) -> AnnData:
@@ -237,7 +243,7 @@ def test_what_comes_back_is_where_and_as_it_was_in_training(cls, layout):
     label = before.obs["label"][before.obs["label"] != "unknown"].iloc[0]
     results = {
         "sample": sample(model, 7, label),
-        "counterfactual": counterfactual(model, labels=label, indices=range(7)),
+        "counterfactual": counterfactual(model, conditions=label, indices=range(7)),
     }
     for method, result in results.items():
         made = features(result, model)
@@ -267,7 +273,7 @@ def test_what_comes_back_is_where_and_as_it_was_in_training(cls, layout):
 
 @each_model
 def test_uns_says_how_cells_were_made_and_results_are_written_and_read(cls, models, image_models, tmp_path):
-    guidance, by_default = cls.GUIDANCE[-1], "classifier-free" if cls is DAED else "classifier"
+    guidance, by_default = WAYS[cls][-1], "classifier-free" if cls is DAED else "classifier"
     made = {
         "cells": sample(models[cls], 4, "B", 2.0, guidance, solver="euler", n_steps=3, seed=7),
         "moved": counterfactual(models[cls], None, "B", 0.3, indices=[0, 1]),
@@ -317,11 +323,11 @@ def assert_close(one: AnnData, other: AnnData, model) -> None:
 @each_model
 def test_the_same_seed_gives_the_same_cells_whatever_the_batch_size(cls, models, image_models, kind):
     model, label = (models[cls], "T") if kind == "embeddings" else (image_models[cls], "right")
-    for guidance in cls.GUIDANCE if kind == "embeddings" else cls.GUIDANCE[-1:]:
+    for guidance in WAYS[cls] if kind == "embeddings" else WAYS[cls][-1:]:
         for generate in (
             lambda guidance=guidance, **kwargs: sample(model, 9, label, 2.0, guidance, n_steps=3, **kwargs),
             lambda guidance=guidance, **kwargs: counterfactual(
-                model, None, label, 0.5, 2.0, guidance, "drawn", indices=range(9), n_steps=3, **kwargs
+                model, None, label, 0.5, 2.0, guidance, False, indices=range(9), n_steps=3, **kwargs
             ),
         ):
             reference = generate(seed=3)
@@ -364,7 +370,7 @@ def test_an_independent_classifier_recognises_conditional_samples(cls, guidance,
     model, labels = models[cls], np.repeat(TYPES, 60)
     accuracy, probability = {}, {}
     for weight in (0.0, 1.0, 2.0):
-        x = flat(sample(model, labels=labels, guidance_weight=weight, guidance=guidance), model)
+        x = flat(sample(model, conditions=labels, guidance_weight=weight, guidance=guidance), model)
         accuracy[weight] = (judge.predict(x) == labels).mean()
         p = pd.DataFrame(judge.predict_proba(x), columns=judge.classes_)
         probability[weight] = np.mean([p[label][i] for i, label in enumerate(labels)])
@@ -389,7 +395,7 @@ def test_conditional_samples_lie_where_the_cells_of_their_label_lie(cls, guidanc
 @pytest.mark.parametrize(("cls", "guidance"), GUIDANCE[1:], ids=lambda value: getattr(value, "__name__", value))
 def test_images_have_their_spot_where_the_label_says(cls, guidance, image_models):
     model, labels = image_models[cls], np.repeat(SIDES, 40)
-    right = is_right(flat(sample(model, labels=labels, guidance_weight=4.0, guidance=guidance), model), model)
+    right = is_right(flat(sample(model, conditions=labels, guidance_weight=4.0, guidance=guidance), model), model)
     assert (right == (labels == "right")).mean() > 0.75
 
 
@@ -413,7 +419,7 @@ def test_weight_zero_is_unconditional_and_one_label_a_cell_is_as_good_as_one_for
     assert free.obs["label"].isna().all()
     steered = sample(model, 10, "B", 1.5, guidance)
     assert np.abs(flat(steered, model) - flat(free, model)).max() > 0.1
-    open_and_steered = sample(model, labels=[None, "B"] * 5, guidance_weight=1.5, guidance=guidance)
+    open_and_steered = sample(model, conditions=[None, "B"] * 5, guidance_weight=1.5, guidance=guidance)
     assert open_and_steered.obs["label"].isna().tolist() == [True, False] * 5
     expected = np.where(np.arange(10)[:, None] % 2, flat(steered, model), flat(free, model))
     if guidance == "classifier-free":  # open cells have no guidance to be extrapolated by
@@ -437,14 +443,14 @@ def test_each_way_of_guidance_may_have_a_weight_of_its_own(models):
 @each_model
 def test_labels_may_be_given_in_any_form(cls, model):
     names = ["B", "T", "B", "NK"]
-    reference = sample(model, labels=names)
+    reference = sample(model, conditions=names)
     assert list(reference.obs["label"]) == names
     for labels in (
         pd.Series(names, index=list("wxyz")), pd.Index(names), pd.Categorical(names), np.array(names), tuple(names),
         pd.Series(names, dtype="category"),
     ):  # fmt: skip
-        np.testing.assert_array_equal(flat(sample(model, labels=labels), model), flat(reference, model))
-    one, same = sample(model, 3, "T"), sample(model, labels=["T"] * 3)
+        np.testing.assert_array_equal(flat(sample(model, conditions=labels), model), flat(reference, model))
+    one, same = sample(model, 3, "T"), sample(model, conditions=["T"] * 3)
     np.testing.assert_array_equal(flat(one, model), flat(same, model))
     for weight in (np.float32(2), np.int64(2), 2):
         np.testing.assert_allclose(
@@ -498,7 +504,7 @@ def test_predictions_of_images(cls, image_model):
 
 @each_model
 def test_what_unlabelled_cells_are_called_is_no_label(cls, model):
-    assert model.labels.levels == {"label": TYPES}
+    assert model.conditions.levels == {"label": TYPES}
     assert list(sample(model, 5, "B").obs["label"].cat.categories) == TYPES
 
 
@@ -507,7 +513,7 @@ def test_categories_without_cells_are_no_labels_either(cls):
     adata = embeddings(60, 0)
     adata.obs["label"] = pd.Categorical(adata.obs["type"], categories=["T", "nobody", "NK", "B"])
     model = fit(cls, adata, 1, {"labels_key": "label"})
-    assert model.labels.levels == {"label": ["T", "NK", "B"]}
+    assert model.conditions.levels == {"label": ["T", "NK", "B"]}
     assert list(model.predict(soft=True).columns) == ["T", "NK", "B"]
 
 
@@ -526,17 +532,47 @@ def test_unlabelled_cells_are_learned_from(cls):
 # ---- counterfactuals
 
 
+def own_labels(adata: AnnData) -> list:
+    """Labels that cells have, None where nobody has looked."""
+    return [None if label == "not looked at" else label for label in adata.obs["label"]]
+
+
 @each_model
-def test_without_noise_cells_stay_as_they_are(cls, model, image_model, held_out):
+def test_without_noise_cells_move_by_the_means_of_the_baseline_alone(cls, model, image_model, held_out):
+    """Those that are asked to be what they are stay, and so do those of which nobody knows what they are."""
+    same = counterfactual(model, held_out, own_labels(held_out), 0.0)
+    np.testing.assert_allclose(flat(same, model), held_out.X, atol=1e-4)
     moved = counterfactual(model, held_out, "B", 0.0)
-    np.testing.assert_allclose(flat(moved, model), held_out.X, atol=1e-4)
     assert set(moved.obs["label"]) == {"B"}
+    batch, batches = model._rows(held_out, conditions=True)[range(300)], np.zeros(300, dtype=int)
+    z = model._latent(batch, 0, np.arange(300))
+    shifted = z + shift_of_means(model, batch.conditions, "B", 1.0)
+    new, old = (model.domain.decode(model.module, tokens, batches) for tokens in (shifted, z))
+    np.testing.assert_allclose(flat(moved, model), held_out.X + (new - old), atol=1e-4)
+    unknown = (held_out.obs["label"] == "not looked at").to_numpy()
+    np.testing.assert_allclose(flat(moved, model)[unknown], held_out.X[unknown], atol=1e-4)
+    if model.module.denoiser.has_baseline:
+        change = (flat(moved, model) - held_out.X)[(held_out.obs["label"] == "T").to_numpy()].mean(axis=0)
+        assert change[0] > 1.5 > 0.5 > np.abs(change[3:]).max()
     query = more_images(cls)
     query.obsm["image"][:, 0, 0] = 255  # also pixels brighter than any in training
     query.obsm["image"][:, 0, 1] = 0
-    moved = counterfactual(image_model, query, "left", 0.0)
-    np.testing.assert_array_equal(flat(moved, image_model), query.obsm["image"].reshape(60, -1))
-    assert not moved.obsm["difference"].any()
+    same = counterfactual(image_model, query, query.obs["side"], 0.0)
+    np.testing.assert_array_equal(flat(same, image_model), query.obsm["image"].reshape(60, -1))
+    assert not same.obsm["difference"].any()
+
+
+def test_a_model_without_a_baseline_says_that_nothing_moves_without_noise(models, held_out):
+    with pytest.warns(
+        UserWarning, match=r"noise_level=0 moves cells by .*this model has none.*higher noise_level"
+    ) as said:
+        counterfactual(models[JointDiffusion], held_out, "B", 0.0)
+    with pytest.warns(UserWarning, match="guidance_weight does nothing at noise_level=0"):
+        counterfactual(models[JointLDM], held_out, "B", 0.0, 2.0)
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        counterfactual(models[JointLDM], held_out, "B", 0.0)  # whose default weights are not 1
 
 
 @each_model
@@ -544,12 +580,12 @@ def test_more_noise_moves_further_and_noise_alone_leaves_nothing(cls, model, hel
     some = held_out[:60]
     distance = []
     for level in (0.01, 0.1, 0.5, 0.9):
-        moved = counterfactual(model, some, "B", level, guidance_weight=1.0, noise="drawn")
+        moved = counterfactual(model, some, "B", level, guidance_weight=1.0, inversion=False)
         distance.append(np.linalg.norm(flat(moved, model) - some.X, axis=1).mean())
     assert (np.diff(distance) > 0).all()
     if cls is JointDiffusion:  # whose autoencoder expresses all of a cell
         one, other = (
-            counterfactual(model, held_out, "B", 1.0, 1.0, noise="drawn", indices=rows)
+            counterfactual(model, held_out, "B", 1.0, 1.0, inversion=False, indices=rows)
             for rows in (range(5), range(5, 10))
         )
         np.testing.assert_allclose(flat(one, model), flat(other, model), atol=1e-4)
@@ -590,39 +626,73 @@ def test_counterfactual_images_move_their_spot(cls, image_model):
     assert share["right"] > 0.5
 
 
+def shift_of_means(model, codes: torch.Tensor, label: str, t: torch.Tensor | float) -> torch.Tensor:
+    """How far the mean of the baseline moves at a time, of cells of these codes that are brought to a label."""
+    denoiser, (key,) = model.module.denoiser, model.conditions.keys
+    target = torch.full_like(codes, model.conditions.levels[key].index(label))
+    of_known = torch.where(codes == -1, target, codes)  # an unlabelled cell is where it is
+    new, old = (denoiser.mean(Context(c[:, : len(denoiser.n_levels)])) for c in (target, of_known))
+    return model.process.coefficients(torch.as_tensor(t)).data * (new - old)
+
+
+@pytest.mark.parametrize("stored", ["grey", "flat"])
+def test_the_difference_is_what_float_images_have_changed_by(stored):
+    x, y = images(40, 0, 6)
+    adata = with_images((x / 255).astype(np.float32), y)
+    if stored == "flat":
+        adata.obsm["image"] = adata.obsm["image"].reshape(40, -1)
+    shape = (6, 6) if stored == "flat" else None
+    model = fit(JointDiffusion, adata, 1, {"obsm_key": "image", "labels_key": "side", "image_shape": shape})
+    moved = counterfactual(model, adata, "right", indices=range(5))
+    new, old = flat(moved, model), flat(adata[:5], model)
+    np.testing.assert_allclose(moved.obsm["difference"].reshape(5, -1), new - old, atol=1e-6)
+    assert np.abs(new - old).max() < new.max()  # the images are images still
+    assert new.min() >= 0
+
+
 @each_joint_model
 def test_of_images_the_classifier_sees_what_the_denoiser_predicts(cls, image_model):
     """One step of Euler's method, recomputed: the gradient goes through the denoiser, to the clean image."""
     query, model = more_images(cls)[:5].copy(), image_model
-    by_classifier = {"noise_level": 0.6, "guidance_weight": 30.0, "guidance": "classifier", "noise": "drawn"}
+    by_classifier = {"noise_level": 0.6, "guidance_weight": 30.0, "guidance": "classifier", "inversion": False}
     moved = counterfactual(model, query, "right", **by_classifier, solver="euler", n_steps=1)
-    batch = model._rows(query)[np.arange(5)]
+    batch = model._rows(query, conditions=True)[np.arange(5)]
     denoiser, process = model.module.denoiser, model.process
     z = model._latent(batch, 0, np.arange(5))
     x, t = model._add_noise(z, 0.6, 0, np.arange(5))
+    x = x + shift_of_means(model, batch.conditions, "right", t[0])
     null = Context(torch.full((5, len(denoiser.n_levels)), -1))
     x.requires_grad_()
     v = denoiser(x, t, null)
-    code = model.labels.levels["side"].index("right")
+    code = model.conditions.levels["side"].index("right")
     log_p = denoiser.logits(process.data(x, v, t), torch.ones(5)).log_softmax(dim=1)[:, code]
     (gradient,) = torch.autograd.grad(log_p.sum(), x)
     end = x + (1 - t[0]) * (v + 30.0 * process.steering(t)[:, None, None] * gradient)
-    change = (model._decode(end, batch.batch.numpy()) - model._decode(z, batch.batch.numpy())).detach().numpy()
-    low, high = model.value_range
+    new, old = (model.domain.decode(model.module, tokens, batch.batch.numpy()) for tokens in (end, z))
+    change = new - old
+    low, high = model.domain.value_range
     expected = np.rint(np.clip(batch.x.numpy() + change, low, high)).reshape(5, -1)
     np.testing.assert_allclose(flat(moved, model), expected, atol=1)
     assert np.abs(gradient).max() > 0
 
 
 @each_model
-def test_noise_of_their_own_brings_cells_back_when_nothing_guides(cls, model, image_model, held_out):
-    for m, cells, label in ((model, held_out[:4].copy(), "T"), (image_model, more_images(cls)[:4].copy(), "right")):
+def test_noise_of_their_own_brings_cells_back_to_what_they_are(cls, model, image_model, held_out):
+    """Where nothing guides: the classifier is not asked on the way to the noise."""
+    guidance = WAYS[cls][0]
+    plain = {"classifier-free": 1.0, "classifier": 0.0}[guidance]
+    known = held_out[held_out.obs["label"] != "not looked at"][:4].copy()
+    nuclei = more_images(cls)[:4].copy()
+    for m, cells, own, label in (
+        (model, known, known.obs["label"].tolist(), "T"), (image_model, nuclei, nuclei.obs["side"].tolist(), "right"),
+    ):  # fmt: skip
         before = flat(cells, m).astype(float)
-        guidance = cls.GUIDANCE[0]
         back, moved, again, drawn = (
-            flat(counterfactual(m, cells, label, 0.9, weight, guidance, noise, n_steps=25, seed=seed), m).astype(float)
-            for weight, noise, seed in ((0.0, "own", 0), (4.0, "own", 0), (4.0, "own", 1), (0.0, "drawn", 0))
-        )
+            flat(counterfactual(m, cells, to, 0.9, weight, guidance, inversion, n_steps=25, seed=seed), m).astype(float)
+            for to, weight, inversion, seed in (
+                (own, plain, True, 0), (label, 4.0, True, 0), (label, 4.0, True, 1), (own, plain, False, 0),
+            )
+        )  # fmt: skip
         distance = {name: np.abs(x - before).mean() for name, x in (("back", back), ("moved", moved), ("drawn", drawn))}
         assert distance["back"] < 0.1 * distance["drawn"]
         assert distance["back"] < 0.1 * distance["moved"]
@@ -645,16 +715,21 @@ def test_counterfactuals_keep_order_index_and_obs(cls, model, held_out):
     # the rows that are asked for, in their order
     some = counterfactual(model, query, ["NK", "B"], 0.0, indices=[2, 0])
     assert list(some.obs_names) == ["c", "d"]
-    np.testing.assert_allclose(flat(some, model), before.X[[2, 0]], atol=1e-4)
+    assert list(some.obs["label"]) == ["NK", "B"]
+    same = counterfactual(model, query, [own_labels(query)[i] for i in (2, 0)], 0.0, indices=[2, 0])
+    np.testing.assert_allclose(flat(same, model), before.X[[2, 0]], atol=1e-4)
     masked = counterfactual(model, query, "B", 0.0, indices=np.array([False, True, True, False]))
     assert list(masked.obs_names) == ["b", "c"]
 
 
 @each_model
 def test_the_training_cells_are_what_is_moved_by_default(cls, model, cells):
-    moved = counterfactual(model, labels="B", noise_level=0.0)
+    moved = counterfactual(model, conditions="B", noise_level=0.0)
     assert list(moved.obs_names) == list(cells.obs_names)
-    np.testing.assert_allclose(flat(moved, model), cells.X, atol=1e-4)
+    given = counterfactual(model, cells, "B", 0.0)
+    np.testing.assert_array_equal(flat(moved, model), flat(given, model))
+    same = counterfactual(model, conditions=own_labels(cells), noise_level=0.0)
+    np.testing.assert_allclose(flat(same, model), cells.X, atol=1e-4)
 
 
 # ---- batches
@@ -709,7 +784,7 @@ def test_a_reloaded_model_is_the_same(cls, models, image_models, kind, tmp_path)
     for key, value in model.module.state_dict().items():
         assert value.equal(again.module.state_dict()[key]), key
     for one in (again, bare):
-        made, expected = (sample(m, 5, label, 2.0, cls.GUIDANCE[-1]) for m in (one, model))
+        made, expected = (sample(m, 5, label, 2.0, WAYS[cls][-1]) for m in (one, model))
         np.testing.assert_array_equal(features(made, model), features(expected, model))
         pd.testing.assert_frame_equal(made.obs, expected.obs)
         assert made.uns["sclatent"] == expected.uns["sclatent"]
@@ -725,7 +800,12 @@ def test_a_reloaded_model_is_the_same(cls, models, image_models, kind, tmp_path)
     assert list(bare.history) == list(model.history)
     for key, frame in model.history.items():
         pd.testing.assert_frame_equal(bare.history[key], frame)
-    for method in (bare.predict, bare.get_latent_representation, lambda: bare.counterfactual(labels=label), bare.train):
+    for method in (
+        bare.predict,
+        bare.get_latent_representation,
+        lambda: bare.counterfactual(conditions=label),
+        bare.train,
+    ):
         with pytest.raises(ValueError, match="adata is missing"):
             method()
     with pytest.raises(ValueError, match=rf"holds a {cls.__name__}, not a .*: use {cls.__name__}\.load"):
@@ -751,7 +831,7 @@ def test_large_images_go_in_and_come_out(cls, size):
     x, y = images(6, 0, size)
     parts = {"width": 16} if cls is JointLDM else {"patch": 8, "denoiser_width": 8}
     model = fit(cls, with_images(x, y), 1, {"obsm_key": "image", "labels_key": "side"}, **parts)
-    assert model._at_most(1024) == 4_000_000 // size**2
+    assert model.domain.at_most(1024) == 4_000_000 // size**2
     assert model.sample(2, "left", n_steps=1, progress_bar=False).obsm["image"].shape == (2, size, size)
     if cls is not DAED:  # which asks every pixel for every label
         assert set(model.predict()) <= set(SIDES)
@@ -842,7 +922,7 @@ def test_whole_numbers_are_rounded_and_not_cut_off(cls):
     assert made.X.dtype == np.int16
     expected = sample(real, 100).X.clip(adata.X.min(), adata.X.max()).round()
     np.testing.assert_array_equal(made.X, expected)
-    np.testing.assert_array_equal(counterfactual(whole, adata, "B", 0.0).X, adata.X)
+    np.testing.assert_array_equal(counterfactual(whole, adata, adata.obs["type"], 0.0).X, adata.X)
 
 
 # ---- DAED: denoising and the likelihood
@@ -885,7 +965,7 @@ def test_denoising_works_on_other_data_too(image_models):
     model, own = image_models[DAED], more_images(DAED).obsm["image"]
     across = own.transpose(0, 2, 1, 3)
     bright = across + across[::-1] // 2
-    assert bright.max() > model.value_range[1] + 20
+    assert bright.max() > model.domain.value_range[1] + 20
     for clean, gain in ((own, 0.4), (across // 2 + across[::-1] // 2, 0.6), (bright, 0.95)):
         spoilt = noisy(with_images(clean, np.repeat("left", 60)), model)
         denoised = model.denoise(spoilt, progress_bar=False).obsm["image"]

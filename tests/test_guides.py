@@ -24,7 +24,7 @@ import sclatent
 from sclatent.diffusion import DEFAULT_STEPS
 from sclatent.metrics import evaluate_generation, evaluate_perturbation
 from sclatent.model import SCLDM, JointDiffusion, JointLDM
-from sclatent.model.base import StagedModel
+from sclatent.model.base._staged_model import StagedModel
 from sclatent.train import TrainingDivergedError
 
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"

@@ -106,7 +106,7 @@ def test_a_model_is_trained_further_on_other_cells(trained, cls, tmp_path):
     assert model.trained_stages == set(cls.STAGES)
 
 
-# ---- where labels are not looked at
+# ---- where no label is needed
 
 
 @pytest.mark.parametrize("case", NOT_KNOWN)
@@ -114,16 +114,33 @@ def test_a_model_is_trained_further_on_other_cells(trained, cls, tmp_path):
 def test_other_labels_are_no_hindrance_where_none_is_needed(trained, cls, case):
     model, clean = trained[cls], cells(seed=1)
     NOT_KNOWN[case][0](query := cells(seed=1))
+    alike = clean.copy()  # to a counterfactual, which asks what cells were, a label that is not known is none
+    if case == "typo":
+        alike.obs["type"] = clean.obs["type"].replace({"T": "unknown"})
+    elif case == "no column":
+        alike.obs["type"] = "unknown"
     methods = {
         "predict": lambda a: model.predict(a, **few_draws(cls)),
         "get_latent_representation": model.get_latent_representation,
         "get_activations": model.get_activations,
-        "counterfactual": lambda a: model.counterfactual(a, "T", progress_bar=False).X,
         **({"get_elbo": lambda a: model.get_elbo(a, n_draws=1, n_steps=2)} if cls is DAED else {}),
     }
     for name, method in methods.items():
         np.testing.assert_equal(method(query), method(clean), err_msg=name)
-    assert set(model.counterfactual(query, "T", progress_bar=False).obs["type"]) == {"T"}
+    moved, expected = (model.counterfactual(a, "T", progress_bar=False) for a in (query, alike))
+    np.testing.assert_array_equal(moved.X, expected.X)
+    assert set(moved.obs["type"]) == {"T"}
+
+
+@each_model
+def test_obs_works_as_it_is_where_cells_are_asked_for(trained, cls):
+    obs = cells(seed=1).obs[["type"]]
+    made = trained[cls].sample(conditions=obs, n_steps=1, progress_bar=False).obs["type"]
+    assert made.astype(object).where(made.notna(), "unknown").tolist() == obs["type"].tolist()
+    moved = trained[cls].counterfactual(cells(seed=1), obs, n_steps=1, progress_bar=False).obs["type"]
+    assert moved.isna().tolist() == (obs["type"] == "unknown").tolist()
+    with pytest.raises(ValueError, match="conditions: 'T ' is no level of 'type'"):
+        trained[cls].sample(conditions=obs.replace({"T": "T "}), progress_bar=False)
 
 
 # ---- batches and conditions of a query
@@ -161,7 +178,7 @@ def test_a_missing_batch_of_counts_is_refused(counts):
 def test_a_column_that_may_be_misspelt_is_asked_about(counts):
     model, query = counts[0], counts[1].copy()
     query.obs = query.obs.rename(columns={"cell_type": "Cell_Type"})
-    asked = "has no column 'cell_type', so that this condition is left open, but 'Cell_Type': rename it if"
+    asked = "has no column 'cell_type', so that this condition is null, but 'Cell_Type': rename it if"
     with pytest.warns(UserWarning, match=f"adata.obs {asked}"):
         model.counterfactual(query, {"condition": "control"}, progress_bar=False)
     with pytest.warns(UserWarning, match=f"conditions {asked}"):
@@ -193,9 +210,9 @@ def test_numbers_are_labels_and_minus_one_is_none(labels, unlabeled, levels, mak
     model = JointDiffusion(adata, **TINY)
     model.save(tmp_path / "m")
     for one in (model, JointDiffusion.load(tmp_path / "m", adata)):
-        assert one.labels.levels["type"] == levels
-        assert [type(level) for level in one.labels.levels["type"]] == [type(level) for level in levels]
-        assert (one._training_rows().labels[:, 0] == np.tile([-1, 0, 1], N // 3)).all()
+        assert one.conditions.levels["type"] == levels
+        assert [type(level) for level in one.conditions.levels["type"]] == [type(level) for level in levels]
+        assert (one._training_rows().conditions[:, 0] == np.tile([-1, 0, 1], N // 3)).all()
 
 
 @each_model
@@ -207,8 +224,8 @@ def test_labels_that_are_numbers_are_asked_for_and_predicted(cls, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     assert set(ad.read_h5ad(tmp_path / "cells.h5ad").obs["predicted"]) <= {0, 1}
     assert set(model.sample(2, 1, progress_bar=False).obs["type"]) == {1}
-    assert model.sample(labels=[1, 0], progress_bar=False).obs["type"].tolist() == [1, 0]
-    assert set(model.counterfactual(labels=0, progress_bar=False).obs["type"]) == {0}
+    assert model.sample(conditions=[1, 0], progress_bar=False).obs["type"].tolist() == [1, 0]
+    assert set(model.counterfactual(conditions=0, progress_bar=False).obs["type"]) == {0}
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), ["unknown"], b"unknown"])

@@ -13,11 +13,10 @@ from anndata import AnnData
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
-from sclatent.data import EpochSampler, random_stream, torch_stream
+from sclatent.data import EpochSampler, cell_rng, random_stream, torch_stream
 from sclatent.datasets import simulate
 from sclatent.metrics import _classifiers, evaluate_generation, evaluate_perturbation, independent_genes
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
-from sclatent.model.base import cell_rng
 from sclatent.module import DiT, SetAutoencoder
 from sclatent.nn import Dropout
 from sclatent.train import AutoencoderPlan, DiffusionPlan, JointPlan

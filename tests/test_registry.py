@@ -66,7 +66,7 @@ def test_a_loaded_model_knows_its_cells_as_it_did_before(saved, capsys):
     assert dict(again.summary_stats) == dict(model.summary_stats)
     assert same(again.get_var_names(), model.get_var_names())
     assert again.get_setup_arg("batch_key") == model.get_setup_arg("batch_key")
-    assert list(again.get_state_registry("batch").categorical_mapping) == list(model.batches.levels["batch"])
+    assert list(again.get_state_registry("batch").categorical_mapping) == model.batches.levels
     assert again.summary_string == model.summary_string
     capsys.readouterr()
     for view in ("view_anndata_setup", "view_registry", "view_setup_method_args"):
@@ -177,7 +177,7 @@ def test_a_model_refuses_cells_that_do_not_fit(saved):
     again = type(model).load(path, make())
     before = again.adata
     misfit = AnnData(np.ones((5, 3), dtype=np.float32), obsm={"image": np.ones((5, 7, 7), dtype=np.uint8)})
-    misfit.obs["batch"] = misfit.obs["label"] = "one"
+    misfit.obs["batch"] = misfit.obs["label"] = model.batches.levels[0]
     with pytest.raises(ValueError, match=r"None of the 3 genes|has features of shape"):
         again.adata = misfit
     with pytest.raises(ValueError, match="adata=None"):

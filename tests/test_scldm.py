@@ -94,7 +94,7 @@ def test_the_snippet_of_the_readme(tmp_path, capsys):
         assert part in progress
     for each in (model, again):
         repr(each)  # scvi-tools prints it
-        assert "SCLDM with 30 genes" in capsys.readouterr().out
+        assert "SCLDM of 30 genes" in capsys.readouterr().out
 
 
 class FirstEpoch(Callback):
@@ -162,9 +162,11 @@ def test_uns_says_how_the_cells_were_made(sim_model):
     assert expected.items() <= how.items()
     assert how["n_steps"] == 5
     assert how["version"]
-    moved = sim_model.counterfactual(indices=[0, 1], conditions={"condition": "control"}, keep=0.5, progress_bar=False)
+    moved = sim_model.counterfactual(
+        indices=[0, 1], conditions={"condition": "control"}, noise_level=0.5, progress_bar=False
+    )
     assert moved.uns["sclatent"]["method"] == "counterfactual"
-    assert moved.uns["sclatent"]["keep"] == 0.5
+    assert moved.uns["sclatent"]["noise_level"] == 0.5
 
 
 @pytest.mark.parametrize(("solver", "default"), [("heun", 12), ("euler", 25), ("adaptive", 8)])
@@ -314,7 +316,7 @@ def test_guidance_pushes_along_the_effect(sim_model, sim_change):
 
 def test_weights_zero_and_one_are_unconditional_and_plain_sampling(sim_model):
     combination = {"cell_type": "type_0", "condition": "stimulated"}
-    library = {"library_size": 400, "batch": sim_model.batches.levels["batch"][0]}  # that are drawn by the conditions
+    library = {"library_size": 400, "batch": sim_model.batches.levels[0]}  # that are drawn by the conditions
     plain = counts_of(sim_model, conditions=combination, **library)
     np.testing.assert_array_equal(counts_of(sim_model, conditions=combination, guidance_weight=1, **library), plain)
     np.testing.assert_array_equal(
@@ -450,7 +452,10 @@ def test_the_order_of_genes_does_not_matter_to_an_unseen_combination(graded, typ
     cells = []
     for genes in (slice(None), np.random.default_rng(0).permutation(60)):
         model = SCLDM.load(tmp_path / "model", types_in_line[:, genes].copy())
-        model._fit_frame(rows := model._training_rows(), model._encode(rows, 1024))
+        model.train_indices_ = np.arange(types_in_line.n_obs)
+        model.trained_stages.discard("diffusion")  # so that scales and baseline are fitted anew, to the same weights
+        model._stage_rows("diffusion", model._training_rows())
+        model.trained_stages.add("diffusion")
         cells.append(log_mean(model.sample(200, asked, progress_bar=False).X))
     np.testing.assert_allclose(*cells, atol=0.05)
 
@@ -472,9 +477,9 @@ def test_whatever_cells_are_an_unseen_combination_is_predicted(types_in_line, fi
     assert np.isfinite(cells.X.data).all()
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.5])
-def test_keeping_less_of_the_cell_still_moves_it_the_right_way(glio_model, controls, real_change, keep):
-    moved = glio_model.counterfactual(controls, TREATED, keep=keep, progress_bar=False)
+@pytest.mark.parametrize("noise_level", [1.0, 0.5])
+def test_with_more_noise_a_cell_still_moves_the_right_way(glio_model, controls, real_change, noise_level):
+    moved = glio_model.counterfactual(controls, TREATED, noise_level=noise_level, progress_bar=False)
     assert correlation(log_mean(moved.X) - log_mean(controls.X), real_change) > 0.4
 
 
@@ -651,8 +656,10 @@ def test_units_of_size_factors_do_not_matter(cells, fit):
         return fit(adata, 2, setup={"condition_keys": "condition", "size_factor_key": "size_factor"})
 
     one, other = model(1.0), model(1024.0)
-    np.testing.assert_allclose(one.library_sizes.sizes, other.library_sizes.sizes)
-    np.testing.assert_allclose(one.library_sizes.sizes, dense(cells.X).sum(axis=1)[one.train_indices_], rtol=1e-5)
+    np.testing.assert_allclose(one.domain.library_sizes.sizes, other.domain.library_sizes.sizes)
+    np.testing.assert_allclose(
+        one.domain.library_sizes.sizes, dense(cells.X).sum(axis=1)[one.train_indices_], rtol=1e-5
+    )
     np.testing.assert_array_equal(counts_of(one), counts_of(other))
     assert counts_of(one).sum(axis=1).mean() == pytest.approx(cells.X.sum(axis=1).mean(), rel=0.25)
 
@@ -726,12 +733,12 @@ def test_conditions_of_numbers_keep_their_type(cells, fit, tmp_path):
 
 def test_guidance_that_does_nothing_is_said(sim_model, sim):
     some, where = sim[:5], {"condition": "stimulated"}
-    with pytest.warns(UserWarning, match=r"guidance_weight=\{'condition': 2.0\} does nothing at keep=1.*keep=0"):
+    with pytest.warns(UserWarning, match="guidance_weight does nothing at noise_level=0, .*noise_level above 0"):
         sim_model.counterfactual(some, where, guidance_weight={"condition": 2.0}, progress_bar=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         sim_model.counterfactual(some, where, guidance_weight={"condition": 1.0}, progress_bar=False)
-        sim_model.counterfactual(some, where, keep=0.5, guidance_weight=2.0, n_steps=2, progress_bar=False)
+        sim_model.counterfactual(some, where, noise_level=0.5, guidance_weight=2.0, n_steps=2, progress_bar=False)
 
 
 # ---- parts
@@ -746,8 +753,8 @@ def test_every_process_goes_with_every_baseline(cells, fit, process, baseline, t
     asked = {"cell_type": "B", "condition": "stimulated"}
     made, again = (m.sample(20, asked, progress_bar=False) for m in (model, loaded))
     assert (made.X != again.X).nnz == 0
-    for keep in (0.4, 1.0):
-        same = model.counterfactual(cells, cells.obs[["condition"]], keep=keep, progress_bar=False)
+    for noise_level in (0.7, 0.0):
+        same = model.counterfactual(cells, cells.obs[["condition"]], noise_level=noise_level, progress_bar=False)
         assert abs(same.X - cells.X).mean() < 0.2 * cells.X.mean()
     if baseline == "none":
         with pytest.raises(ValueError, match="baseline_only=True needs a baseline"):

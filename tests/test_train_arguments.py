@@ -80,8 +80,8 @@ def state(model) -> dict:
         "trained": (set(model.trained_stages), model.is_trained),
         "history": {key: frame.copy() for key, frame in model.history.items()},
         "split": (model.train_indices_.copy(), model.validation_indices_.copy()),
-        "batches": model.training_batches.batch.copy(),
-        "sizes": model.library_sizes.sizes.copy() if isinstance(model, SCLDM) else None,
+        "batches": model.batches.training.batch.copy(),
+        "sizes": model.domain.library_sizes.sizes.copy() if isinstance(model, SCLDM) else None,
         "tokens": model._tokens,
         "sample": model.sample(5, progress_bar=False).X,
     }

@@ -294,7 +294,7 @@ def test_the_global_random_state_is_left_alone(untrained, quiet):
     model.train(1, **quiet)
     assert states() == before, "by training"
     samples(model)
-    model.counterfactual(conditions={"condition": "stimulated"}, keep=0.5, progress_bar=False)
+    model.counterfactual(conditions={"condition": "stimulated"}, noise_level=0.5, progress_bar=False)
     model.get_latent_representation()
     model.get_normalized_expression()
     assert states() == before, "by using a model"

@@ -189,7 +189,7 @@ def test_a_label_stays_in_its_batches(cls, quiet, tmp_path):
     with pytest.warns(UserWarning, match=r"No training cell of label='other' has plate='p0'"):
         model.sample(2, "other", batch="p0", n_steps=1, progress_bar=False)
     with pytest.warns(UserWarning, match=r"No training cell of label='other' has plate='p0'"):
-        model.counterfactual(labels="other", indices=[0, 1], n_steps=1, progress_bar=False)
+        model.counterfactual(conditions="other", indices=[0, 1], n_steps=1, progress_bar=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        model.counterfactual(labels="one", indices=[0, 1], n_steps=1, progress_bar=False)
+        model.counterfactual(conditions="one", indices=[0, 1], n_steps=1, progress_bar=False)

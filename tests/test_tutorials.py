@@ -13,7 +13,7 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
-from sclatent.model.base import StagedModel
+from sclatent.model.base._staged_model import StagedModel
 
 FOLDER = Path(__file__).parents[1] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence, Set
 from itertools import combinations
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ._levels import factorize, short_repr
+from ._warnings import warn_user
 
 
 def _only_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:
@@ -291,8 +291,7 @@ def warn_of_copies(obs: pd.DataFrame, keys: Sequence[str]) -> None:
     for one, other in combinations(keys, 2):
         n_pairs = len(np.unique(codes[one] * len(obs) + codes[other]))
         if n_pairs == len(np.unique(codes[one])) == len(np.unique(codes[other])) > 1:
-            warnings.warn(
+            warn_user(
                 f"adata.obs[{one!r}] and adata.obs[{other!r}] say the same of every cell, so that their effects cannot "
-                "be told apart: leave one of them out.",
-                stacklevel=3,
+                "be told apart: leave one of them out."
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -16,6 +15,7 @@ from sclatent.nn import NULL, Values
 from ._kinds import Category, FeatureTable, Kind, Number
 from ._levels import factorize, level_key, plain_level, short_repr
 from ._values import ValueSpace
+from ._warnings import warn_user
 
 ONE = " Give one level per key, or a DataFrame with one row per cell."  # in place of several levels
 
@@ -77,10 +77,16 @@ class Conditions:
         """Number of levels of each key."""
         return [len(values) for values in self.levels.values()]
 
-    @staticmethod
-    def n_rows(conditions: Any) -> int | None:
-        """For how many cells conditions are given, if they say it: a DataFrame, or several levels."""
-        return len(conditions) if isinstance(conditions, pd.DataFrame) or _are_several(conditions) else None
+    def n_rows(self, conditions: Any) -> int | None:
+        """For how many cells conditions are given, if they say it: a DataFrame, or several levels of one key."""
+        if isinstance(conditions, pd.DataFrame):
+            return len(conditions)
+        several = len(self.keys) == 1 and _are_several(conditions) and not self._is_row(conditions)
+        return len(conditions) if several and getattr(conditions, "ndim", 1) == 1 else None
+
+    def _is_row(self, conditions: Any) -> bool:
+        """Whether these are levels by key, as a row of a DataFrame has them."""
+        return isinstance(conditions, pd.Series) and not conditions.index.intersection(self.keys).empty
 
     def encode(
         self,
@@ -107,7 +113,7 @@ class Conditions:
             Codes (cells, n_keys), -1 where a condition is null.
         """
         argument = self.argument if argument is None else argument
-        if isinstance(conditions, pd.Series) and not conditions.index.intersection(self.keys).empty:
+        if self._is_row(conditions):
             row = {key: level for key, level in conditions.items() if key in self.levels}
             conditions = {key: None if is_scalar(level) and pd.isna(level) else level for key, level in row.items()}
         if isinstance(conditions, pd.DataFrame):
@@ -178,20 +184,21 @@ class Conditions:
         for k, key in enumerate(self.keys):
             if names.count(key) > 1:
                 raise ValueError(f"{argument} has {names.count(key)} columns with the name {key!r}: keep one of them.")
-            if key in names and is_measured and key in self.unlabeled:
-                found, levels = factorize(table[key])
-                codes[:, k] = np.array([*(self.spaces[key].find(level, NULL) for level in levels), NULL])[found]
-            elif key in names:
-                codes[:, k] = self.codes_of(key, table[key], argument)
+            may_be_missing = is_measured and key in self.unlabeled
+            if key in names:
+                codes[:, k] = self.codes_of(key, table[key], argument, is_obs=True, unknown_is_null=may_be_missing)
+            elif may_be_missing:
+                continue
             elif like := get_close_matches(key.casefold(), others, n=1, cutoff=0.8):
-                warnings.warn(
+                warn_user(
                     f"{argument} has no column {key!r}, so that this condition is null, but {others[like[0]]!r}: "
-                    "rename it if it is the same.",
-                    stacklevel=4,
+                    "rename it if it is the same."
                 )
         return codes
 
-    def codes_of(self, key: str, column: pd.Series, argument: str) -> np.ndarray:
+    def codes_of(
+        self, key: str, column: pd.Series, argument: str, is_obs: bool = False, unknown_is_null: bool = False
+    ) -> np.ndarray:
         """Turn levels of one key into codes.
 
         Parameters
@@ -202,6 +209,10 @@ class Conditions:
             One level per cell; missing ones are null.
         argument
             What a message calls the table that the column is from.
+        is_obs
+            Whether it may say of a cell that it has no level, as obs does.
+        unknown_is_null
+            Whether levels that the model does not know are null, too, and not refused.
 
         Returns
         -------
@@ -212,7 +223,14 @@ class Conditions:
             codes, levels = factorize(column)
         except TypeError as error:
             raise ValueError(f"{argument}: {key!r} has values that cannot be levels, such as lists.") from error
-        of_level = [self._code(key, level, argument) for level in levels]
+        none = level_key(self.unlabeled[key]) if is_obs and key in self.unlabeled else None
+        if unknown_is_null:
+            of_level = [self.spaces[key].find(level, NULL) for level in levels]
+        else:
+            of_level = [
+                NULL if none is not None and level_key(level) == none else self._code(key, level, argument)
+                for level in levels
+            ]
         return np.array([*of_level, NULL], dtype=np.int64)[codes]
 
     def _code(self, key: str, level: Any, argument: str) -> int:

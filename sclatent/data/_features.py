@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from ._checks import check_block_is_finite, get_matrix, positions_of
 from ._levels import short_repr
 from ._numbers import is_whole
 from ._reading import by_rows, read_rows, row_blocks
+from ._warnings import warn_user
 
 
 class FeatureBatch(NamedTuple):
@@ -392,10 +392,9 @@ def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.nd
     same = np.flatnonzero(~varies.reshape(-1, shape[-1]).any(axis=0))
     if len(same):
         what = "features" if len(shape) == 1 else "channels"
-        warnings.warn(
+        warn_user(
             f"{where} has the same values in {cells} for {len(same)} of its {shape[-1]} {what}, such as "
-            f"{same[:5].tolist()}: nothing can be learned of them. Leave them out if they should vary.",
-            stacklevel=3,
+            f"{same[:5].tolist()}: nothing can be learned of them. Leave them out if they should vary."
         )
 
 

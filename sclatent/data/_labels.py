@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,6 +13,7 @@ from sclatent.nn import NULL
 from ._columns import check_categorical
 from ._conditions import Conditions
 from ._levels import check_levels, code_of, factorize, level_key, short_repr
+from ._warnings import warn_user
 
 UNLABELED = "unknown"  # unlabeled_category by default
 
@@ -77,16 +77,14 @@ def check_labels(obs: pd.DataFrame, key: str, unlabeled: Any) -> list[Any]:
         names = {str(label).casefold(): label for label in labels}
         like = get_close_matches(str(unlabeled).casefold(), names, n=1, cutoff=0.8)
         if like:
-            warnings.warn(
+            warn_user(
                 f"adata.obs[{key!r}] has the label {names[like[0]]!r}, and no cell is {unlabeled!r}, the "
-                f"unlabeled_category: if these cells have no label, give unlabeled_category={names[like[0]]!r}.",
-                stacklevel=3,
+                f"unlabeled_category: if these cells have no label, give unlabeled_category={names[like[0]]!r}."
             )
         elif unlabeled != UNLABELED:
-            warnings.warn(
+            warn_user(
                 f"No cell of adata.obs[{key!r}] is {unlabeled!r}, the unlabeled_category: all cells count as labelled, "
-                f"with the labels {short_repr(labels)}.",
-                stacklevel=3,
+                f"with the labels {short_repr(labels)}."
             )
     return labels
 

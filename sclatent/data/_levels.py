@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from reprlib import Repr
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from ._warnings import warn_user
 
 _short = Repr()
 _short.maxlist = _short.maxtuple = _short.maxother = _short.maxstring = 80
@@ -203,10 +204,9 @@ def check_levels(obs: pd.DataFrame, key: str, argument: str, unlabeled: Any = No
     levels = [level for level in levels if unlabeled is None or level_key(level) != level_key(unlabeled)]
     kind = next((kind.__name__ for kind in examples if issubclass(kind, AS_TEXT)), None)
     if kind is not None:
-        warnings.warn(
+        warn_user(
             f"{where} has levels of type {kind}, which are known by their text, such as {levels[0]!r}, also in obs of "
-            f"the cells that are made: {as_text} makes both alike.",
-            stacklevel=4,
+            f"the cells that are made: {as_text} makes both alike."
         )
     _warn_of_odd_levels(levels, key, argument)
     return levels
@@ -221,14 +221,12 @@ def _warn_of_odd_levels(levels: Sequence[Any], key: str, argument: str) -> None:
     missing = next((by_content[word][0] for word in MISSING_WORDS if word in by_content), None)
     alike = next((several for several in by_content.values() if len(several) > 1), None)
     if missing is not None:
-        warnings.warn(
+        warn_user(
             f"{argument}: adata.obs[{key!r}] has the level {missing!r}, which is what a missing value becomes as text, "
-            "and is learned as any other level: remove those cells, or give the level a name.",
-            stacklevel=4,
+            "and is learned as any other level: remove those cells, or give the level a name."
         )
     if alike:
-        warnings.warn(
+        warn_user(
             f"{argument}: adata.obs[{key!r}] has the levels {alike}, which differ by blanks alone: "
-            f"adata.obs[{key!r}].str.strip() makes one of them.",
-            stacklevel=4,
+            f"adata.obs[{key!r}].str.strip() makes one of them."
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from anndata.abc import CSCDataset
 from scipy import sparse
+
+from ._warnings import warn_user
 
 VALUES = 2**23  # of a block that is looked at together, zeros included: memory does not grow with the cells
 
@@ -69,10 +70,9 @@ def by_rows(matrix: Any, where: str = "adata.X") -> Any:
     if np.ma.is_masked(matrix):
         raise ValueError(f"{where} is a masked array: fill it, {place} = {place}.filled(0), or remove what is masked.")
     if isinstance(matrix, CSCDataset):
-        warnings.warn(
+        warn_user(
             f"{where} lies in its file column by column (CSC), where no cell can be read without all others: it is "
-            "read whole. Read the file by adata = adata.to_memory(), or write it again with adata.X.tocsr().",
-            stacklevel=3,
+            "read whole. Read the file by adata = adata.to_memory(), or write it again with adata.X.tocsr()."
         )
         matrix = matrix.to_memory()
     return matrix.tocsr() if sparse.issparse(matrix) else matrix

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Hashable
 from typing import Any
 
@@ -15,6 +14,7 @@ from sclatent.nn import NULL, Values
 
 from ._kinds import FeatureTable, Kind, Number, Set
 from ._levels import code_of, level_key, plain_level, short_repr
+from ._warnings import warn_user
 
 BEYOND = 0.1  # of the range of the numbers of training, beyond which a warning says how far
 
@@ -102,11 +102,10 @@ class ValueSpace:
             x = (float(self.kind.scaled(np.array(float(level)))) - self.low) / max(self.high - self.low, 1e-300)
             if not -BEYOND <= x <= 1 + BEYOND:
                 known = [self.kind.value_of(level) for level in self.levels]
-                warnings.warn(
+                warn_user(
                     f"{self.key}={short_repr(plain_level(level))} is beyond the numbers of training, which go from "
                     f"{min(known):g} to {max(known):g}: what is made of it is extrapolated, by "
-                    f"{max(-x, x - 1):.0%} of their range.",
-                    stacklevel=6,
+                    f"{max(-x, x - 1):.0%} of their range."
                 )
             return
         known_names = set(self.features.names) if self.features is not None else set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -31,6 +30,7 @@ from sclatent.data import (
     make_loader,
 )
 from sclatent.data._schema import FLAG, NAME, NAMES, POSITIVE, check, optional
+from sclatent.data._warnings import warn_user
 from sclatent.module import CellDiffusion, Standardize
 from sclatent.nn import Context, Values
 
@@ -311,11 +311,10 @@ class CountDomain(Domain):
             x = x.astype(np.int32 if x.max() <= np.iinfo(np.int32).max else np.int64)
             n_empty = int(((x.getnnz(axis=1) == 0) & (library >= AMPLE)).sum())
             if n_empty:
-                warnings.warn(
+                warn_user(
                     f"{n_empty} of the {len(obs)} cells have no counts, where {AMPLE} or more were expected: the "
                     "autoencoder has learned nothing of them, as with too high a learning rate. Look at "
-                    "sclatent.pl.history(model.history), and train it anew with a lower one.",
-                    stacklevel=3,
+                    "sclatent.pl.history(model.history), and train it anew with a lower one."
                 )
         else:
             x = x.astype(np.float32)

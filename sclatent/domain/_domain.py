@@ -12,7 +12,7 @@ from anndata import AnnData
 from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 
-from sclatent.data import check_whole
+from sclatent.data import check_whole, short_repr
 from sclatent.module import LatentDiffusion, Standardize
 from sclatent.nn import Values
 
@@ -121,7 +121,7 @@ class Domain(ABC):
         """Library sizes of cells to make, (cells,), and what uns says of them."""
         if library_size is not None:
             raise ValueError(
-                f"library_size={library_size!r}: images and embeddings have no library size; leave it out."
+                f"library_size={short_repr(library_size)}: images and embeddings have no library size; leave it out."
             )
         return None, {}
 

@@ -215,7 +215,7 @@ class FeatureDomain(Domain):
         """Put the new images less the old ones into obsm, float32."""
         if self.is_image:
             made, _ = get_features(result, self.setup["obsm_key"], self.setup["layer"])
-            difference = np.asarray(made, dtype=np.float32).reshape(len(rows), *self.shape)
+            difference = np.array(made, dtype=np.float32).reshape(len(rows), *self.shape)  # a copy
             for cells in self._blocks(len(rows)):
                 difference[cells] -= rows[cells].x.numpy()
             result.obsm[DIFFERENCE] = difference

@@ -321,7 +321,8 @@ class DAED(PredictionMixin, DenoisingMixin, FeatureModel):
         >>> probability.shape
         (3, 16)
         """
-        rows = self._rows_to_predict(adata, indices, conditions=True)
+        self._check_predict()
+        rows = self._rows(adata, indices, conditions=True)
         blocks = []
         for cells in self._blocks(len(rows), batch_size, "Predicting", progress_bar=False):
             x1, codes, bounds = self._latent(rows[cells], seed, cells), rows.conditions[rows.cells[cells]], []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sclatent.data import Conditions, TrainingBatches, check_categorical, short_repr
+from sclatent.data._warnings import warn_user
 from sclatent.nn import NULL
 
 
@@ -80,9 +80,7 @@ class Batches:
         of_level = np.array([self.levels.index(level) for level in self.conditions.levels[self.key]])
         return np.where(asked == NULL, batches, of_level[asked])
 
-    def warn_of_levels(
-        self, codes: np.ndarray | None = None, batches: np.ndarray | None = None, stacklevel: int = 5
-    ) -> None:
+    def warn_of_levels(self, codes: np.ndarray | None = None, batches: np.ndarray | None = None) -> None:
         """Say which levels no training cell has, of all or of those that are asked for, by codes (cells, n_keys)."""
         assert self.training is not None
         seen, asked, levels = self.training.codes, codes, dict(self.conditions.levels)
@@ -93,27 +91,25 @@ class Batches:
         for k, (key, names) in enumerate(levels.items()):
             empty = np.setdiff1d(np.arange(len(names)) if asked is None else asked[:, k], np.append(seen[:, k], NULL))
             if len(empty):
-                warnings.warn(
+                warn_user(
                     f"No training cell has a level of {key!r} that is one of {short_repr([names[i] for i in empty])}: "
                     "nothing is learned of it, and cells that are made under it say nothing. Its cells were removed "
                     "after setup_anndata, or are all among those that the loss is watched on: set the data up again "
-                    "without it, or train with train_size=1.",
-                    stacklevel=stacklevel,
+                    "without it, or train with train_size=1."
                 )
 
     def warn_of_unseen(self, codes: np.ndarray, batches: np.ndarray) -> None:
         """Say it where a level was never seen, or a condition is decoded under a batch in which it was never seen."""
         assert self.training is not None
-        self.warn_of_levels(codes, batches, stacklevel=4)
+        self.warn_of_levels(codes, batches)
         cells, keys = self.training.apart(codes, batches).nonzero()
         if len(cells):
             key = self.conditions.keys[keys[0]]
             level, batch = self.conditions.levels[key][codes[cells[0], keys[0]]], self.levels[batches[cells[0]]]
-            warnings.warn(
+            warn_user(
                 f"No training cell of {key}={level!r} has {self.key}={batch!r}, under which it is decoded here "
                 f"({len(np.unique(cells))} of {len(codes)} cells have such a pair). Condition and batch cannot be told "
-                "apart then: what of the effect the decoder has put down to the batch is missing in these cells.",
-                stacklevel=3,
+                "apart then: what of the effect the decoder has put down to the batch is missing in these cells."
             )
 
     def obs_of(self, codes: np.ndarray, batches: np.ndarray, index: pd.Index) -> pd.DataFrame:

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import secrets
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from sclatent.data._warnings import warn_user
 from sclatent.train import StagePlan
 
 from ._files import read_checked, with_checksum, write_atomically
@@ -221,10 +221,9 @@ class StageDirectory:
                     raise self._damaged(damaged[0], ", and there is no whole checkpoint before it")
             dropped += damaged
         for file in dropped:
-            warnings.warn(
+            warn_user(
                 f"{self._name}: {file.name} is damaged and was removed; training goes on from the checkpoint before "
-                "it, to the same result.",
-                stacklevel=4,  # where train was called
+                "it, to the same result."
             )
             file.unlink()
 
@@ -238,10 +237,9 @@ class StageDirectory:
         differing = [key for key, value in environment.items() if found.get(key) != value]
         if differing:
             then, now = (", ".join(f"{key}={of.get(key)}" for key in differing) for of in (found, environment))
-            warnings.warn(
+            warn_user(
                 f"{self._name} was begun with {then}, and there is now {now}: training goes on, but the result is not "
-                "to the bit that of a training without an interruption.",
-                stacklevel=4,  # where train was called
+                "to the bit that of a training without an interruption."
             )
 
     def _write(self, file: Path, content: bytes, before: Path | None = None) -> None:

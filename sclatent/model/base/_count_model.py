@@ -45,7 +45,7 @@ class CountModel(LatentDiffusionModel):
         super().__init__(adata, registry, seed=seed, **params)
         if params.get("gene_effects") and self.conditions.keys and self.module.denoiser.has_baseline:
             self.module.gene_means = MixedModel(self.conditions.n_levels, len(self.genes))
-        if adata is not None:
+        if adata is not None and self.registry["setup_args"]["size_factor_key"] is not None:
             self.domain.fit_size_factors(self._rows())
 
     @property

@@ -40,6 +40,11 @@ class DiffusionModel(LatentModel):
         ways += ["both"] if free and head else []
         return sorted(ways, key=lambda way: way != self.GUIDED_BY)
 
+    @property
+    def _default_guidance(self) -> Guidance | None:
+        """What guides where nothing is asked for; None where there is nothing to be guided to."""
+        return next(iter(self._ways), None)
+
     def _weights(self, guidance: Guidance | None, weight: Weight) -> GuidanceWeights:
         keys = self.conditions.keys[: self._n_keys]
         return guidance_weights(guidance, weight, self._ways, keys, type(self).__name__)

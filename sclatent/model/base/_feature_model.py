@@ -168,7 +168,7 @@ class FeatureModel(LatentDiffusionModel):
             return super()._default_counterfactual(guidance, changes_label)
         if guidance is None:
             wanted: Guidance = "both" if self.domain.is_image else "classifier"
-            guidance = wanted if wanted in self._ways else next(iter(self._ways), None)
+            guidance = wanted if wanted in self._ways else self._default_guidance
         defaults: Mapping[Any, tuple[float, Weight]] = COUNTERFACTUAL["image" if self.domain.is_image else "embedding"]
         # guidance that is not known has no defaults, and is refused later
         level, weight = defaults.get(guidance if isinstance(guidance, str) else None, (1.0, 1.0))

@@ -9,6 +9,7 @@ from sclatent.data import is_number, short_repr
 
 Guidance = Literal["classifier-free", "classifier", "both"]
 Weight = float | Mapping[str, Any]
+TWO_WAYS = ("classifier-free", "classifier")
 
 
 class GuidanceWeights(NamedTuple):
@@ -55,13 +56,13 @@ def guidance_weights(
             if ways
             else f"guidance={short_repr(guidance)}: this {model} was trained without conditions, so nothing guides it."
         )
+    if isinstance(weight, Mapping) and (set(weight) == set(TWO_WAYS)) != (guidance == "both"):
+        raise ValueError(
+            f"guidance_weight={short_repr(dict(weight))} with guidance={guidance!r}: give one number, or with "
+            f"guidance='both' one for each of {list(TWO_WAYS)}."
+        )
     if guidance == "both" and isinstance(weight, Mapping):
-        if set(weight) != {"classifier-free", "classifier"}:
-            raise ValueError(
-                f"guidance_weight={dict(weight)!r} with guidance='both': give one number, or one for each of "
-                "'classifier-free' and 'classifier'."
-            )
-        free, by_classifier = weight["classifier-free"], weight["classifier"]
+        free, by_classifier = (weight[way] for way in TWO_WAYS)
     else:
         free = weight if guidance != "classifier" else 1.0
         by_classifier = weight if guidance != "classifier-free" else 0.0

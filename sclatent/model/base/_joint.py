@@ -20,13 +20,12 @@ from ._latent_diffusion_model import LatentDiffusionModel
 class PredictionMixin(LatentDiffusionModel):
     """What to predict labels takes."""
 
-    def _rows_to_predict(self, adata: AnnData | None, indices: Sequence[int] | None, conditions: bool = False) -> Any:
+    def _check_predict(self) -> None:
         if self.labels_key is None:
             raise RuntimeError(
                 "predict needs labels, and this model was trained without: set up the data with labels_key."
             )
         self._check_stage("diffusion", "predict")
-        return self._rows(adata, indices, conditions=conditions)
 
     def _labels_of(
         self, probabilities: np.ndarray, rows: Any, adata: AnnData | None, soft: bool
@@ -77,7 +76,8 @@ class JointMixin(PredictionMixin):
         >>> probability.sum(axis=1).round(3).tolist()
         [1.0, 1.0, 1.0]
         """
-        rows = self._rows_to_predict(adata, indices)
+        self._check_predict()
+        rows = self._rows(adata, indices)
         blocks = []
         for batch in make_loader(rows, self.domain.at_most(batch_size)):
             z = self.module.standardize(self.domain.encode(self.module, batch))

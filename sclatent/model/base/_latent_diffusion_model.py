@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +12,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from sclatent.data import cell_rng, check_seed, is_number, short_repr
+from sclatent.data._warnings import warn_user
 from sclatent.diffusion import DEFAULT_STEPS
 from sclatent.nn import NULL
 
@@ -40,7 +40,8 @@ class LatentDiffusionModel(DiffusionModel):
         self, guidance: Guidance | None, changes_label: bool
     ) -> tuple[Guidance | None, float, Weight]:
         """What guides counterfactuals where nothing is asked for, and noise level and weight of what does."""
-        return guidance or next(iter(self._ways), None), 0.0 if self.module.denoiser.has_baseline else 0.5, 1.0
+        guidance = self._default_guidance if guidance is None else guidance
+        return guidance, 0.0 if self.module.denoiser.has_baseline else 0.5, 1.0
 
     # ---- cells that are made
 
@@ -130,7 +131,7 @@ class LatentDiffusionModel(DiffusionModel):
         codes = self.conditions.encode(conditions, n_samples)
         if isinstance(conditions, pd.DataFrame):
             check_order(library_size, conditions.index, "library_size", of="conditions", index="conditions.index")
-        guidance = guidance or next(iter(self._ways), None)
+        guidance = self._default_guidance if guidance is None else guidance
         weight = self._default_weight(guidance) if guidance_weight is None else guidance_weight
         weights = self._weights(guidance, weight)
         self._check_baseline_only(baseline_only, weights)
@@ -234,7 +235,7 @@ class LatentDiffusionModel(DiffusionModel):
         noise_level = default_level if noise_level is None else noise_level
         weight = default_weight if guidance_weight is None else guidance_weight
         weights = self._weights(guidance, weight)
-        self._warn_of_no_flow(noise_level, weights, changes_label)
+        self._warn_of_no_flow(noise_level, weights, changes_label, is_weight_given=guidance_weight is not None)
         if not changes_label:  # there is none to push to
             weights = weights._replace(classifier=0.0)
         source, target = self._source(known, target), np.where(target == NULL, known, target)
@@ -303,25 +304,24 @@ class LatentDiffusionModel(DiffusionModel):
                 "(they are made anew)."
             )
 
-    def _warn_of_no_flow(self, noise_level: float, weights: GuidanceWeights, changes_label: bool) -> None:
+    def _warn_of_no_flow(
+        self, noise_level: float, weights: GuidanceWeights, changes_label: bool, is_weight_given: bool
+    ) -> None:
         """Say what a noise level of 0 does not do."""
         if noise_level == 0 and not self.module.denoiser.has_baseline:
-            warnings.warn(
+            warn_user(
                 "noise_level=0 moves cells by the effect that conditions have in the baseline, and this model has none "
-                "(baseline='none'): they stay as they are. Use a higher noise_level, such as 0.5.",
-                stacklevel=3,
+                "(baseline='none'): they stay as they are. Use a higher noise_level, such as 0.5."
             )
         elif noise_level == 0 and changes_label:
-            warnings.warn(
+            warn_user(
                 f"noise_level=0 does not change {self.labels_key!r}: a label is reached by denoising, and not by the "
-                "baseline alone. Use a higher noise_level, or leave it out.",
-                stacklevel=3,
+                "baseline alone. Use a higher noise_level, or leave it out."
             )
-        elif noise_level == 0 and (weights.classifier or np.not_equal(weights.free, 1).any()):
-            warnings.warn(
+        elif noise_level == 0 and is_weight_given and (weights.classifier or np.not_equal(weights.free, 1).any()):
+            warn_user(
                 "guidance_weight does nothing at noise_level=0, where cells move by the difference of two means and no "
-                "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out.",
-                stacklevel=3,
+                "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out."
             )
 
     @staticmethod

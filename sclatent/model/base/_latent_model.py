@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from sclatent.data import Conditions, TokenRows, check_adata, check_seed, label_codes
 from sclatent.data._schema import LEVELS, NAME, check, check_codes, dict_of, list_of, optional
+from sclatent.data._warnings import warn_user
 from sclatent.diffusion import PROCESSES, Process
 from sclatent.domain import Domain, KnownConditionsField, KnownLevelsField
 from sclatent.module import LatentDiffusion, Patches, ResidualDenoiser, Standardize
@@ -178,7 +179,7 @@ class LatentModel(StagedModel):
         except KeyError:
             pass  # no label is needed to generate or predict
         except ValueError as error:
-            warnings.warn(f"{error} The model cannot be trained further on these cells.", stacklevel=3)
+            warn_user(f"{error} The model cannot be trained further on these cells.")
 
     def _state(self, key: str) -> dict[str, Any]:
         return self.registry["field_registries"][key]["state_registry"]
@@ -224,8 +225,8 @@ class LatentModel(StagedModel):
         return 4000 / n_cells**0.5
 
     def _training_rows(self) -> Any:
-        rows = self._rows(conditions=True)
         self._label_codes(self._given(None))
+        rows = self._rows(conditions=True)
         n_keys = len(self.registry["setup_args"]["condition_keys"])
         if (rows.conditions[:, :n_keys] == NULL).any():
             raise ValueError(
@@ -247,7 +248,7 @@ class LatentModel(StagedModel):
     def _learn_from(self, rows: Any) -> None:
         self.batches.learn_from(rows.conditions[rows.cells], rows.batch[rows.cells])
         self.domain.learn_from(self.module, rows, self.conditions.n_levels)
-        self.batches.warn_of_levels(stacklevel=6)
+        self.batches.warn_of_levels()
 
     def _stage_rows(self, stage: str, rows: Any) -> Any:
         """Cells for the autoencoder; for the denoiser their tokens, which are computed once."""
@@ -261,6 +262,7 @@ class LatentModel(StagedModel):
             if not has_scale:
                 self.module.standardize.cpu().fit(tokens[seen], common=self.domain.common_scale)
             self._tokens = self.module.standardize.cpu()(tokens)
+            self.module.standardize.to(self.device)  # library sizes of a part of the genes take all of the module
         if not is_trained:
             self.domain.fit_size(self.module, rows.subset(seen))
         codes = torch.from_numpy(self.conditions.without_dose(rows.conditions))
@@ -399,7 +401,7 @@ class LatentModel(StagedModel):
 
     def _restore(self, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         n_levels = self.conditions.n_levels
-        codes = arrays["condition_codes"] if arrays else None
+        codes = arrays["condition_codes"] if self.trained_stages else None
         if codes is not None:
             batch = arrays["batch_codes"]
             check_codes(codes, n_levels, "condition_codes", least=NULL)
