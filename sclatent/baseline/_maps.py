@@ -94,14 +94,25 @@ class KeyMaps(nn.Module):
                 self.scales[i] = square.rsqrt()
             setattr(self, f"null_{name}", self.share @ table * self.scales[i])
 
-    def names(self, values: Values) -> list[MapName]:
+    @property
+    def is_number(self) -> bool:
+        """Whether the values are numbers."""
+        return len(self.get_buffer("null_linear")) > 0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the values are sets."""
+        return len(self.get_buffer("null_members")) > 0
+
+    @property
+    def names(self) -> list[MapName]:
         """Maps of which there is one."""
-        found: list[MapName] = [] if values.is_number else ["own"]
-        found += ["members", "together"] if values.is_set else []
+        found: list[MapName] = [] if self.is_number else ["own"]
+        found += ["members", "together"] if self.is_set else []
         found += ["likeness"] if self.likeness.shape[1] else []
-        found += ["features"] if values.features.shape[1] else []
+        found += ["features"] if len(self.get_buffer("null_features")) else []
         found += ["similar"] if self.similar_weights.shape[1] else []
-        found += ["linear"] if values.is_number else []
+        found += ["linear"] if self.is_number else []
         found += ["smooth"] if self.smooth_weights.shape[1] else []
         return found
 

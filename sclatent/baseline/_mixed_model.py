@@ -115,34 +115,35 @@ class MixedModel(nn.Module):
         given = [Values.of_levels(n) for n in self.n_levels] if values is None else list(values)
         return [v.to(self.constant.device) for v in given]
 
-    def _has_fixed_levels(self, k: int, values: Values) -> bool:
+    def _has_fixed_levels(self, k: int) -> bool:
         few = self.n_levels[k] < FEW_LEVELS and k not in self.owner.values()
-        return few and not values.is_number and not values.is_set
+        return few and not self._maps(k).is_number and not self._maps(k).is_set
 
-    def effects(self, values: Sequence[Values]) -> list[Effect]:
+    @property
+    def effects(self) -> list[Effect]:
         """Random effects, in the order of ``variances``; the last is that of whole combinations, if there is one."""
         keys = range(len(self.n_levels))
-        names = [self._maps(k).names(v) for k, v in enumerate(values)]
+        maps = [self._maps(k) for k in keys]
 
         def some(k: int, *wanted: MapName) -> list[Factor]:
-            return [Factor(k, name) for name in wanted if name in names[k]]
+            return [Factor(k, name) for name in wanted if name in maps[k].names]
 
         own: list[list[Factor]] = []  # how values of a key differ, each from all others
         alike: list[list[Factor]] = []  # how they share
         for k in keys:
-            of_values: tuple[MapName, ...] = ("linear", "smooth") if values[k].is_number else ("own",)
-            own.append(some(k, *(("members",) if values[k].is_set else of_values)))
+            of_values: tuple[MapName, ...] = ("linear", "smooth") if maps[k].is_number else ("own",)
+            own.append(some(k, *(("members",) if maps[k].is_set else of_values)))
             alike.append(some(k, *(("likeness",) if self.interactions else ()), "features", "similar"))
         dosed = set(self.owner.values())
         effects: list[Effect] = []
         for k in keys:
-            if k in dosed or self._has_fixed_levels(k, values[k]):
+            if k in dosed or self._has_fixed_levels(k):
                 continue
             effects += [(factor,) for factor in own[k] if factor.map != "linear"]  # which has a fixed effect
         for k in keys:
-            if k not in dosed and not self._has_fixed_levels(k, values[k]):
+            if k not in dosed and not self._has_fixed_levels(k):
                 effects += [(factor,) for factor in alike[k]]
-                if values[k].is_set and self.interactions:
+                if maps[k].is_set and self.interactions:
                     effects += [(factor,) for factor in some(k, "together", "own")]
         for number, k in self.owner.items():
             effects += [(factor, dose) for factor in own[k] + alike[k] for dose in own[number]]
@@ -152,11 +153,11 @@ class MixedModel(nn.Module):
                     continue
                 dose = [own[number][0] for number, k in self.owner.items() if k in (a, b)]  # without it, no effect
                 pairs = [(x, y) for one, other in ((a, b), (b, a)) for x in alike[one] for y in own[other]]
-                if len(keys) > 2 or any(v.is_number or v.is_set for v in (values[a], values[b])):
+                if len(keys) > 2 or any(m.is_number or m.is_set for m in (maps[a], maps[b])):
                     pairs += [(x, y) for x in own[a] for y in own[b]]
                 effects += [(*pair, *dose) for pair in pairs]
         whole = tuple(Factor(k, "own") for k in keys)
-        return [*effects, whole] if len(keys) > 1 or values[0].is_number else effects
+        return [*effects, whole] if len(keys) > 1 or maps[0].is_number else effects
 
     @torch.no_grad()
     def fit(
@@ -227,7 +228,7 @@ class MixedModel(nn.Module):
         seen, noise = self.seen.cpu().numpy(), self.noise.cpu().numpy()
         shared = self.kernel(torch.from_numpy(asked).to(self.seen.device), known).cpu().numpy()
         prior = np.zeros((len(asked), len(asked)))
-        for effect, variance in zip(self.effects(known), self.variances.tolist(), strict=True):
+        for effect, variance in zip(self.effects, self.variances.tolist(), strict=True):
             inner = [self._maps(f.key).among(f.map, torch.from_numpy(asked[:, f.key]), known[f.key]) for f in effect]
             prior += variance * np.prod([kernel.cpu().numpy() for kernel in inner], axis=0)
         design, of_asked = self._design(seen, known), self._design_of(asked, known)
@@ -261,7 +262,7 @@ class MixedModel(nn.Module):
         """Covariance of the random effects of combinations (n, n_keys) and of those that were seen, (n, n_seen)."""
         inner: dict[Factor, Tensor] = {}
         kernel = self.weights.new_zeros(len(codes), len(self.seen))
-        for effect, variance in zip(self.effects(values), self.variances, strict=True):
+        for effect, variance in zip(self.effects, self.variances, strict=True):
             keys = [factor.key for factor in effect]
             if not self.interactions and len(keys) > 1 and keys not in [[k, j] for j, k in self.owner.items()]:
                 continue
@@ -290,7 +291,7 @@ class MixedModel(nn.Module):
         for k, n in enumerate(self.n_levels):
             if values[k].is_number:
                 columns.append(self._maps(k).of("linear", torch.from_numpy(codes[:, k]), values[k]).numpy())
-            elif self._has_fixed_levels(k, values[k]):
+            elif self._has_fixed_levels(k):
                 columns.append(codes[:, [k]] == np.arange(n))
         return np.hstack(columns).astype(float)
 
@@ -302,7 +303,7 @@ class MixedModel(nn.Module):
             if values[k].is_number:
                 design[:, start] = self._maps(k).of("linear", torch.from_numpy(codes[:, k]), values[k]).numpy()[:, 0]
                 start += 1
-            elif self._has_fixed_levels(k, values[k]):
+            elif self._has_fixed_levels(k):
                 unknown = (codes[:, k] == NULL) | (codes[:, k] >= n)
                 design[unknown, start : start + n] = self._maps(k).share.cpu().numpy()
                 start += n
@@ -317,7 +318,7 @@ class MixedModel(nn.Module):
             if values[k].is_number:
                 fixed[0] = torch.from_numpy(effects[start]).view(self.shape)
                 start += 1
-            elif self._has_fixed_levels(k, values[k]):
+            elif self._has_fixed_levels(k):
                 table = torch.from_numpy(effects[start : start + n])
                 null = self._maps(k).share.cpu() @ table
                 fixed.copy_(torch.cat([table, null[None]]).view(-1, *self.shape))
@@ -326,7 +327,7 @@ class MixedModel(nn.Module):
     def _factors(self, codes: np.ndarray, values: Sequence[Values]) -> list[sparse.csr_matrix]:
         """For every random effect a sparse matrix A of which :math:`A A^T` is its kernel among combinations."""
         factors = []
-        for effect in self.effects(values):
+        for effect in self.effects:
             own = [factor.key for factor in effect if factor.map == "own"]
             rows = []
             if own:
@@ -371,7 +372,9 @@ class MixedModel(nn.Module):
             if tuple(self.get_buffer(name).shape) != shape:
                 errors.append(f"{prefix}{name} must have the shape {shape}.")
         n_levels = torch.tensor(self.n_levels, device=self.seen.device)
-        if not errors and not self.seen.is_meta and not ((self.seen >= NULL) & (self.seen < n_levels)).all():
+        least = torch.zeros_like(n_levels)
+        least[list(self.owner.values())] = NULL  # a level at a dose of 0
+        if not errors and not self.seen.is_meta and not ((self.seen >= least) & (self.seen < n_levels)).all():
             errors.append(f"{prefix}seen must be codes of the levels.")
 
 

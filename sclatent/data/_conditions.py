@@ -234,19 +234,10 @@ class Conditions:
         return np.array([*of_level, NULL], dtype=np.int64)[codes]
 
     def _code(self, key: str, level: Any, argument: str) -> int:
-        if not is_scalar(level):
-            one = ONE if self.argument == "conditions" else ""
-            raise ValueError(
-                f"{argument}: {short_repr(plain_level(level))} is no level of {key!r}, which has "
-                f"{short_repr(self.levels[key])}.{one}"
-            )
+        hint = "" if is_scalar(level) or self.argument != "conditions" else ONE
         if key in self.unlabeled and level_key(level) == level_key(self.unlabeled[key]):
-            raise ValueError(
-                f"{argument}: {short_repr(plain_level(level))} is no level of {key!r}, which has "
-                f"{short_repr(self.levels[key])}. It is the unlabeled_category, which means no label: give None, or a "
-                "missing value, for none."
-            )
-        return self.spaces[key].code(level, argument)
+            hint = " It is the unlabeled_category, which means no label: give None, or a missing value, for none."
+        return self.spaces[key].code(level, argument, hint)
 
     @property
     def is_of_names(self) -> bool:

@@ -81,7 +81,7 @@ class ValueSpace:
             return self._codes.get(self._identity(level))
         return code_of(level, self._codes)
 
-    def code(self, level: Any, argument: str) -> int:
+    def code(self, level: Any, argument: str, hint: str = "") -> int:
         """Code of a value, also of one that training has not; raises unless something is known of it."""
         where = f"{argument}: {short_repr(plain_level(level))} is no level of {self.key!r}"
         try:
@@ -90,14 +90,14 @@ class ValueSpace:
             raise ValueError(f"{where}: {error}.") from error
         if code is not None:
             return code
-        self._check_known(level, where)
+        self._check_known(level, where, hint)
         with self._lock:
             self.asked.append(plain_level(level))
             self._codes[identity] = self.n_fixed + len(self.asked) - 1
             self._values = None
             return self._codes[identity]
 
-    def _check_known(self, level: Any, where: str) -> None:
+    def _check_known(self, level: Any, where: str, hint: str) -> None:
         if isinstance(self.kind, Number):
             x = (float(self.kind.scaled(np.array(float(level)))) - self.low) / max(self.high - self.low, 1e-300)
             if not -BEYOND <= x <= 1 + BEYOND:
@@ -116,9 +116,9 @@ class ValueSpace:
                     f"{where}: its member {missing[0]!r} was not measured, and has no features. Members are "
                     f"{short_repr(self.members)}."
                 )
-        elif plain_level(level) not in known_names:
+        elif not known_names or plain_level(level) not in known_names:
             more = ", nor has it features" if self.features is not None else ""
-            raise ValueError(f"{where}, which has {short_repr(self.levels)}{more}.")
+            raise ValueError(f"{where}, which has {short_repr(self.levels)}{more}.{hint}")
 
     def values(self) -> Values:
         """What is known of all values, by their codes."""

@@ -3,6 +3,8 @@
 from importlib.resources import as_file, files
 
 import anndata as ad
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 
@@ -122,6 +124,32 @@ def blood_cells() -> AnnData:
     >>> train = adata[adata.obs["split"] == "train"].copy()
     """
     return _read("pbc_blood_2000.h5ad")
+
+
+def gene_features() -> pd.DataFrame:
+    """What is known of human genes: components of their membership in processes of the Gene Ontology.
+
+    Genes that take part in the same processes have like features, so that a gene that was never perturbed can be asked
+    for by those of it that were (``features=`` of :class:`sclatent.conditions.Set`).
+
+    Returns
+    -------
+    pd.DataFrame
+        18,780 genes by symbol, 64 components, float32.
+
+    Notes
+    -----
+    Gene Ontology (CC BY 4.0, http://geneontology.org), by the annotation of Debian's org.Hs.eg.db (Artistic-2.0).
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> features = sclatent.datasets.gene_features()
+    >>> features.shape, "TP53" in features.index
+    ((18780, 64), True)
+    """
+    with as_file(files(__package__) / "gene_go64_bundle.npz") as path, np.load(path) as data:
+        return pd.DataFrame(data["X"].astype(np.float32), index=data["symbol"])
 
 
 def _read(name: str) -> AnnData:

@@ -44,7 +44,7 @@ class CountModel(LatentDiffusionModel):
     def __init__(self, adata: AnnData | None, registry: dict[str, Any] | None, *, seed: int, **params: Any) -> None:
         super().__init__(adata, registry, seed=seed, **params)
         if params.get("gene_effects") and self.conditions.keys and self.module.denoiser.has_baseline:
-            self.module.gene_means = MixedModel(self.conditions.n_levels, len(self.genes))
+            self.module.gene_means = MixedModel(self.conditions.n_levels, len(self.genes), of=self.conditions.of)
         if adata is not None and self.registry["setup_args"]["size_factor_key"] is not None:
             self.domain.fit_size_factors(self._rows())
 

@@ -1,0 +1,279 @@
+"""Conditions that nobody measured: sets of members, numbers, and levels that are known by their features."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from sclatent.conditions import Category, Number, Set
+from sclatent.model import SCLDM, JointLDM
+
+QUIET = {"accelerator": "cpu", "progress_bar": False}
+SMALL = {"n_tokens": 4, "token_dim": 8, "width": 32, "denoiser_width": 32, "denoiser_blocks": 1}
+N_GENES = 40
+GENES = [f"P{i}" for i in range(10)]
+PAIRS = ["P0+P1", "P2+P3", "P4+P5", "P6+P7", "P8+P9", "P0+P2", "P1+P3"]
+DRUGS = {"D0": 1.0, "D1": 10.0, "D2": 4.0}
+DOSES = [0.1, 0.3, 1.0, 10.0, 30.0, 100.0]
+
+world = np.random.default_rng(0)
+EXPRESSION = 5 * world.gamma(1.0, 1.0, N_GENES) + 0.5
+FEATURES = pd.DataFrame(world.standard_normal((13, 3)), index=[*GENES, "N0", "N1", "N2"])
+OF_FEATURES = 0.4 * world.standard_normal((3, N_GENES))
+OF_DRUG = 0.8 * world.standard_normal((3, N_GENES))
+
+
+def cells(log_effect: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Counts of cells of two states, under an effect on the logarithm of expression."""
+    rng = np.random.default_rng(seed)
+    state = rng.integers(0, 2, n)[:, None] * np.linspace(-0.5, 0.5, N_GENES)
+    mean = EXPRESSION * np.exp(log_effect + state)
+    return rng.poisson(600 * mean / mean.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def of_set(level: str) -> np.ndarray:
+    members = [] if level == "control" else level.split("+")
+    return sum((FEATURES.loc[m].to_numpy() @ OF_FEATURES for m in members), np.zeros(N_GENES))
+
+
+def of_dose(drug: str, dose: float) -> np.ndarray:
+    if drug == "vehicle":
+        return np.zeros(N_GENES)
+    return OF_DRUG[list(DRUGS).index(drug)] * dose / (dose + DRUGS[drug])
+
+
+def profile(x: np.ndarray) -> np.ndarray:
+    x = x.toarray() if hasattr(x, "toarray") else x
+    return np.log1p(1e4 * x.sum(axis=0) / x.sum())
+
+
+def perturbed() -> AnnData:
+    levels = ["control", *GENES, *PAIRS]
+    x = np.vstack([cells(of_set(level), 60, seed) for seed, level in enumerate(levels)])
+    return AnnData(x, obs=pd.DataFrame({"perturbation": np.repeat(levels, 60)}, index=[f"c{i}" for i in range(len(x))]))
+
+
+def dosed() -> AnnData:
+    rows = [("vehicle", 0.0), *((drug, dose) for drug in DRUGS for dose in DOSES)]
+    x = np.vstack([cells(of_dose(*row), 50, seed) for seed, row in enumerate(rows)])
+    obs = pd.DataFrame([row for row in rows for _ in range(50)], columns=["drug", "dose"])
+    return AnnData(x, obs=obs.set_index(obs.index.astype(str)))
+
+
+@pytest.fixture(scope="module")
+def of_sets() -> SCLDM:
+    adata = perturbed()
+    SCLDM.setup_anndata(adata, condition_keys={"perturbation": Set("+", control="control", features=FEATURES)})
+    model = SCLDM(adata, **SMALL)
+    model.train(max_epochs=15, **QUIET)
+    return model
+
+
+@pytest.fixture(scope="module")
+def of_doses() -> SCLDM:
+    adata = dosed()
+    SCLDM.setup_anndata(adata, condition_keys={"drug": Category(), "dose": Number("log1p", of="drug")})
+    model = SCLDM(adata, **SMALL)
+    model.train(max_epochs=15, **QUIET)
+    return model
+
+
+def change(model: SCLDM, conditions, control: np.ndarray) -> np.ndarray:
+    return profile(model.sample(300, conditions, progress_bar=False).X) - control
+
+
+# ---- sets and features
+
+
+@pytest.mark.parametrize("level", ["P4+P7", "N0", "P3+N1"], ids=["unseen pair", "unseen gene", "pair with it"])
+def test_what_was_never_perturbed_is_predicted(of_sets, level):
+    control, real = profile(cells(of_set("control"), 4000, 90)), profile(cells(of_set(level), 4000, 91))
+    made = change(of_sets, level, control)
+    assert np.corrcoef(made, real - control)[0, 1] > 0.85
+    others = [profile(cells(of_set(other), 2000, 92)) - control for other in GENES]
+    assert np.square(made - (real - control)).mean() < np.square(np.mean(others, axis=0) - (real - control)).mean() / 2
+
+
+def test_the_order_of_members_does_not_matter(of_sets):
+    one, same = (of_sets.sample(5, level, progress_bar=False) for level in ("P4+P7", "P7+P4"))
+    assert (one.X != same.X).nnz == 0
+    assert one.obs["perturbation"].tolist() == ["P4+P7"] * 5
+
+
+def test_counterfactuals_go_to_conditions_that_nobody_measured(of_sets):
+    controls = of_sets.adata[of_sets.adata.obs["perturbation"] == "control"].copy()
+    moved = of_sets.counterfactual(controls, "N0", progress_bar=False)
+    real = profile(cells(of_set("N0"), 4000, 91)) - profile(cells(of_set("control"), 4000, 90))
+    assert np.corrcoef(profile(moved.X) - profile(controls.X), real)[0, 1] > 0.85
+    assert (moved.obs["perturbation"] == "N0").all()
+
+
+def test_saved_models_make_the_same_cells_and_obs_goes_to_a_file(of_sets, of_doses, tmp_path):
+    for name, model, conditions in (("sets", of_sets, "P3+N1"), ("doses", of_doses, {"drug": "D1", "dose": 4.0})):
+        model.save(tmp_path / name)
+        again = SCLDM.load(tmp_path / name)
+        one, same = (m.sample(5, conditions, progress_bar=False, seed=3) for m in (model, again))
+        assert (one.X != same.X).nnz == 0
+        one.write_h5ad(tmp_path / f"{name}.h5ad")
+        pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / f"{name}.h5ad").obs, one.obs)
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ("XX", r"'XX' is no level of 'perturbation': its member 'XX' was not measured, and has no features"),
+        ("P1+P1", r"'P1\+P1' has the member 'P1' twice"),
+        ("P1++P2", r"'P1\+\+P2' has an empty member between delimiters '\+'"),
+        (3, "3 is no text: names of members and"),
+    ],
+)
+def test_sets_that_cannot_be_are_refused(of_sets, level, message):
+    with pytest.raises(ValueError, match=message):
+        of_sets.sample(2, level)
+
+
+def test_a_set_of_known_members_needs_no_features():
+    adata = perturbed()
+    SCLDM.setup_anndata(adata, condition_keys={"perturbation": Set(control="control")})
+    model = SCLDM(adata, **SMALL)
+    model.train(max_epochs=2, **QUIET)
+    assert model.sample(3, "P4+P7", progress_bar=False).n_obs == 3
+    with pytest.raises(ValueError, match="its member 'N0' was not measured"):
+        model.sample(3, "N0")
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("drug", DRUGS)
+def test_doses_between_measured_ones_are_predicted(of_doses, drug):
+    control = profile(cells(of_dose("vehicle", 0.0), 4000, 90))
+    for dose in (3.0, 17.0):
+        real = profile(cells(of_dose(drug, dose), 4000, 91)) - control
+        made = change(of_doses, {"drug": drug, "dose": dose}, control)
+        assert np.square(made - real).mean() < 0.1 * np.square(real).mean() + 0.01
+
+
+def test_no_drug_has_an_effect_at_a_dose_of_0(of_doses):
+    one, other, vehicle = (
+        of_doses.sample(20, {"drug": drug, "dose": 0.0}, progress_bar=False) for drug in ("D0", "D1", "vehicle")
+    )
+    assert (one.X != other.X).nnz == 0
+    assert (one.X != vehicle.X).nnz == 0
+    assert one.obs["drug"].tolist() == ["D0"] * 20
+    assert one.obs["dose"].tolist() == [0.0] * 20
+
+
+def test_numbers_beyond_the_measured_ones_give_a_warning(of_doses):
+    with pytest.warns(UserWarning, match=r"dose=1000.0 is beyond the numbers of training, which go from 0 to 100"):
+        of_doses.sample(2, {"drug": "D0", "dose": 1000.0}, progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of_doses.sample(2, {"drug": "D0", "dose": 55.5}, progress_bar=False)
+
+
+@pytest.mark.parametrize(("dose", "message"), [("high", "no finite number"), (np.inf, "no finite"), (-1.0, "below 0")])
+def test_numbers_that_cannot_be_are_refused(of_doses, dose, message):
+    with pytest.raises(ValueError, match=rf"is no level of 'dose': .*{message}"):
+        of_doses.sample(2, {"drug": "D0", "dose": dose})
+
+
+def test_models_of_embeddings_take_numbers():
+    rng = np.random.default_rng(0)
+    time = rng.uniform(0, 10, 900).round(1)
+    x = rng.standard_normal((900, 6)).astype(np.float32)
+    x[:, 0] += np.sin(time / 2) * 4
+    adata = AnnData(x, obs=pd.DataFrame({"time": time}, index=[f"c{i}" for i in range(900)]))
+    adata = adata[(time < 4) | (time > 6)].copy()
+    JointLDM.setup_anndata(adata, condition_keys={"time": Number()})
+    model = JointLDM(adata, denoiser_width=32, denoiser_blocks=1)
+    model.train(max_epochs=30, plan_kwargs={"diffusion": {"lr": 3e-3}}, **QUIET)
+    for at in (1.0, 5.03, 9.0):
+        made = np.asarray(model.sample(300, {"time": at}, progress_bar=False).X)[:, 0].mean()
+        assert abs(made - 4 * np.sin(at / 2)) < 1.0
+
+
+# ---- how sure
+
+
+def test_profiles_are_predicted_with_how_sure_they_are(of_sets):
+    within = []
+    for seed, level in enumerate(("P4+P7", "N0", "N1", "N2", "P3+N1")):
+        predicted = of_sets.predict_profile(level)
+        real = profile(cells(of_set(level), 5000, 50 + seed))
+        within.append((np.abs(real - predicted["mean"]) < 1.645 * predicted["sd"]).mean())
+    assert 0.7 < np.mean(within) < 1.0
+    seen, unseen = (of_sets.predict_profile(level)["sd"].mean() for level in ("P0", "N0"))
+    assert seen < unseen / 1.5
+    assert of_sets.predict_profile("N0", n_cells=20)["sd"].mean() > 1.05 * unseen
+
+
+def test_changes_come_with_intervals_the_most_certain_first(of_sets):
+    table = of_sets.predict_change("N0", "control")
+    real = profile(cells(of_set("N0"), 5000, 50)) - profile(cells(of_set("control"), 5000, 51))
+    assert (np.diff(table["z"].abs()) <= 0).all()
+    certain = table[:10]
+    assert (np.sign(certain["change"]) == np.sign(real[certain.index.astype(int)])).all()
+    narrow = of_sets.predict_change("N0", "control", level=0.5).loc[table.index]
+    assert ((narrow["upper"] - narrow["lower"]) < (table["upper"] - table["lower"])).all()
+    with pytest.raises(ValueError, match="has 2 rows: give one combination"):
+        of_sets.predict_profile(["P0", "P1"])
+
+
+def test_profiles_need_a_mixed_model_of_genes():
+    adata = perturbed()
+    SCLDM.setup_anndata(adata, condition_keys="perturbation")
+    model = SCLDM(adata, gene_effects=False, **SMALL)
+    model.train(max_epochs=1, **QUIET)
+    with pytest.raises(RuntimeError, match=r"no mixed model of genes: make it with .* gene_effects=True"):
+        model.predict_profile("P0")
+
+
+# ---- what cannot be set up
+
+
+def features(**changed) -> pd.DataFrame:
+    return FEATURES.assign(**changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Set(control="vehicle"), r"control='vehicle' is no level of adata.obs\['perturbation'\]"),
+        (Set("P", control="control"), "has an empty member between delimiters 'P'"),
+        (Set(control="control", features=FEATURES.drop("P3")), r"features has no row for \['P3'\], 1 of 10 names"),
+        (Set(control="control", features=features(**{"0": np.nan})), "must be finite numbers"),
+        (Set(control="control", features=FEATURES * 0), "are the same for all 10 names"),
+        (Set(control="control", features=features(name="x")), "features must be numbers alone"),
+        (Set(control="control", features=pd.concat([FEATURES, FEATURES[:1]])), "features has 'P0' twice"),
+        (Set(control="control", features=[1, 2]), r"must be a DataFrame with one row per level"),
+        (Number(), "is no finite number"),
+        ("category", r"the kind of 'perturbation' is 'category': one of sclatent.conditions was expected"),
+        (Number(of="drug"), r"'perturbation' is a dose of='drug', which is none of the other keys"),
+    ],
+)
+def test_kinds_that_do_not_fit_are_refused_before_any_work(kind, message):
+    adata = perturbed()
+    with pytest.raises(ValueError, match=message):
+        SCLDM.setup_anndata(adata, condition_keys={"perturbation": kind})
+    assert not [key for key in adata.uns if key.startswith("_scvi")]
+
+
+def test_features_may_lie_in_uns():
+    adata = perturbed()
+    with pytest.raises(KeyError, match=r"features='genes' is not in adata.uns"):
+        SCLDM.setup_anndata(adata, condition_keys={"perturbation": Set(control="control", features="genes")})
+    adata.uns["genes"] = FEATURES
+    SCLDM.setup_anndata(adata, condition_keys={"perturbation": Set(control="control", features="genes")})
+    assert SCLDM(adata, **SMALL).conditions.values()[0].features.shape[1] == 3
+
+
+@pytest.mark.parametrize("wrong", [{"scale": "log"}, {"scale": 3}])
+def test_a_scale_that_is_not_known_is_refused(wrong):
+    with pytest.raises(ValueError, match="must be 'linear' or 'log1p'"):
+        Number(**wrong)
