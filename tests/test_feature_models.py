@@ -610,15 +610,6 @@ def test_counterfactual_images_move_their_spot(cls, image_model):
     assert share["right"] > 0.5
 
 
-def shift_of_means(model, codes: torch.Tensor, label: str, t: torch.Tensor | float) -> torch.Tensor:
-    """How far the mean of the baseline moves at a time, of cells of these codes that are brought to a label."""
-    denoiser, (key,) = model.module.denoiser, model.conditions.keys
-    target = torch.full_like(codes, model.conditions.levels[key].index(label))
-    of_known = torch.where(codes == -1, target, codes)  # an unlabelled cell is where it is
-    new, old = (denoiser.mean(Context(c[:, : len(denoiser.n_levels)])) for c in (target, of_known))
-    return model.process.coefficients(torch.as_tensor(t)).data * (new - old)
-
-
 @pytest.mark.parametrize("stored", ["grey", "flat"])
 def test_the_difference_is_what_float_images_have_changed_by(stored):
     x, y = images(40, 0, 6)
