@@ -277,3 +277,42 @@ def test_features_may_lie_in_uns():
 def test_a_scale_that_is_not_known_is_refused(wrong):
     with pytest.raises(ValueError, match="must be 'linear' or 'log1p'"):
         Number(**wrong)
+
+
+# ---- what is said of what was asked for
+
+
+def test_further_features_may_be_given_when_cells_are_asked_for(of_sets):
+    more = pd.DataFrame([[0.1, 0.5, -0.2]], index=["N9"], columns=FEATURES.columns)
+    with pytest.raises(ValueError, match="its member 'N9' was not measured"):
+        of_sets.sample(2, "N9")
+    assert of_sets.sample(3, "N9+P1", features={"perturbation": more}, progress_bar=False).n_obs == 3
+    same = pd.DataFrame([FEATURES.loc["P0"]], index=["N10"])
+    of_sets.sample(2, "N10", features={"perturbation": same}, progress_bar=False)
+    values = of_sets.conditions.values()[0].features
+    spaces = of_sets.conditions.spaces["perturbation"]
+    np.testing.assert_allclose(values[spaces.code("N10", "")], values[spaces.code("P0", "")], rtol=1e-4)
+    for wrong, message in (
+        (more.iloc[:, :2], "features has 2 columns; those of training have 3"),
+        (more.set_axis(["P0"]), "has a row for 'P0', which has other values in training"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            of_sets.sample(2, "P0", features={"perturbation": wrong})
+    with pytest.raises(KeyError, match=r"features: 'drug' is no condition of this model"):
+        of_sets.sample(2, "P0", features={"drug": more})
+
+
+def test_uns_says_how_many_training_cells_a_combination_has(of_sets):
+    cells_of = of_sets.sample(conditions=["P0", "P4+P7"], progress_bar=False).uns["sclatent"]
+    n = dict(zip(cells_of["combinations"], cells_of["n_training_cells"], strict=True))
+    is_training = of_sets.adata.obs["perturbation"].iloc[of_sets.train_indices_]
+    assert n == {"perturbation=P0": int((is_training == "P0").sum()), "perturbation=P4+P7": 0}
+
+
+def test_a_prediction_that_is_only_the_mean_of_the_others_gives_a_warning(of_sets):
+    nothing_known = pd.DataFrame([FEATURES.loc[GENES].mean()], index=["N11"])
+    with pytest.warns(UserWarning, match=r"What is predicted of \['N11'\] differs from the mean of the others by less"):
+        of_sets.sample(2, "N11", features={"perturbation": nothing_known}, progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of_sets.sample(2, "N0", progress_bar=False)

@@ -120,6 +120,13 @@ class ValueSpace:
             more = ", nor has it features" if self.features is not None else ""
             raise ValueError(f"{where}, which has {short_repr(self.levels)}{more}.{hint}")
 
+    def add_features(self, features: pd.DataFrame, argument: str) -> None:
+        """Take features of further levels or members, which can be asked for then."""
+        if self.features is None:
+            raise ValueError(f"{argument}: this model was trained without features of {self.key!r}.")
+        with self._lock:
+            self.features = self.features.with_more(features, argument)
+
     def values(self) -> Values:
         """What is known of all values, by their codes."""
         if self._values is None:
@@ -147,6 +154,19 @@ class ValueSpace:
         of_codes[self.n_levels : self.n_fixed] = 0.0
         parts = (of_codes, features[twin], number[twin])
         return Values(*(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts))
+
+    def levels_like(self, code: int) -> np.ndarray:
+        """Codes of the levels of training that a value can be compared with: sets of as many members, or all."""
+        if isinstance(self.kind, Number):
+            return np.empty(0, dtype=np.int64)
+        if not isinstance(self.kind, Set):
+            return np.arange(self.n_levels)
+        size = len(
+            self.kind.members_of([*self.levels, *self.levels[: self.n_fixed - self.n_levels], *self.asked][code])
+        )
+        return np.array(
+            [i for i, level in enumerate(self.levels) if len(self.kind.members_of(level)) == size], dtype=int
+        )
 
     def is_zero(self, codes: np.ndarray) -> np.ndarray:
         """Which codes are the number 0, (cells,)."""
