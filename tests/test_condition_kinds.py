@@ -310,9 +310,14 @@ def test_uns_says_how_many_training_cells_a_combination_has(of_sets):
 
 
 def test_a_prediction_that_is_only_the_mean_of_the_others_gives_a_warning(of_sets):
-    nothing_known = pd.DataFrame([FEATURES.loc[GENES].mean()], index=["N11"])
-    with pytest.warns(UserWarning, match=r"What is predicted of \['N11'\] differs from the mean of the others by less"):
-        of_sets.sample(2, "N11", features={"perturbation": nothing_known}, progress_bar=False)
+    """Of a gene whose features have nothing to do with what genes do, nothing is known but the mean of the others."""
+    adata = perturbed()
+    noise = pd.DataFrame(np.random.default_rng(6).standard_normal(FEATURES.shape), index=FEATURES.index)
+    SCLDM.setup_anndata(adata, condition_keys={"perturbation": Set(control="control", features=noise)})
+    model = SCLDM(adata, **SMALL)
+    model.train(max_epochs=1, **QUIET)
+    with pytest.warns(UserWarning, match=r"What is predicted of \['N0'\] differs from the mean of the others by less"):
+        model.sample(2, "N0", progress_bar=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         of_sets.sample(2, "N0", progress_bar=False)

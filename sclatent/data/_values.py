@@ -141,7 +141,8 @@ class ValueSpace:
         if isinstance(self.kind, Set):
             sets = [self.kind.members_of(level) for level in every]
             members = np.array([[m in of_set for m in self.members] for of_set in map(set, sets)], dtype=float)
-            members = members.reshape(n, len(self.members))
+            size = np.array([[len(of_set)] for of_set in sets], dtype=float)
+            members = np.hstack([members.reshape(n, len(self.members)), size])
             if self.features is not None:
                 width = self.features.values.shape[1]
                 features = np.array([self.features.rows(list(s)).sum(axis=0) if s else np.zeros(width) for s in sets])
@@ -151,7 +152,7 @@ class ValueSpace:
             scaled = self.kind.scaled(np.array([self.kind.value_of(level) for level in every]))
             number = ((scaled - self.low) / max(self.high - self.low, 1e-300))[:, None]
         of_codes = members[twin]
-        of_codes[self.n_levels : self.n_fixed] = 0.0
+        of_codes[self.n_levels : self.n_fixed, :-1] = 0.0  # but for the number of members
         parts = (of_codes, features[twin], number[twin])
         return Values(*(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts))
 

@@ -67,7 +67,7 @@ class ConditionEmbedding(nn.Module):
     def _embed(self, k: int, table: Tensor, code: Tensor, values: Values) -> Tensor:
         place, is_null = code.clamp(min=0), (code == NULL)[:, None]
         if values.is_set:
-            known = values.members[place] @ table[:-1]
+            known = values.members[place] @ table[:-1]  # and one for how many there are
         elif values.is_number:
             known = table.new_zeros(len(code), self.width)
         else:  # a value that training has not is no level

@@ -20,7 +20,7 @@ class Values(NamedTuple):
     Attributes
     ----------
     members
-        Which members a set has, (n_values, n_members).
+        Which members of training a set has, and how many members in all, (n_values, n_members + 1).
     features
         Features of a level, or the sum of those of the members of a set, (n_values, n_features).
     number
