@@ -259,6 +259,11 @@ class Conditions:
         """Codes (cells, n_keys) in which values that training has not are null."""
         return np.where(codes < np.array(self.n_levels, dtype=np.int64), codes, NULL)
 
+    def are_unseen_names(self, codes: np.ndarray) -> np.ndarray:
+        """Which codes (cells, n_keys) are levels or sets, not numbers, that training has not."""
+        names = np.array([not isinstance(kind, Number) for kind in self.kinds.values()], dtype=bool)
+        return (codes >= np.array(self.n_levels, dtype=np.int64)) & names
+
     def levels_like(self, combination: np.ndarray) -> np.ndarray:
         """Combinations (n, n_keys) of training levels in place of values of one (n_keys,) that training has not.
 

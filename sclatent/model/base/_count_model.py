@@ -209,15 +209,15 @@ class CountModel(LatentDiffusionModel):
     def _warn_of_mean_response(self, codes: np.ndarray) -> None:
         if self.module.gene_means is None:
             return
-        n_levels = np.array(self.conditions.n_levels, dtype=np.int64)
         values, model, said = self.conditions.values(), self._gene_means, []
-        for combination in np.unique(codes[(codes >= n_levels).any(axis=1)], axis=0)[:MOST_UNSEEN]:
+        unseen = self.conditions.are_unseen_names(codes)
+        for combination in np.unique(codes[unseen.any(axis=1)], axis=0)[:MOST_UNSEEN]:
             alike = self.conditions.levels_like(combination)
             change = model.predict(combination[None], values)[0] - model.predict(alike, values).mean(axis=0)
             error = model.covariance(combination[None], values)[0, 0] * model.outcome_scale.cpu().numpy()
             if np.square(change).mean() < error.mean():
                 row = self.conditions.decode(combination[None], pd.Index(["0"])).iloc[0]
-                said += [str(row[key]) for key in row.index[combination >= n_levels]]
+                said += [str(row[key]) for key in row.index[self.conditions.are_unseen_names(combination[None])[0]]]
         if said:
             warn_user(
                 f"What is predicted of {short_repr(said)} differs from the mean of the others by less than its "
