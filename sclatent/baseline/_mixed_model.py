@@ -350,17 +350,16 @@ class MixedModel(nn.Module):
         self.marginal.fit_combinations(combinations_found, entry - self._blup(combinations_found, values))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for k in range(len(self.n_levels)):  # before the effects, which follow from them, are counted
+            self._maps(k)._load_from_state_dict(state_dict, f"{prefix}key_maps.{k}.", *args)
         for name in ("seen", "weights", "variances", "noise"):
             saved = state_dict.get(prefix + name)  # how many there are is known from the data alone
             if saved is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.constant.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         errors, n = args[-1], len(self.seen)
-        expected: dict[str, tuple[int, ...]] = {
-            "seen": (n, len(self.n_levels)),
-            "weights": (n, *self.shape),
-            "noise": (n,),
-        }
+        expected: dict[str, tuple[int, ...]] = {"seen": (n, len(self.n_levels)), "weights": (n, *self.shape)}
+        expected |= {"noise": (n,), "variances": (len(self.effects) if n else 0,)}
         for name, shape in expected.items():
             if tuple(self.get_buffer(name).shape) != shape:
                 errors.append(f"{prefix}{name} must have the shape {shape}.")
