@@ -1,0 +1,215 @@
+"""Conditions that nobody measured: a gene by its features, a pair by its members, a dose between measured ones.
+
+Data sets:
+
+- `--replogle REPLOGLE.h5ad --features FEATURES.h5ad`: signatures of knock-downs (one row per knock-down) and features
+  of genes in `obsm["X_go128"]`. A fifth of the knock-downs is held out, in five draws, and the mixed model alone
+  predicts them (`sclatent.baseline.MixedModel`: no cells, so no network). Correlation with the true signature beyond
+  the mean of the others, and discrimination: the share of the other held-out signatures that are less like the
+  prediction than the true one.
+- pairs, simulated: 12 genes alone and 30 pairs, a third of which have a synergy; all pairs of a gene are held out in
+  turn. Beside the sum of the two single effects.
+- doses, simulated: 10 drugs with Hill curves at six doses, of which two inside the range are held out. The EC50 is that
+  of a Hill curve through what is predicted at 40 doses, along the direction of the largest dose.
+
+For pairs and doses two rows: `predict_profile`, the mixed model of genes, which evaluates no network, and `sample`,
+cells of SCLDM, which does. Beside all rows of `predict_profile` stands the share of genes whose held-out mean lies in
+the 90 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import torch
+from _common import environment, quiet, write_json
+from anndata import AnnData
+from scipy.optimize import curve_fit
+
+from sclatent.baseline import MixedModel
+from sclatent.conditions import Category, Number, Set
+from sclatent.model import SCLDM
+from sclatent.nn import Values
+
+N_GENES, N_CELLS, DEPTH = 100, 100, 2000
+N_HELD_OUT_CELLS = 2000  # the truth is simulated, so that its noise can be small
+DOSES, HELD_OUT_DOSES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0], [1.0, 10.0]
+
+
+def replogle(path: Path, features_path: Path, seed: int) -> dict[str, float]:
+    adata, genes = ad.read_h5ad(path), ad.read_h5ad(features_path)
+    name = adata.obs["perturbation"].astype(str)
+    known = name.isin(genes.obs_names).to_numpy()
+    y = np.asarray(adata.X.todense(), dtype=float)[known]
+    x = torch.from_numpy(np.asarray(genes[name[known]].obsm["X_go128"], dtype=np.float32))
+    order = np.random.default_rng(seed).permutation(len(y))
+    held_out, train = order[: len(y) // 5], order[len(y) // 5 :]
+    values = [Values(torch.zeros(len(y), 0), x[np.r_[train, held_out]], torch.zeros(len(y), 0))]
+    n = len(train)
+    model = MixedModel([n], y.shape[1]).fit(np.arange(n)[:, None], np.ones(n), y[train], values=values)
+    predicted, mean = model.predict(np.arange(n, len(y))[:, None], values), y[train].mean(axis=0)
+    alike = np.corrcoef(predicted - mean, y[held_out] - mean)[: len(held_out), len(held_out) :]
+    own = np.diag(alike)
+    return {"beyond the mean": own.mean(), "discrimination": ((alike < own[:, None]).sum(1) / (len(own) - 1)).mean()}
+
+
+class Truth:
+    """Simulated cells of two states, whose expression an effect changes."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng([seed, 1])
+        self.base = self.rng.gamma(1.0, 1.0, N_GENES) + 0.05
+        self.state = 0.7 * self.rng.standard_normal(N_GENES)
+
+    def cells(self, effect: np.ndarray, n: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, 2])
+        mean = self.base * np.exp(effect + rng.integers(0, 2, n)[:, None] * self.state)
+        return rng.poisson(DEPTH * mean / mean.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def profile(x: Any) -> np.ndarray:
+    x = x.toarray() if hasattr(x, "toarray") else x
+    return np.log1p((1e4 * x / np.maximum(x.sum(axis=1, keepdims=True), 1)).mean(axis=0))
+
+
+def trained(adata: AnnData, keys: dict[str, Any], seed: int, epochs: int | None) -> SCLDM:
+    SCLDM.setup_anndata(adata, condition_keys=keys)
+    model = SCLDM(adata, seed=seed)
+    model.train(epochs, accelerator="cpu", seed=seed, progress_bar=False)
+    return model
+
+
+def both(model: SCLDM, conditions: Any, control: Any, real: np.ndarray, base: np.ndarray, seed: int) -> dict[str, Any]:
+    """Changes over control that are predicted and sampled, and the share of genes in the interval."""
+    predicted = model.predict_profile(conditions, n_cells=N_HELD_OUT_CELLS)
+    made = model.sample(500, conditions, seed=seed, progress_bar=False)
+    zero = model.sample(500, control, seed=seed, progress_bar=False)
+    own = model.predict_profile(control)["mean"].to_numpy()
+    within = np.abs(real - predicted["mean"].to_numpy()) < 1.645 * predicted["sd"].to_numpy()
+    return {
+        "predict_profile": predicted["mean"].to_numpy() - own,
+        "sample": profile(made.X) - profile(zero.X),
+        "truth": real - base,
+        "within": within.mean(),
+    }
+
+
+def pairs(seed: int, epochs: int | None) -> pd.DataFrame:
+    truth = Truth(seed)
+    genes = [f"G{i}" for i in range(12)]
+    single = {gene: 0.6 * truth.rng.standard_normal(N_GENES) * (truth.rng.random(N_GENES) < 0.3) for gene in genes}
+    chosen = truth.rng.permutation([(a, b) for a in range(12) for b in range(a)])[:30]
+    strength = {gene: truth.rng.normal(0.0, 0.8) for gene in genes}  # genes differ in how they act together with others
+    effects = {"control": np.zeros(N_GENES), **single}
+    for i, (a, b) in enumerate(chosen):
+        one, other = genes[a], genes[b]
+        more = 1 + (strength[one] + strength[other] if i % 3 == 0 else 0.0)
+        effects[f"{one}+{other}"] = more * (single[one] + single[other])
+    counts = {level: truth.cells(effect, N_CELLS, k) for k, (level, effect) in enumerate(effects.items())}
+    rows = []
+    for gene in genes[:4]:
+        held_out = [level for level in effects if "+" in level and gene in level.split("+")]
+        kept = [level for level in effects if level not in held_out]
+        x = np.vstack([counts[level] for level in kept])
+        adata = AnnData(x, obs=pd.DataFrame({"perturbation": np.repeat(kept, N_CELLS)}, index=map(str, range(len(x)))))
+        model = trained(adata, {"perturbation": Set("+", control="control")}, seed, epochs)
+        base = profile(truth.cells(effects["control"], N_HELD_OUT_CELLS, 999))
+        measured = {level: profile(counts[level]) - profile(counts["control"]) for level in kept}
+        for level in held_out:
+            real = profile(truth.cells(effects[level], N_HELD_OUT_CELLS, 998))
+            found = both(model, level, "control", real, base, seed)
+            found["sum of the single effects"] = sum(measured[member] for member in level.split("+"))
+            for row in ("predict_profile", "sample", "sum of the single effects"):
+                error = np.square(found[row] - found["truth"]).mean()
+                r = np.corrcoef(found[row], found["truth"])[0, 1]
+                rows.append(
+                    {"row": row, "level": level, "pearson": r, "squared error": error, "within": found["within"]}
+                )
+    return pd.DataFrame(rows)
+
+
+def hill(dose: np.ndarray, most: float, half: float, slope: float) -> np.ndarray:
+    return most * dose**slope / (dose**slope + half**slope)
+
+
+def doses(seed: int, epochs: int | None) -> pd.DataFrame:
+    truth = Truth(seed)
+    effect = {f"D{i}": 0.8 * truth.rng.standard_normal(N_GENES) * (truth.rng.random(N_GENES) < 0.4) for i in range(10)}
+    half = {drug: 10 ** truth.rng.uniform(-0.3, 1.3) for drug in effect}
+    slope = {drug: truth.rng.uniform(0.8, 2.0) for drug in effect}
+
+    def of(drug: str, dose: float) -> np.ndarray:
+        return effect[drug] * hill(np.array(dose), 1.0, half[drug], slope[drug])
+
+    measured = [("vehicle", 0.0)] + [(drug, dose) for drug in effect for dose in DOSES if dose not in HELD_OUT_DOSES]
+    counts = [
+        truth.cells(np.zeros(N_GENES) if d == "vehicle" else of(d, x), N_CELLS, k) for k, (d, x) in enumerate(measured)
+    ]
+    obs = pd.DataFrame([row for row in measured for _ in range(N_CELLS)], columns=["drug", "dose"])
+    adata = AnnData(np.vstack(counts), obs=obs.set_index(obs.index.astype(str)))
+    model = trained(adata, {"drug": Category(), "dose": Number("log1p", of="drug")}, seed, epochs)
+    base = profile(truth.cells(np.zeros(N_GENES), N_HELD_OUT_CELLS, 999))
+    control = {"drug": "vehicle", "dose": 0.0}
+    rows = []
+    for drug in effect:
+        for dose in HELD_OUT_DOSES:
+            real = profile(truth.cells(of(drug, dose), N_HELD_OUT_CELLS, 998))
+            found = both(model, {"drug": drug, "dose": dose}, control, real, base, seed)
+            neighbours = [DOSES[DOSES.index(dose) + step] for step in (-1, 1)]
+            between = [profile(counts[measured.index((drug, x))]) for x in neighbours]
+            found["mean of the neighbouring doses"] = np.mean(between, axis=0) - profile(counts[0])
+            for row in ("predict_profile", "sample", "mean of the neighbouring doses"):
+                error = np.square(found[row] - found["truth"]).mean()
+                rows.append(
+                    {"row": row, "level": f"{drug}, {dose:g}", "squared error": error, "within": found["within"]}
+                )
+        grid = np.geomspace(0.05, 100, 40)
+        own = model.predict_profile(control)["mean"].to_numpy()
+        change = np.array([model.predict_profile({"drug": drug, "dose": x})["mean"].to_numpy() - own for x in grid])
+        along = change @ change[-1] / (change[-1] @ change[-1])
+        (_, found_half, _), _ = curve_fit(hill, grid, along, p0=(1.0, 5.0, 1.0), bounds=([0.1, 0.01, 0.2], [5, 500, 6]))
+        rows.append({"row": "predict_profile", "level": f"{drug}, EC50", "ec50 ratio": found_half / half[drug]})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--replogle", type=Path)
+    parser.add_argument("--features", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", choices=["replogle", "pairs", "doses"], default=["replogle", "pairs", "doses"]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, help="of each stage (default: by the number of cells)")
+    parser.add_argument("--json", default="conditions.json", help="name of the file in benchmarks/results/")
+    arguments = parser.parse_args()
+    quiet()
+    print(environment())
+    results: dict[str, Any] = {}
+    if "replogle" in arguments.only and arguments.replogle and arguments.features:
+        table = pd.DataFrame([replogle(arguments.replogle, arguments.features, seed) for seed in range(5)])
+        print(
+            f"\nunseen knock-downs, five draws\n{table.round(3).to_string()}\nmean\n{table.mean().round(3).to_string()}"
+        )
+        results["replogle"] = table.to_dict("records")
+    for name, run in (("pairs", pairs), ("doses", doses)):
+        if name not in arguments.only:
+            continue
+        table = pd.concat([run(seed, arguments.epochs).assign(seed=seed) for seed in arguments.seeds])
+        numbers = [column for column in ("pearson", "squared error", "within") if column in table]
+        print(f"\n{name}\n{table.groupby('row', sort=False)[numbers].mean().round(4).to_string()}")
+        if "ec50 ratio" in table:
+            ratio = table["ec50 ratio"].dropna()
+            near = (np.abs(np.log(ratio)) < np.log(1.5)).mean()
+            print(f"EC50 within a factor of 1.5 of the true one: {near:.0%} of {len(ratio)} drugs (aimed at: 90 %)")
+        results[name] = table.to_dict("records")
+    write_json(arguments.json, {"settings": {k: str(v) for k, v in vars(arguments).items()}, "results": results})
+
+
+if __name__ == "__main__":
+    main()
