@@ -78,7 +78,13 @@ class Set:
             raise ValueError(f"control={self.control!r} must be text, the level of the empty set.")
 
     def members_of(self, level: Any) -> tuple[str, ...]:
-        """Members of a level, sorted; raises unless it is text with different members."""
+        """Members of a level, sorted; raises unless it is text with different members.
+
+        Examples
+        --------
+        >>> perturbation.members_of("TP53+CDK1+ATM")
+        ('ATM', 'CDK1', 'TP53')
+        """
         if not isinstance(level, str):
             raise ValueError(f"{short_repr(level)} is no text: names of members and {self.delimiter!r} were expected")
         if level == self.control:
@@ -120,7 +126,13 @@ class Number:
             raise ValueError(f"scale={short_repr(self.scale)} must be 'linear' or 'log1p'.")
 
     def value_of(self, level: Any) -> float:
-        """Return a level as a number of Python; raises unless it is one, and finite, and can be scaled."""
+        """Return a level as a number of Python; raises unless it is one, and finite, and can be scaled.
+
+        Examples
+        --------
+        >>> dose.value_of(10)
+        10.0
+        """
         level = plain_level(level)
         if not is_number(level):
             raise ValueError(f"{short_repr(level)} is no finite number")
@@ -129,7 +141,14 @@ class Number:
         return float(level)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Values on the scale of the kind."""
+        """Values on the scale of the kind.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> dose.scaled(np.array([0.0, 1.0, 10.0])).round(2).tolist()
+        [0.0, 0.69, 2.4]
+        """
         return np.log1p(values) if self.scale == "log1p" else values
 
 
