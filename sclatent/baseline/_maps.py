@@ -67,6 +67,7 @@ class KeyMaps(nn.Module):
         ``likeness`` are features (n_levels, r) of levels by their mean cells.
         """
         of_levels = Values(*(part[: self.n_levels].double().cpu() for part in values))
+        of_levels = of_levels._replace(members=of_levels.members[:, of_levels.members.any(dim=0)])
         self.share = torch.from_numpy(share)
         self.likeness = torch.from_numpy(likeness)
         self.scales = torch.ones_like(self.scales)
@@ -120,6 +121,7 @@ class KeyMaps(nn.Module):
         """Map of values by their codes, (n, r), in double precision; not for ``own``."""
         null = self.get_buffer(f"null_{name}")
         table = self._map(name, codes.clamp(min=0), values) * self.scales[get_args(MapName).index(name)]
+        null = nn.functional.pad(null, (0, table.shape[1] - len(null)))  # members that training has not
         return torch.where((codes == NULL)[:, None], null, table)
 
     def inner(self, name: MapName, codes: Tensor, seen: Tensor, values: Values) -> Tensor:

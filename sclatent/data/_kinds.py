@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -193,13 +194,13 @@ class FeatureTable:
         if not values.size or not np.isfinite(values).all():
             row = names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])] if values.size else "no row at all"
             raise ValueError(f"{argument}: features must be finite numbers, which those of {row!r} are not.")
-        missing = [name for name in needed if name not in set(names)]
+        place = {name: i for i, name in enumerate(names)}
+        missing = [name for name in needed if name not in place]
         if missing:
             raise ValueError(
                 f"{argument}: features has no row for {short_repr(missing[:5])}, {len(missing)} of {len(needed)} "
                 "names: give all of them, or leave features out."
             )
-        place = {name: i for i, name in enumerate(names)}
         seen = values[[place[name] for name in needed]]
         sd = seen.std(axis=0)
         if not (sd > 1e-12 * np.abs(seen).max(initial=1e-300)).any():
@@ -210,5 +211,9 @@ class FeatureTable:
 
     def rows(self, names: list[str]) -> np.ndarray:
         """Features of names, (n, n_features)."""
-        place = {name: i for i, name in enumerate(self.names)}
-        return self.values[[place[name] for name in names]]
+        return self.values[[self.place[name] for name in names]]
+
+    @cached_property
+    def place(self) -> dict[Any, int]:
+        """Row of each name."""
+        return {name: i for i, name in enumerate(self.names)}

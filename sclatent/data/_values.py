@@ -108,7 +108,7 @@ class ValueSpace:
                     f"{max(-x, x - 1):.0%} of their range."
                 )
             return
-        known_names = set(self.features.names) if self.features is not None else set()
+        known_names = self.features.place if self.features is not None else {}
         if isinstance(self.kind, Set):
             missing = [m for m in self.kind.members_of(level) if m not in known_names and m not in self.members]
             if missing:
@@ -133,8 +133,9 @@ class ValueSpace:
         members, features, number = np.zeros((n, 0)), np.zeros((n, 0)), np.zeros((n, 0))
         if isinstance(self.kind, Set):
             sets = [self.kind.members_of(level) for level in every]
-            members = np.array([[m in of_set for m in self.members] for of_set in map(set, sets)], dtype=float)
-            members = members.reshape(n, len(self.members))
+            every_member = dict.fromkeys([*self.members, *(m for of_set in sets for m in of_set)])
+            members = np.array([[m in of_set for m in every_member] for of_set in map(set, sets)], dtype=float)
+            members = members.reshape(n, len(every_member))
             if self.features is not None:
                 width = self.features.values.shape[1]
                 features = np.array([self.features.rows(list(s)).sum(axis=0) if s else np.zeros(width) for s in sets])
