@@ -87,7 +87,7 @@ def guided() -> AnnData:
     index = pd.MultiIndex.from_product([["b", "a"], [0.0, 1.0, 8.0], [0, 1]], names=names)
     adata = flat(12, **{name: index.get_level_values(name) for name in names})
     adata.obs["label"] = pd.Categorical(adata.obs["label"], categories=["b", "a"])
-    adata.uns["guidance"] = {"labels_key": "label"}
+    adata.uns["guidance"] = {"key": "label"}
     return adata[np.random.default_rng(0).permutation(12)].copy()
 
 

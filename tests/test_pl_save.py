@@ -40,7 +40,7 @@ def metrics() -> pd.DataFrame:
 
 def guided() -> AnnData:
     adata = pixels(label=[*"aabb"], guidance_weight=[0.0, 1.0] * 2, noise=0)
-    adata.uns["guidance"] = {"labels_key": "label"}
+    adata.uns["guidance"] = {"key": "label"}
     return adata
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sclatent.nn import NULL, Values
 
-MapName = Literal["own", "members", "together", "likeness", "features", "similar", "linear", "smooth"]
+MapName = Literal["own", "members", "size", "together", "likeness", "features", "similar", "linear", "smooth"]
 N_LANDMARKS = 64  # values that smooth kernels are taken from (Williams and Seeger 2001)
 N_COMPONENTS = 32  # of a smooth kernel
 
@@ -20,7 +20,8 @@ class KeyMaps(nn.Module):
     r"""Maps :math:`\varphi` of the values of one key, each with a kernel :math:`\varphi(v)^\top \varphi(v')`.
 
     - ``own``: 1 of the value itself, 0 of all others;
-    - ``members``: members that two sets share; ``together``: the same of sets of two members or more;
+    - ``members``: members that two sets share; ``together``: the same of sets of two members or more; ``size``:
+      products of numbers of members;
     - ``likeness``: inner products of the mean cells of levels;
     - ``features``: inner products of given features; ``similar``: :math:`\exp(-\lVert f - f' \rVert^2 / 2 \ell^2)` of
       them, with the median distance for :math:`\ell`;
@@ -109,7 +110,7 @@ class KeyMaps(nn.Module):
     def names(self) -> list[MapName]:
         """Maps of which there is one."""
         found: list[MapName] = [] if self.is_number else ["own"]
-        found += ["members", "together"] if self.is_set else []
+        found += ["members", "size", "together"] if self.is_set else []
         found += ["likeness"] if self.likeness.shape[1] else []
         found += ["features"] if len(self.get_buffer("null_features")) else []
         found += ["similar"] if self.similar_weights.shape[1] else []
@@ -152,9 +153,10 @@ class KeyMaps(nn.Module):
         if name == "likeness":
             known = (codes < self.n_levels)[:, None]
             return torch.where(known, self.likeness[codes.clamp(max=self.n_levels - 1)], 0.0)
-        if name in ("members", "together"):
+        if name in ("members", "size", "together"):
             members = values.members[codes].double()
-            return members if name == "members" else members * (members.sum(dim=1, keepdim=True) > 1)
+            size, known = members[:, :1], members[:, 1:]
+            return {"members": known, "size": size, "together": known * (size > 1)}[name]
         if name == "features":
             x = values.features[codes].double()
             return x - self.features_center if x.shape[1] else x

@@ -46,12 +46,13 @@ class MixedModel(nn.Module):
               e_c \sim N(0, \sigma_e^2 / n_c)
 
     for the mean :math:`y_c` of the :math:`n_c` cells of a combination c. Fixed effects are a constant, the levels of
-    keys that have fewer than five, and numbers. Random effects have kernels (:class:`KeyMaps`): the levels of the other
-    keys, members of sets, features, smooth functions of numbers and, with interactions, likeness of levels and
-    products of two kernels, so that levels that are alike may respond alike. Levels are as alike as the inner product
-    of their means, under those levels of the other keys under which most of them were seen. The variances are estimated
-    by restricted maximum likelihood (:func:`reml`) and decide all shrinkage. The prediction, of any combination, seen
-    or not, is the best linear unbiased one (BLUP, Henderson 1975).
+    keys that have fewer than five, numbers, and the number of members of a set: what members do on average. Random
+    effects have kernels (:class:`KeyMaps`): the levels of the other keys, members of sets, features, smooth functions
+    of numbers and, with interactions, likeness of levels and products of two kernels, so that levels that are alike may
+    respond alike. Levels are as alike as the inner product of their means, under those levels of the other keys under
+    which most of them were seen. The variances are estimated by restricted maximum likelihood (:func:`reml`) and decide
+    all shrinkage. The prediction, of any combination, seen or not, is the best linear unbiased one (BLUP, Henderson
+    1975).
 
     A number that belongs to a key, such as the dose of a drug, multiplies all effects of this key: at 0 there is none.
     A null condition stands for the levels of its key in their shares of the training cells.
@@ -114,6 +115,10 @@ class MixedModel(nn.Module):
         """What is known of the values of each key; by default which they are alone."""
         given = [Values.of_levels(n) for n in self.n_levels] if values is None else list(values)
         return [v.to(self.constant.device) for v in given]
+
+    def _slope_of(self, k: int) -> MapName | None:
+        """The map of a key that has a fixed effect, if its levels have none."""
+        return "linear" if self._maps(k).is_number else "size" if self._maps(k).is_set else None
 
     def _has_fixed_levels(self, k: int) -> bool:
         few = self.n_levels[k] < FEW_LEVELS and k not in self.owner.values()
@@ -203,7 +208,7 @@ class MixedModel(nn.Module):
         solved = solve_mixed(self._factors(codes, known), variances, noise_of, np.hstack([basis, y]))
         of_basis, of_y = np.split(solved, [basis.shape[1]], axis=1)
         coefficients = np.linalg.solve(basis.T @ of_basis, basis.T @ of_y)
-        self._take_fixed(np.linalg.lstsq(design, basis @ coefficients, rcond=None)[0], known)
+        self._take_fixed(np.linalg.lstsq(design, basis @ coefficients, rcond=None)[0])
         self.variances, self.seen = torch.from_numpy(variances), torch.from_numpy(codes)
         weights = np.ascontiguousarray(of_y - of_basis @ coefficients)
         self.weights = torch.from_numpy(weights).view(-1, *self.shape)
@@ -231,7 +236,7 @@ class MixedModel(nn.Module):
         for effect, variance in zip(self.effects, self.variances.tolist(), strict=True):
             inner = [self._maps(f.key).among(f.map, torch.from_numpy(asked[:, f.key]), known[f.key]) for f in effect]
             prior += variance * np.prod([kernel.cpu().numpy() for kernel in inner], axis=0)
-        design, of_asked = self._design(seen, known), self._design_of(asked, known)
+        design, of_asked = self._design(seen, known), self._design(asked, known)
         factors = self._factors(seen, known)
         solved = solve_mixed(factors, self.variances.cpu().numpy(), noise, np.hstack([design, shared.T]))
         of_design, of_shared = np.split(solved, [design.shape[1]], axis=1)
@@ -277,45 +282,33 @@ class MixedModel(nn.Module):
         """Fixed effects but the constant, ``(n, *shape)``."""
         total = self.constant.new_zeros(len(codes), *self.shape)
         for k, code in enumerate(codes.unbind(1)):
-            effect = self.get_buffer(f"fixed{k}")
-            if values[k].is_number:
-                x = self._maps(k).of("linear", code, values[k]).to(effect.dtype)
+            effect, slope = self.get_buffer(f"fixed{k}"), self._slope_of(k)
+            if slope is not None:
+                x = self._maps(k).of(slope, code, values[k]).to(effect.dtype)
                 total = total + x.view(-1, *[1] * len(self.shape)) * effect[0]
             else:  # of a value that training does not know, what a null condition has
                 total = total + effect[torch.where(code < self.n_levels[k], code, NULL)]
         return total
 
     def _design(self, codes: np.ndarray, values: Sequence[Values]) -> np.ndarray:
-        """Columns of the fixed effects, (n_seen, p): the constant, levels of keys that have few, and numbers."""
+        """Columns of the fixed effects of any combinations, (n, p); a null or unknown level has the shares of all."""
         columns = [np.ones((len(codes), 1))]
         for k, n in enumerate(self.n_levels):
-            if values[k].is_number:
-                columns.append(self._maps(k).of("linear", torch.from_numpy(codes[:, k]), values[k]).numpy())
+            code, slope = codes[:, k], self._slope_of(k)
+            if slope is not None:
+                columns.append(self._maps(k).of(slope, torch.from_numpy(code), values[k]).numpy())
             elif self._has_fixed_levels(k):
-                columns.append(codes[:, [k]] == np.arange(n))
+                known = ((code >= 0) & (code < n))[:, None]
+                columns.append(np.where(known, code[:, None] == np.arange(n), self._maps(k).share.cpu().numpy()))
         return np.hstack(columns).astype(float)
 
-    def _design_of(self, codes: np.ndarray, values: Sequence[Values]) -> np.ndarray:
-        """The same columns of any combinations: a null level, or one of no training cell, has the shares of all."""
-        design = self._design(np.where(codes < np.array(self.n_levels), codes, NULL), values)
-        start = 1
-        for k, n in enumerate(self.n_levels):
-            if values[k].is_number:
-                design[:, start] = self._maps(k).of("linear", torch.from_numpy(codes[:, k]), values[k]).numpy()[:, 0]
-                start += 1
-            elif self._has_fixed_levels(k):
-                unknown = (codes[:, k] == NULL) | (codes[:, k] >= n)
-                design[unknown, start : start + n] = self._maps(k).share.cpu().numpy()
-                start += n
-        return design
-
-    def _take_fixed(self, effects: np.ndarray, values: Sequence[Values]) -> None:
+    def _take_fixed(self, effects: np.ndarray) -> None:
         self.constant.copy_(torch.from_numpy(effects[0]).view(self.shape))
         start = 1
         for k, n in enumerate(self.n_levels):
             fixed = self.get_buffer(f"fixed{k}")
             fixed.zero_()
-            if values[k].is_number:
+            if self._slope_of(k) is not None:
                 fixed[0] = torch.from_numpy(effects[start]).view(self.shape)
                 start += 1
             elif self._has_fixed_levels(k):
@@ -357,17 +350,16 @@ class MixedModel(nn.Module):
         self.marginal.fit_combinations(combinations_found, entry - self._blup(combinations_found, values))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for k in range(len(self.n_levels)):  # before the effects, which follow from them, are counted
+            self._maps(k)._load_from_state_dict(state_dict, f"{prefix}key_maps.{k}.", *args)
         for name in ("seen", "weights", "variances", "noise"):
             saved = state_dict.get(prefix + name)  # how many there are is known from the data alone
             if saved is not None:
                 setattr(self, name, torch.empty_like(saved, device=self.constant.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
         errors, n = args[-1], len(self.seen)
-        expected: dict[str, tuple[int, ...]] = {
-            "seen": (n, len(self.n_levels)),
-            "weights": (n, *self.shape),
-            "noise": (n,),
-        }
+        expected: dict[str, tuple[int, ...]] = {"seen": (n, len(self.n_levels)), "weights": (n, *self.shape)}
+        expected |= {"noise": (n,), "variances": (len(self.effects) if n else 0,)}
         for name, shape in expected.items():
             if tuple(self.get_buffer(name).shape) != shape:
                 errors.append(f"{prefix}{name} must have the shape {shape}.")

@@ -239,6 +239,13 @@ class Conditions:
             hint = " It is the unlabeled_category, which means no label: give None, or a missing value, for none."
         return self.spaces[key].code(level, argument, hint)
 
+    def add_features(self, features: Mapping[str, pd.DataFrame] | None) -> None:
+        """Take features of further levels or members, by key."""
+        for key, table in (features or {}).items():
+            if key not in self.spaces:
+                raise KeyError(f"features: {key!r} is no condition of this model, which has {self.keys}.")
+            self.spaces[key].add_features(table, f"features[{key!r}]")
+
     @property
     def is_of_names(self) -> bool:
         """Whether all keys are categories without features."""
@@ -251,6 +258,25 @@ class Conditions:
     def of_training(self, codes: np.ndarray) -> np.ndarray:
         """Codes (cells, n_keys) in which values that training has not are null."""
         return np.where(codes < np.array(self.n_levels, dtype=np.int64), codes, NULL)
+
+    def are_unseen_names(self, codes: np.ndarray) -> np.ndarray:
+        """Which codes (cells, n_keys) are levels or sets, not numbers, that training has not."""
+        names = np.array([not isinstance(kind, Number) for kind in self.kinds.values()], dtype=bool)
+        return (codes >= np.array(self.n_levels, dtype=np.int64)) & names
+
+    def levels_like(self, combination: np.ndarray) -> np.ndarray:
+        """Combinations (n, n_keys) of training levels in place of values of one (n_keys,) that training has not.
+
+        Of a set, levels of as many members. Numbers, and keys of which there is no such level, are as they are.
+        """
+        found = combination[None]
+        for k, space in enumerate(self.spaces.values()):
+            if combination[k] >= space.n_levels:
+                levels = space.levels_like(int(combination[k]))
+                found = np.repeat(found, max(1, len(levels)), axis=0)
+                if len(levels):
+                    found[:, k] = np.tile(levels, len(found) // len(levels))
+        return found
 
     @property
     def of(self) -> list[int | None]:

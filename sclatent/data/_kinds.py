@@ -167,10 +167,13 @@ class FeatureTable:
         Names of the rows.
     values
         (rows, n_features), float32.
+    scale
+        What features as they were given are divided by.
     """
 
     names: tuple[str, ...]
     values: np.ndarray
+    scale: float = 1.0
 
     def __repr__(self) -> str:
         return f"features of {len(self.names)} names, {self.values.shape[1]} each"
@@ -201,13 +204,34 @@ class FeatureTable:
                 f"{argument}: features has no row for {short_repr(missing[:5])}, {len(missing)} of {len(needed)} "
                 "names: give all of them, or leave features out."
             )
+        if not needed:
+            return FeatureTable(tuple(names), values.astype(np.float32))
         seen = values[[place[name] for name in needed]]
         sd = seen.std(axis=0)
         if not (sd > 1e-12 * np.abs(seen).max(initial=1e-300)).any():
             raise ValueError(f"{argument}: features are the same for all {len(needed)} names: they tell nothing apart.")
         # one scale for all, as of an embedding: columns keep their proportions
         scale = math.sqrt(float(np.square(sd).mean()))
-        return FeatureTable(tuple(names), (values / scale).astype(np.float32))
+        return FeatureTable(tuple(names), (values / scale).astype(np.float32), scale)
+
+    def with_more(self, features: pd.DataFrame, argument: str) -> FeatureTable:
+        """The same table with further rows; raises if one has a name that exists and other values."""
+        more = FeatureTable.of(features, argument, [])
+        values = (more.values * more.scale / self.scale).astype(np.float32)
+        if values.shape[1] != self.values.shape[1]:
+            raise ValueError(
+                f"{argument}: features has {values.shape[1]} columns; those of training have {self.values.shape[1]}."
+            )
+        place = self.place
+        new = [i for i, name in enumerate(more.names) if name not in place]
+        for i, name in enumerate(more.names):
+            if name in place and not np.allclose(values[i], self.values[place[name]], rtol=1e-4, atol=1e-5):
+                raise ValueError(
+                    f"{argument}: features has a row for {name!r}, which has other values in training: leave it out, "
+                    "or give it another name."
+                )
+        names = (*self.names, *(more.names[i] for i in new))
+        return FeatureTable(names, np.vstack([self.values, values[new]]), self.scale)
 
     def rows(self, names: list[str]) -> np.ndarray:
         """Features of names, (n, n_features)."""

@@ -120,6 +120,13 @@ class ValueSpace:
             more = ", nor has it features" if self.features is not None else ""
             raise ValueError(f"{where}, which has {short_repr(self.levels)}{more}.{hint}")
 
+    def add_features(self, features: pd.DataFrame, argument: str) -> None:
+        """Take features of further levels or members, which can be asked for then."""
+        if self.features is None:
+            raise ValueError(f"{argument}: this model was trained without features of {self.key!r}.")
+        with self._lock:
+            self.features = self.features.with_more(features, argument)
+
     def values(self) -> Values:
         """What is known of all values, by their codes."""
         if self._values is None:
@@ -134,8 +141,9 @@ class ValueSpace:
         if isinstance(self.kind, Set):
             sets = [self.kind.members_of(level) for level in every]
             every_member = dict.fromkeys([*self.members, *(m for of_set in sets for m in of_set)])
-            members = np.array([[m in of_set for m in every_member] for of_set in map(set, sets)], dtype=float)
-            members = members.reshape(n, len(every_member))
+            which = np.array([[m in of_set for m in every_member] for of_set in map(set, sets)], dtype=float)
+            size = np.array([[len(of_set)] for of_set in sets], dtype=float)
+            members = np.hstack([size, which.reshape(n, len(every_member))])
             if self.features is not None:
                 width = self.features.values.shape[1]
                 features = np.array([self.features.rows(list(s)).sum(axis=0) if s else np.zeros(width) for s in sets])
@@ -145,9 +153,22 @@ class ValueSpace:
             scaled = self.kind.scaled(np.array([self.kind.value_of(level) for level in every]))
             number = ((scaled - self.low) / max(self.high - self.low, 1e-300))[:, None]
         of_codes = members[twin]
-        of_codes[self.n_levels : self.n_fixed] = 0.0
+        of_codes[self.n_levels : self.n_fixed, 1:] = 0.0  # but for the number of members
         parts = (of_codes, features[twin], number[twin])
         return Values(*(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts))
+
+    def levels_like(self, code: int) -> np.ndarray:
+        """Codes of the levels of training that a value can be compared with: sets of as many members, or all."""
+        if isinstance(self.kind, Number):
+            return np.empty(0, dtype=np.int64)
+        if not isinstance(self.kind, Set):
+            return np.arange(self.n_levels)
+        size = len(
+            self.kind.members_of([*self.levels, *self.levels[: self.n_fixed - self.n_levels], *self.asked][code])
+        )
+        return np.array(
+            [i for i, level in enumerate(self.levels) if len(self.kind.members_of(level)) == size], dtype=int
+        )
 
     def is_zero(self, codes: np.ndarray) -> np.ndarray:
         """Which codes are the number 0, (cells,)."""

@@ -171,6 +171,7 @@ class CountDomain(Domain):
         for block in self._blocks(rows):
             places = group.ravel()[start : start + block.shape[0]], np.arange(block.shape[0])
             member = sparse.csr_matrix((np.ones(block.shape[0]), places), (len(seen), block.shape[0]))
+            block = block.astype(np.float64)  # whatever counts are stored as
             rate = _per_10_000(block) if self.is_count else block
             total[:, panel] += (member @ rate).toarray()
             square[:, panel] += (member @ rate.power(2)).toarray()

@@ -68,7 +68,7 @@ class ConditionEmbedding(nn.Module):
     def _embed(self, k: int, table: Tensor, code: Tensor, values: Values) -> Tensor:
         place, is_null = code.clamp(min=0), (code == NULL)[:, None]
         if values.is_set:
-            known = values.members[place, : len(table) - 1] @ table[:-1]  # a member that training has not is no entry
+            known = values.members[place, : len(table) - 1] @ table[:-1]  # of their number, and of members of training
         elif values.is_number:
             known = table.new_zeros(len(code), self.width)
         else:  # a value that training has not is no level

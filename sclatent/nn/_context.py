@@ -20,7 +20,7 @@ class Values(NamedTuple):
     Attributes
     ----------
     members
-        Which members a set has, (n_values, n_members), those of training first.
+        How many members a set has, and which, those of training first, (n_values, 1 + n_members).
     features
         Features of a level, or the sum of those of the members of a set, (n_values, n_features).
     number

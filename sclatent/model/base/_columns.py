@@ -119,7 +119,8 @@ def describe_kinds(adata: AnnData, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         entry: dict[str, Any] = {"kind": kind.name, **fields}
         if _has_features(kind):
             table = FeatureTable.of(_frame(adata, key, kind), f"condition_keys[{key!r}]", _needed(adata.obs, key, kind))
-            entry["features"] = {"names": list(table.names), "values": table.values.tolist()}
+            rows = {"names": list(table.names), "values": table.values.tolist(), "scale": table.scale}
+            entry["features"] = rows
         described["condition_kinds"][key] = entry
     return described
 
@@ -133,7 +134,7 @@ def kinds_of(setup: Mapping[str, Any]) -> tuple[dict[str, Kind], dict[str, Featu
         kinds[key] = KINDS[entry["kind"]](**fields)
         if "features" in entry:
             values = np.asarray(entry["features"]["values"], dtype=np.float32)
-            features[key] = FeatureTable(tuple(entry["features"]["names"]), values)
+            features[key] = FeatureTable(tuple(entry["features"]["names"]), values, float(entry["features"]["scale"]))
     return kinds, features
 
 

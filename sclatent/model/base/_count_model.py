@@ -26,11 +26,14 @@ from sclatent.data import (
     raw_counts_hint,
     short_repr,
 )
+from sclatent.data._warnings import warn_user
 from sclatent.domain import CountDomain
 from sclatent.module import CellDiffusion
 
 from ._columns import ConditionKeys, check_columns
 from ._latent_diffusion_model import LatentDiffusionModel
+
+MOST_UNSEEN = 20  # combinations that are looked at for a warning
 
 
 class CountModel(LatentDiffusionModel):
@@ -203,6 +206,24 @@ class CountModel(LatentDiffusionModel):
         table = {"change": change, "sd": sd, "lower": change - reach, "upper": change + reach, "z": z}
         frame = pd.DataFrame(table, index=self.genes)
         return frame.iloc[np.argsort(-np.abs(z), kind="stable")]
+
+    def _warn_of_mean_response(self, codes: np.ndarray) -> None:
+        if self.module.gene_means is None:
+            return
+        values, model, said = self.conditions.values(), self._gene_means, []
+        unseen = self.conditions.are_unseen_names(codes)
+        for combination in np.unique(codes[unseen.any(axis=1)], axis=0)[:MOST_UNSEEN]:
+            alike = self.conditions.levels_like(combination)
+            change = model.predict(combination[None], values)[0] - model.predict(alike, values).mean(axis=0)
+            error = model.covariance(combination[None], values)[0, 0] * model.outcome_scale.cpu().numpy()
+            if np.square(change).mean() < error.mean():
+                row = self.conditions.decode(combination[None], pd.Index(["0"])).iloc[0]
+                said += [str(row[key]) for key in row.index[self.conditions.are_unseen_names(combination[None])[0]]]
+        if said:
+            warn_user(
+                f"What is predicted of {short_repr(said)} differs from the mean of the others by less than its "
+                "standard error: its features say little about it. Look at predict_profile, which says how sure it is."
+            )
 
     @property
     def _gene_means(self) -> MixedModel:

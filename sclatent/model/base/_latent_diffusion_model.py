@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +20,7 @@ from ._checks import check_n_samples, check_order, check_steps
 from ._diffusion_model import DiffusionModel, Solver
 from ._guidance import Guidance, GuidanceWeights, Weight
 
+MOST_COMBINATIONS = 100  # that uns names
 FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
 
 
@@ -59,6 +60,7 @@ class LatentDiffusionModel(DiffusionModel):
         seed: int = 0,
         progress_bar: bool = True,
         baseline_only: bool = False,
+        features: Mapping[str, pd.DataFrame] | None = None,
     ) -> AnnData:
         r"""Generate cells.
 
@@ -103,6 +105,8 @@ class LatentDiffusionModel(DiffusionModel):
         baseline_only
             Whether to leave the network out: cells of the closed form alone (``baseline``), the floor that shows what
             the network adds.
+        features
+            Features of levels, or members of sets, that training has not, by key, as in ``setup_anndata``.
 
         Returns
         -------
@@ -126,6 +130,7 @@ class LatentDiffusionModel(DiffusionModel):
         5
         """
         self._check_stage("diffusion", "sample")
+        self.conditions.add_features(features)
         n_samples = check_n_samples(self.conditions.n_rows(conditions) if n_samples is None else n_samples)
         check_steps(n_steps)
         codes = self.conditions.encode(conditions, n_samples)
@@ -140,6 +145,7 @@ class LatentDiffusionModel(DiffusionModel):
         library, library_rule = self.domain.given_or_drawn_library(library_size, seen, uniforms[:, 0])
         batches, batch_rule = self.batches.given_or_drawn(batch, seen, uniforms)
         self.batches.warn_of_unseen(seen, batches)
+        self._warn_of_mean_response(codes)
 
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
@@ -155,7 +161,8 @@ class LatentDiffusionModel(DiffusionModel):
         result = self.domain.collect(blocks, obs, library)
         result.uns["sclatent"] = self._provenance(
             "sample", seed=seed, guidance=weights.kind, guidance_weight=weight, solver=solver, n_steps=n_steps,
-            **library_rule, **batch_rule, **({"baseline_only": True} if baseline_only else {}),
+            **self._training_cells_of(codes), **library_rule, **batch_rule,
+            **({"baseline_only": True} if baseline_only else {}),
         )  # fmt: skip
         return result
 
@@ -173,6 +180,7 @@ class LatentDiffusionModel(DiffusionModel):
         batch_size: int = 256,
         seed: int = 0,
         progress_bar: bool = True,
+        features: Mapping[str, pd.DataFrame] | None = None,
     ) -> AnnData:
         r"""Move measured cells to other conditions, row by row: add noise, change the conditions, reconstruct.
 
@@ -204,7 +212,7 @@ class LatentDiffusionModel(DiffusionModel):
             ``seed`` matters.
         indices
             Rows of ``adata`` to move; all by default.
-        solver, n_steps, batch_size, seed, progress_bar
+        solver, n_steps, batch_size, seed, progress_bar, features
             As in :meth:`sample`.
 
         Returns
@@ -227,6 +235,7 @@ class LatentDiffusionModel(DiffusionModel):
         check_seed(seed)  # a wrong seed is said even where nothing is drawn
         check_steps(n_steps)
         self._check_noise(noise_level, inversion)
+        self.conditions.add_features(features)
         origin, rows = self._given(adata), self._rows(adata, indices, conditions=True)
         check_order(conditions, origin.obs_names[rows.cells], "conditions")
         known, target = rows.conditions[rows.cells], self.conditions.encode(conditions, len(rows))
@@ -242,6 +251,7 @@ class LatentDiffusionModel(DiffusionModel):
         batches = self.batches.asked(self.conditions.of_training(target), rows.batch[rows.cells])
         self.batches.warn_of_unseen(self.conditions.of_training(np.where(target == known, NULL, target)), batches)
 
+        self._warn_of_mean_response(target)
         blocks, libraries = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             batch = rows[cells]
@@ -266,7 +276,7 @@ class LatentDiffusionModel(DiffusionModel):
         self.domain.add_difference(result, rows)
         result.uns["sclatent"] = self._provenance(
             "counterfactual", noise_level=noise_level, inversion=bool(inversion), seed=seed, guidance=weights.kind,
-            guidance_weight=weight, solver=solver, n_steps=n_steps,
+            guidance_weight=weight, solver=solver, n_steps=n_steps, **self._training_cells_of(target),
         )  # fmt: skip
         return result
 
@@ -281,6 +291,22 @@ class LatentDiffusionModel(DiffusionModel):
         if self.labels_key is not None:
             source[:, -1] = np.where(asked[:, -1] == NULL, known[:, -1], NULL)
         return source
+
+    def _training_cells_of(self, codes: np.ndarray) -> dict[str, list[Any]]:
+        """What uns says of the combinations that were asked for: how many training cells each has."""
+        asked = np.unique(codes, axis=0)[:MOST_COMBINATIONS]
+        if not self.conditions.keys:
+            return {}
+        assert self.batches.training is not None
+        seen = self.conditions.without_dose(self.batches.training.codes)
+        of_asked = self.conditions.without_dose(asked)
+        agree = [((seen == combination) | (combination == NULL)).all(axis=1).sum() for combination in of_asked]
+        table = self.conditions.decode(asked, pd.RangeIndex(len(asked)).astype(str))
+        names = [", ".join(f"{key}={row[key]}" for key in self.conditions.keys) for _, row in table.iterrows()]
+        return {"combinations": names, "n_training_cells": [int(n) for n in agree]}
+
+    def _warn_of_mean_response(self, codes: np.ndarray) -> None:
+        """Say it where what is predicted of a value that nobody measured is not more than the mean of the others."""
 
     def _check_baseline_only(self, baseline_only: bool, weights: GuidanceWeights) -> None:
         if not isinstance(baseline_only, bool | np.bool_):
