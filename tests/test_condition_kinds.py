@@ -10,7 +10,10 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
+from sclatent.baseline import MixedModel
 from sclatent.conditions import Category, Number, Set
+from sclatent.data import Conditions
+from sclatent.data._kinds import FeatureTable
 from sclatent.model import SCLDM, JointLDM
 
 QUIET = {"accelerator": "cpu", "progress_bar": False}
@@ -223,6 +226,29 @@ def test_changes_come_with_intervals_the_most_certain_first(of_sets):
     assert ((narrow["upper"] - narrow["lower"]) < (table["upper"] - table["lower"])).all()
     with pytest.raises(ValueError, match="has 2 rows: give one combination"):
         of_sets.predict_profile(["P0", "P1"])
+
+
+def test_features_that_tell_nothing_do_not_make_an_unseen_member_certain():
+    """What is not known of a member is as large as members differ, whether it shares features with others or not."""
+    rng = np.random.default_rng(0)
+    names = [f"G{i}" for i in range(40)]
+    table = pd.DataFrame(rng.standard_normal((42, 3)), index=[*names, "N0", "N1"])
+    kind = Set(control="control")
+    conditions = Conditions(
+        {"perturbation": ["control", *names]},
+        kinds={"perturbation": kind},
+        features={"perturbation": FeatureTable.of(table, "features", names)},
+    )
+    means = np.vstack([np.zeros(300), rng.standard_normal((40, 300))])
+    model = MixedModel([41], 300)
+    model.fit(np.arange(41)[:, None], np.full(41, 100), means, noise=1.0, values=conditions.values())
+    for level, expected in (("G3", 0.1), ("N0", 1.0), ("N0+N1", 2**0.5), ("N0+G3", 1.0)):
+        codes = conditions.encode(level)
+        sd = np.sqrt(model.covariance(codes, conditions.values())[0, 0] * float(model.outcome_scale.mean()))
+        assert 0.8 * expected < sd < 1.5 * expected, level  # of pairs, which nobody measured, a little more
+    codes = np.vstack([conditions.encode(level) for level in ("N0", "N0+N1")])
+    covariance = model.covariance(codes, conditions.values())
+    assert covariance[0, 1] > 0.5 * covariance[0, 0]  # they share a member that nobody measured
 
 
 def test_profiles_need_a_mixed_model_of_genes():

@@ -52,7 +52,9 @@ def no_forests(monkeypatch):
 # ---- code
 
 
-@pytest.mark.parametrize("page", ["preparing_data.md", "choosing_a_model.md", "reproducibility.md", "coming_from.md"])
+@pytest.mark.parametrize(
+    "page", ["preparing_data.md", "choosing_a_model.md", "conditions.md", "reproducibility.md", "coming_from.md"]
+)
 def test_the_code_of_a_guide_runs(page, monkeypatch, tmp_path):
     """On few cells, and with a step of training in place of many."""
     train, glioblastoma = StagedModel.train, sclatent.datasets.glioblastoma

@@ -56,10 +56,23 @@ CLAIMS = {
         "probe['accuracy'].iloc[0] > probe['accuracy'].iloc[-1] + 0.1",
         "recognised[4.0] > recognised[1.0] > recognised[0.0] + 0.2",
     ],
+    "6_perturbations_nobody_measured": [
+        'summary["predict_change"].drop("unseen pair with synergy").min() > 0.9',
+        '(summary[["counterfactual", "predict_change"]].min(axis=1) > summary["mean of the others"] + 0.1).all()',
+        'summary.loc["unseen pair", "predict_change"] > summary.loc["unseen pair", "sum of single effects"]',
+        'summary.loc["unseen pair with synergy", "predict_change"] < summary.loc["unseen pair"].max() - 0.02',
+        'worth["with features"].mean() < worth[["without features", "sum of single effects"]].mean().min()',
+        "same_sign > 0.95",
+        'covered["unseen pair with synergy"] < 0.8 < min(covered["unseen pair"], covered["unseen gene"])',
+        'far.loc["OR2T8", "mean sd"] > 1.7 * far.loc[unseen_genes, "mean sd"].max()',
+        'far.loc["OR2T8", "correlation"] > 0.85 and "OR2T8" in str(said[0].message)',
+        '(dose_error["predict_change"] < dose_error["measured at 10 nM"]).all()',
+    ],
 }
 # claims that the smaller networks of the tests do not reach
 CLAIMS_OF_FULL_SIZE = {
     "2_perturbation_prediction": ['summary.loc["energy", "counterfactual"] < summary.loc["energy", "mean shift"]'],
+    "6_perturbations_nobody_measured": ['(between.loc["generated"] < 0.9 * between.loc["without the network"]).all()'],
 }
 
 

@@ -68,6 +68,7 @@ class KeyMaps(nn.Module):
         ``likeness`` are features (n_levels, r) of levels by their mean cells.
         """
         of_levels = Values(*(part[: self.n_levels].double().cpu() for part in values))
+        of_levels = of_levels._replace(members=of_levels.members[:, of_levels.members.any(dim=0)])
         self.share = torch.from_numpy(share)
         self.likeness = torch.from_numpy(likeness)
         self.scales = torch.ones_like(self.scales)
@@ -121,6 +122,7 @@ class KeyMaps(nn.Module):
         """Map of values by their codes, (n, r), in double precision; not for ``own``."""
         null = self.get_buffer(f"null_{name}")
         table = self._map(name, codes.clamp(min=0), values) * self.scales[get_args(MapName).index(name)]
+        null = nn.functional.pad(null, (0, table.shape[1] - len(null)))  # members that training has not
         return torch.where((codes == NULL)[:, None], null, table)
 
     def inner(self, name: MapName, codes: Tensor, seen: Tensor, values: Values) -> Tensor:
@@ -153,7 +155,7 @@ class KeyMaps(nn.Module):
             return torch.where(known, self.likeness[codes.clamp(max=self.n_levels - 1)], 0.0)
         if name in ("members", "size", "together"):
             members = values.members[codes].double()
-            known, size = members[:, :-1], members[:, -1:]
+            size, known = members[:, :1], members[:, 1:]
             return {"members": known, "size": size, "together": known * (size > 1)}[name]
         if name == "features":
             x = values.features[codes].double()

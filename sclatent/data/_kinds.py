@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -78,7 +79,13 @@ class Set:
             raise ValueError(f"control={self.control!r} must be text, the level of the empty set.")
 
     def members_of(self, level: Any) -> tuple[str, ...]:
-        """Members of a level, sorted; raises unless it is text with different members."""
+        """Members of a level, sorted; raises unless it is text with different members.
+
+        Examples
+        --------
+        >>> perturbation.members_of("TP53+CDK1+ATM")
+        ('ATM', 'CDK1', 'TP53')
+        """
         if not isinstance(level, str):
             raise ValueError(f"{short_repr(level)} is no text: names of members and {self.delimiter!r} were expected")
         if level == self.control:
@@ -120,7 +127,13 @@ class Number:
             raise ValueError(f"scale={short_repr(self.scale)} must be 'linear' or 'log1p'.")
 
     def value_of(self, level: Any) -> float:
-        """Return a level as a number of Python; raises unless it is one, and finite, and can be scaled."""
+        """Return a level as a number of Python; raises unless it is one, and finite, and can be scaled.
+
+        Examples
+        --------
+        >>> dose.value_of(10)
+        10.0
+        """
         level = plain_level(level)
         if not is_number(level):
             raise ValueError(f"{short_repr(level)} is no finite number")
@@ -129,7 +142,14 @@ class Number:
         return float(level)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Values on the scale of the kind."""
+        """Values on the scale of the kind.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> dose.scaled(np.array([0.0, 1.0, 10.0])).round(2).tolist()
+        [0.0, 0.69, 2.4]
+        """
         return np.log1p(values) if self.scale == "log1p" else values
 
 
@@ -177,7 +197,8 @@ class FeatureTable:
         if not values.size or not np.isfinite(values).all():
             row = names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])] if values.size else "no row at all"
             raise ValueError(f"{argument}: features must be finite numbers, which those of {row!r} are not.")
-        missing = [name for name in needed if name not in set(names)]
+        place = {name: i for i, name in enumerate(names)}
+        missing = [name for name in needed if name not in place]
         if missing:
             raise ValueError(
                 f"{argument}: features has no row for {short_repr(missing[:5])}, {len(missing)} of {len(needed)} "
@@ -185,7 +206,6 @@ class FeatureTable:
             )
         if not needed:
             return FeatureTable(tuple(names), values.astype(np.float32))
-        place = {name: i for i, name in enumerate(names)}
         seen = values[[place[name] for name in needed]]
         sd = seen.std(axis=0)
         if not (sd > 1e-12 * np.abs(seen).max(initial=1e-300)).any():
@@ -202,7 +222,7 @@ class FeatureTable:
             raise ValueError(
                 f"{argument}: features has {values.shape[1]} columns; those of training have {self.values.shape[1]}."
             )
-        place = {name: i for i, name in enumerate(self.names)}
+        place = self.place
         new = [i for i, name in enumerate(more.names) if name not in place]
         for i, name in enumerate(more.names):
             if name in place and not np.allclose(values[i], self.values[place[name]], rtol=1e-4, atol=1e-5):
@@ -215,5 +235,9 @@ class FeatureTable:
 
     def rows(self, names: list[str]) -> np.ndarray:
         """Features of names, (n, n_features)."""
-        place = {name: i for i, name in enumerate(self.names)}
-        return self.values[[place[name] for name in names]]
+        return self.values[[self.place[name] for name in names]]
+
+    @cached_property
+    def place(self) -> dict[Any, int]:
+        """Row of each name."""
+        return {name: i for i, name in enumerate(self.names)}

@@ -108,7 +108,7 @@ class ValueSpace:
                     f"{max(-x, x - 1):.0%} of their range."
                 )
             return
-        known_names = set(self.features.names) if self.features is not None else set()
+        known_names = self.features.place if self.features is not None else {}
         if isinstance(self.kind, Set):
             missing = [m for m in self.kind.members_of(level) if m not in known_names and m not in self.members]
             if missing:
@@ -140,9 +140,10 @@ class ValueSpace:
         members, features, number = np.zeros((n, 0)), np.zeros((n, 0)), np.zeros((n, 0))
         if isinstance(self.kind, Set):
             sets = [self.kind.members_of(level) for level in every]
-            members = np.array([[m in of_set for m in self.members] for of_set in map(set, sets)], dtype=float)
+            every_member = dict.fromkeys([*self.members, *(m for of_set in sets for m in of_set)])
+            which = np.array([[m in of_set for m in every_member] for of_set in map(set, sets)], dtype=float)
             size = np.array([[len(of_set)] for of_set in sets], dtype=float)
-            members = np.hstack([members.reshape(n, len(self.members)), size])
+            members = np.hstack([size, which.reshape(n, len(every_member))])
             if self.features is not None:
                 width = self.features.values.shape[1]
                 features = np.array([self.features.rows(list(s)).sum(axis=0) if s else np.zeros(width) for s in sets])
@@ -152,7 +153,7 @@ class ValueSpace:
             scaled = self.kind.scaled(np.array([self.kind.value_of(level) for level in every]))
             number = ((scaled - self.low) / max(self.high - self.low, 1e-300))[:, None]
         of_codes = members[twin]
-        of_codes[self.n_levels : self.n_fixed, :-1] = 0.0  # but for the number of members
+        of_codes[self.n_levels : self.n_fixed, 1:] = 0.0  # but for the number of members
         parts = (of_codes, features[twin], number[twin])
         return Values(*(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts))
 

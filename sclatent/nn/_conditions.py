@@ -44,7 +44,8 @@ class ConditionEmbedding(nn.Module):
         known = [Values.of_levels(n) for n in n_levels] if values is None else values
         self.n_levels, self.width = tuple(n_levels), width
         n_entries = [
-            v.members.shape[1] if v.is_set else 0 if v.is_number else n for n, v in zip(n_levels, known, strict=True)
+            int(v.members[:n].any(dim=0).sum()) if v.is_set else 0 if v.is_number else n
+            for n, v in zip(n_levels, known, strict=True)
         ]
         self.tables = nn.ParameterList(nn.Parameter(0.02 * torch.randn(n + 1, width)) for n in n_entries)
         n_inputs = [v.features.shape[1] + (2 * FREQUENCIES + 1) * v.number.shape[1] for v in known]
@@ -67,7 +68,7 @@ class ConditionEmbedding(nn.Module):
     def _embed(self, k: int, table: Tensor, code: Tensor, values: Values) -> Tensor:
         place, is_null = code.clamp(min=0), (code == NULL)[:, None]
         if values.is_set:
-            known = values.members[place] @ table[:-1]  # and one for how many there are
+            known = values.members[place, : len(table) - 1] @ table[:-1]  # of their number, and of members of training
         elif values.is_number:
             known = table.new_zeros(len(code), self.width)
         else:  # a value that training has not is no level

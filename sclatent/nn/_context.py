@@ -20,7 +20,7 @@ class Values(NamedTuple):
     Attributes
     ----------
     members
-        Which members of training a set has, and how many members in all, (n_values, n_members + 1).
+        How many members a set has, and which, those of training first, (n_values, 1 + n_members).
     features
         Features of a level, or the sum of those of the members of a set, (n_values, n_features).
     number

@@ -77,8 +77,9 @@ class CountModel(LatentDiffusionModel):
         layer
             Layer with the raw counts; X by default.
         condition_keys
-            One or more categorical columns of obs to condition on, such as cell type and perturbation. Levels are text,
-            numbers or booleans.
+            One or more columns of obs to condition on, such as cell type and perturbation. They are categories, whose
+            levels are text, numbers or booleans; or a dict of a kind for each column, of :mod:`sclatent.conditions`:
+            sets of members, numbers, and levels with features can be asked for although no cell has them.
         batch_key
             Categorical column of obs that the decoder is conditioned on, so that the latent need not carry it. If it is
             one of ``condition_keys``, too, cells are decoded under the batch that is asked for.

@@ -82,8 +82,8 @@ class FeatureModel(LatentDiffusionModel):
             (height, width) or (height, width, channels) of images that are stored flat. Flat pixels of type uint8 also
             take it from ``adata.uns["image_shape"]``.
         condition_keys
-            One or more categorical columns of obs to condition on, such as a treatment. Levels are text, numbers or
-            booleans.
+            One or more columns of obs to condition on, such as a treatment. They are categories, whose levels are
+            text, numbers or booleans; or a dict of a kind for each column, of :mod:`sclatent.conditions`.
         labels_key
             Categorical column of obs with the labels: a condition, too, which may be missing, and which is predicted.
         unlabeled_category
