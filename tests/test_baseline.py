@@ -6,6 +6,7 @@ import torch
 
 from sclatent.baseline import ConditionMean, MixedModel, reml
 from sclatent.baseline import _mixed_model as mixed
+from sclatent.baseline import _solve as solve
 from sclatent.nn import NULL, CombinationTable, Context
 
 N_GROUPS, DIM, N_CELLS = 6, 12, 200
@@ -149,7 +150,7 @@ def test_many_combinations_are_solved_as_few_are(monkeypatch):
     n_cells = rng.integers(5, 200, len(codes))
     asked = np.vstack([codes, [[3, NULL]]])
     dense = fitted(codes, truth, [40, 4], n_cells)
-    monkeypatch.setattr(mixed, "DENSE_COMBINATIONS", 10)
+    monkeypatch.setattr(solve, "DENSE_COMBINATIONS", 10)
     np.testing.assert_allclose(fitted(codes, truth, [40, 4], n_cells).predict(asked), dense.predict(asked), atol=1e-4)
     monkeypatch.setattr(mixed, "REML_COMBINATIONS", 80)
     some = fitted(codes, truth, [40, 4], n_cells)

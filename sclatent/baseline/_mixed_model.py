@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from itertools import combinations
 from typing import Any, NamedTuple, cast
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 from sklearn.utils.extmath import randomized_svd
@@ -20,13 +19,13 @@ from sclatent.nn import NULL, CombinationTable, Values
 
 from ._maps import KeyMaps, MapName
 from ._reml import orthonormal, reml
+from ._solve import products_of_rows, solve_mixed
 
 # A key of fewer levels has fixed effects: from fewer a variance is not estimated well (Gelman and Hill 2007, 11.4).
 FEW_LEVELS = 5
 N_FEATURES = 32  # principal components of the means of levels, by which they are alike
 REML_COMBINATIONS = 500  # variances are estimated on so many: the likelihood takes time to their third power
 MAX_KERNEL = 2**20  # numbers of a kernel that are computed together
-DENSE_COMBINATIONS = 2_000  # of more, equations are solved by conjugate gradients
 
 
 class Factor(NamedTuple):
@@ -385,19 +384,6 @@ def moderated_variances(variances: np.ndarray, freedom: float) -> np.ndarray:
     return (prior * common + freedom * variances) / (prior + freedom)
 
 
-def products_of_rows(a: sparse.csr_matrix, b: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Kronecker product of every row of a (n, p) with the same row of b (n, q), (n, p q)."""
-    n_a, n_b = np.diff(a.indptr), np.diff(b.indptr)
-    row_of_a = np.repeat(np.arange(len(n_a)), n_a)
-    repeats = n_b[row_of_a]
-    place = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    of_b = np.repeat(b.indptr[:-1][row_of_a], repeats) + place
-    columns = np.repeat(a.indices.astype(np.int64), repeats) * b.shape[1] + b.indices[of_b]
-    data = np.repeat(a.data, repeats) * b.data[of_b]
-    indptr = np.concatenate([[0], np.cumsum(n_a * n_b)])
-    return sparse.csr_matrix((data, columns, indptr), shape=(a.shape[0], a.shape[1] * b.shape[1]))
-
-
 def level_features(codes: np.ndarray, means: np.ndarray, key: int, n_levels: int) -> np.ndarray:
     """Features of the levels of a key, (n_levels, r), the inner products of which say how alike they are.
 
@@ -430,42 +416,3 @@ def few_levels(codes: np.ndarray, most: int) -> np.ndarray:
     levels = np.unique(column)
     kept = levels[:: -(-len(codes) // most)]
     return np.flatnonzero(np.isin(column, kept))
-
-
-def solve_mixed(
-    factors: Sequence[sparse.csr_matrix], variances: np.ndarray, noise: np.ndarray, b: np.ndarray
-) -> np.ndarray:
-    r"""Solve :math:`(\sum_r \sigma_r^2 A_r A_r^T + R) \, x = b` for b (n, m), with R the diagonal ``noise``."""
-    diagonal = sum((v * a.multiply(a).sum(axis=1).A1 for v, a in zip(variances, factors, strict=True)), noise)
-    noise = noise + 1e-9 * diagonal.mean() + np.finfo(float).tiny
-    if len(b) <= DENSE_COMBINATIONS:
-        covariance = np.diag(noise)
-        for variance, a in zip(variances, factors, strict=True):
-            covariance += variance * (a @ a.T).toarray()
-        return cho_solve(cho_factor(covariance), b)
-
-    def multiply(x: np.ndarray) -> np.ndarray:
-        return noise[:, None] * x + sum(v * (a @ (a.T @ x)) for v, a in zip(variances, factors, strict=True))
-
-    return conjugate_gradients(multiply, b, diagonal)
-
-
-def conjugate_gradients(
-    multiply: Callable[[np.ndarray], np.ndarray], b: np.ndarray, diagonal: np.ndarray, tolerance: float = 1e-6
-) -> np.ndarray:
-    """Solve for all columns of b (n, m) together, by conjugate gradients with the diagonal as preconditioner."""
-    x, r = np.zeros_like(b), b.copy()
-    z = r / diagonal[:, None]
-    p, rz = z, (r * z).sum(axis=0)
-    wanted = tolerance * np.linalg.norm(b, axis=0)
-    for _ in range(1_000):
-        going = np.linalg.norm(r, axis=0) > wanted
-        if not going.any():
-            break
-        q = multiply(p)
-        step = np.where(going, rz / np.maximum((p * q).sum(axis=0), np.finfo(float).tiny), 0.0)
-        x, r = x + step * p, r - step * q
-        z = r / diagonal[:, None]
-        rz, before = (r * z).sum(axis=0), rz
-        p = z + np.where(going, rz / np.maximum(before, np.finfo(float).tiny), 0.0) * p
-    return x

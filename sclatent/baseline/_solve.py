@@ -1,0 +1,63 @@
+"""Equations of the mixed model, dense or sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import cho_factor, cho_solve
+
+DENSE_COMBINATIONS = 2_000  # of more, equations are solved by conjugate gradients
+
+
+def products_of_rows(a: sparse.csr_matrix, b: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Kronecker product of every row of a (n, p) with the same row of b (n, q), (n, p q)."""
+    n_a, n_b = np.diff(a.indptr), np.diff(b.indptr)
+    row_of_a = np.repeat(np.arange(len(n_a)), n_a)
+    repeats = n_b[row_of_a]
+    place = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    of_b = np.repeat(b.indptr[:-1][row_of_a], repeats) + place
+    columns = np.repeat(a.indices.astype(np.int64), repeats) * b.shape[1] + b.indices[of_b]
+    data = np.repeat(a.data, repeats) * b.data[of_b]
+    indptr = np.concatenate([[0], np.cumsum(n_a * n_b)])
+    return sparse.csr_matrix((data, columns, indptr), shape=(a.shape[0], a.shape[1] * b.shape[1]))
+
+
+def solve_mixed(
+    factors: Sequence[sparse.csr_matrix], variances: np.ndarray, noise: np.ndarray, b: np.ndarray
+) -> np.ndarray:
+    r"""Solve :math:`(\sum_r \sigma_r^2 A_r A_r^T + R) \, x = b` for b (n, m), with R the diagonal ``noise``."""
+    diagonal = sum((v * a.multiply(a).sum(axis=1).A1 for v, a in zip(variances, factors, strict=True)), noise)
+    noise = noise + 1e-9 * diagonal.mean() + np.finfo(float).tiny
+    if len(b) <= DENSE_COMBINATIONS:
+        covariance = np.diag(noise)
+        for variance, a in zip(variances, factors, strict=True):
+            covariance += variance * (a @ a.T).toarray()
+        return cho_solve(cho_factor(covariance), b)
+
+    def multiply(x: np.ndarray) -> np.ndarray:
+        return noise[:, None] * x + sum(v * (a @ (a.T @ x)) for v, a in zip(variances, factors, strict=True))
+
+    return conjugate_gradients(multiply, b, diagonal)
+
+
+def conjugate_gradients(
+    multiply: Callable[[np.ndarray], np.ndarray], b: np.ndarray, diagonal: np.ndarray, tolerance: float = 1e-6
+) -> np.ndarray:
+    """Solve for all columns of b (n, m) together, by conjugate gradients with the diagonal as preconditioner."""
+    x, r = np.zeros_like(b), b.copy()
+    z = r / diagonal[:, None]
+    p, rz = z, (r * z).sum(axis=0)
+    wanted = tolerance * np.linalg.norm(b, axis=0)
+    for _ in range(1_000):
+        going = np.linalg.norm(r, axis=0) > wanted
+        if not going.any():
+            break
+        q = multiply(p)
+        step = np.where(going, rz / np.maximum((p * q).sum(axis=0), np.finfo(float).tiny), 0.0)
+        x, r = x + step * p, r - step * q
+        z = r / diagonal[:, None]
+        rz, before = (r * z).sum(axis=0), rz
+        p = z + np.where(going, rz / np.maximum(before, np.finfo(float).tiny), 0.0) * p
+    return x
