@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 
 import anndata as ad
@@ -319,8 +321,8 @@ def test_further_features_may_be_given_when_cells_are_asked_for(of_sets):
     spaces = of_sets.conditions.spaces["perturbation"]
     np.testing.assert_allclose(values[spaces.code("N10", "")], values[spaces.code("P0", "")], rtol=1e-4)
     for wrong, message in (
-        (more.iloc[:, :2], "features has 2 columns; those of training have 3"),
-        (more.set_axis(["P0"]), "has a row for 'P0', which has other values in training"),
+        (more.iloc[:, :2], r"features has the columns .*; those of training are"),
+        (more.set_axis(["P0"]), "has a row for 'P0', which has other values already"),
     ):
         with pytest.raises(ValueError, match=message):
             of_sets.sample(2, "P0", features={"perturbation": wrong})
@@ -347,3 +349,92 @@ def test_a_prediction_that_is_only_the_mean_of_the_others_gives_a_warning(of_set
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         of_sets.sample(2, "N0", progress_bar=False)
+
+
+# ---- faults that a reader found
+
+
+def test_further_features_go_by_the_names_of_their_columns(of_sets):
+    more = pd.DataFrame([FEATURES.loc["P0"]], index=["N20"])
+    of_sets.predict_profile("N20", features={"perturbation": more.iloc[:, ::-1]})
+    space = of_sets.conditions.spaces["perturbation"]
+    values = of_sets.conditions.values()[0].features
+    np.testing.assert_allclose(values[space.code("N20", "")], values[space.code("P0", "")], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"features has the columns .*; those of training are"):
+        of_sets.predict_profile("N21", features={"perturbation": more.set_axis(["N21"]).add_prefix("x")})
+    with pytest.raises(ValueError, match=r"features is of type DataFrame: a dict of a DataFrame by condition key"):
+        of_sets.sample(2, "P0", features=more)
+
+
+def test_further_features_are_saved(of_sets, tmp_path):
+    more = pd.DataFrame([[0.3, -0.5, 0.2]], index=["N22"], columns=FEATURES.columns)
+    one = of_sets.predict_profile("N22", features={"perturbation": more})
+    of_sets.save(tmp_path / "m")
+    pd.testing.assert_frame_equal(SCLDM.load(tmp_path / "m").predict_profile("N22"), one)
+
+
+def test_a_model_is_not_trained_on_values_that_it_was_not_made_for():
+    def timed(times) -> AnnData:
+        x = cells(np.zeros(N_GENES), 12 * len(times), 0)
+        return AnnData(x, obs=pd.DataFrame({"t": np.repeat(times, 12)}, index=[f"c{i}" for i in range(len(x))]))
+
+    adata = timed([0.0, 1.0, 4.0])
+    SCLDM.setup_anndata(adata, condition_keys={"t": Number()})
+    model = SCLDM(adata, **SMALL)
+    model.train(max_epochs=1, **QUIET)
+    model.adata = timed([0.0, 1.0, 2.0, 4.0])
+    with pytest.raises(ValueError, match=r"adata.obs\['t'\] has values that this model was not made for, such as 2.0"):
+        model.train(max_epochs=1, **QUIET)
+    assert model.sample(2, 2.0, progress_bar=False).n_obs == 2
+
+
+def test_control_beside_a_member_is_no_member():
+    assert Set("+", control="ctrl").members_of("KLF1+ctrl") == ("KLF1",)
+    assert Set("+", control="ctrl").members_of("ctrl+ctrl2") == ("ctrl2",)
+
+
+def test_library_sizes_of_a_time_between_are_those_of_the_nearest():
+    totals = {0.0: 3000, 4.0: 500, 8.0: 150}
+    rng = np.random.default_rng(0)
+    x = np.vstack([rng.poisson(total / N_GENES, (40, N_GENES)) for total in totals.values()]).astype(np.float32)
+    adata = AnnData(x, obs=pd.DataFrame({"t": np.repeat(list(totals), 40)}, index=[f"c{i}" for i in range(120)]))
+    SCLDM.setup_anndata(adata, condition_keys={"t": Number()})
+    model = SCLDM(adata, **SMALL)
+    model.train(max_epochs=1, **QUIET)
+    made = model.sample(50, 7.5, progress_bar=False)
+    assert made.obs["library_size"].between(100, 200).all()
+    assert "nearest number" in made.uns["sclatent"]["library_size"]
+
+
+def test_a_drug_at_a_dose_of_0_gives_a_warning_and_a_dose_beyond_one_every_time(of_doses):
+    vehicle = of_doses.adata[of_doses.adata.obs["drug"] == "vehicle"][:5].copy()
+    with pytest.warns(UserWarning, match=r"'dose' of these cells is 0, where no level of 'drug' has an effect"):
+        of_doses.counterfactual(vehicle, {"drug": "D0"}, progress_bar=False)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="beyond the numbers of training"):
+            of_doses.sample(2, {"drug": "D0", "dose": 5000.0}, progress_bar=False)
+
+
+def test_models_can_be_copied_and_their_setup_is_printed_in_a_few_lines(of_sets, capsys):
+    again = pickle.loads(pickle.dumps(copy.deepcopy(of_sets)))
+    one, same = (m.sample(3, "P4+P7", progress_bar=False).X for m in (of_sets, again))
+    assert (one != same).nnz == 0
+    of_sets.view_anndata_setup()
+    assert len(capsys.readouterr().out.splitlines()) < 120
+
+
+def test_many_numbers_in_training_give_no_warning():
+    x = cells(np.zeros(N_GENES), 200, 0)
+    adata = AnnData(x, obs=pd.DataFrame({"t": np.linspace(0, 1, 200)}, index=[f"c{i}" for i in range(200)]))
+    SCLDM.setup_anndata(adata, condition_keys={"t": Number()})
+    model = SCLDM(adata, **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.train(max_epochs=1, **QUIET)
+
+
+@pytest.mark.parametrize("column", [pd.date_range("2020", periods=13), [1j] * 13, ["1"] * 13])
+def test_features_that_are_no_numbers_are_refused(column):
+    adata, kind = perturbed(), Set(control="control", features=FEATURES.assign(more=column))
+    with pytest.raises(ValueError, match="features must be numbers alone, and 'more' has the type"):
+        SCLDM.setup_anndata(adata, condition_keys={"perturbation": kind})

@@ -142,9 +142,9 @@ class Conditions:
         unknown = [key for key in conditions if key not in self.levels]
         if unknown:
             raise KeyError(f"{argument}: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
-        code = [
-            self._code(key, conditions[key], argument) if conditions.get(key) is not None else NULL for key in self.keys
-        ]
+        is_missing = _is_missing if self.argument == "conditions" else lambda level: level is None  # not of a batch
+        given = {key: level for key, level in conditions.items() if not is_missing(level)}
+        code = [self._code(key, given[key], argument) if key in given else NULL for key in self.keys]
         return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
 
     def _encode_one(self, key: str, given: Any, n_cells: int | None, argument: str) -> np.ndarray:
@@ -241,7 +241,14 @@ class Conditions:
 
     def add_features(self, features: Mapping[str, pd.DataFrame] | None) -> None:
         """Take features of further levels or members, by key."""
-        for key, table in (features or {}).items():
+        if features is None:
+            return
+        if not isinstance(features, Mapping):
+            raise ValueError(
+                f"features is of type {type(features).__name__}: a dict of a DataFrame by condition key was expected, "
+                f"such as {{{(self.keys or ['drug'])[0]!r}: features}}."
+            )
+        for key, table in features.items():
             if key not in self.spaces:
                 raise KeyError(f"features: {key!r} is no condition of this model, which has {self.keys}.")
             self.spaces[key].add_features(table, f"features[{key!r}]")
@@ -256,8 +263,9 @@ class Conditions:
         return None if self.is_of_names else tuple(space.values() for space in self.spaces.values())
 
     def of_training(self, codes: np.ndarray) -> np.ndarray:
-        """Codes (cells, n_keys) in which values that training has not are null."""
-        return np.where(codes < np.array(self.n_levels, dtype=np.int64), codes, NULL)
+        """Codes (cells, n_keys) in which values that training has not are the nearest number that it has, or null."""
+        columns = [space.of_training(codes[:, k]) for k, space in enumerate(self.spaces.values())]
+        return np.stack(columns, axis=1) if columns else codes
 
     def are_unseen_names(self, codes: np.ndarray) -> np.ndarray:
         """Which codes (cells, n_keys) are levels or sets, not numbers, that training has not."""
@@ -313,6 +321,10 @@ class Conditions:
         return pd.DataFrame(
             {key: space.names_of(codes[:, k]) for k, (key, space) in enumerate(self.spaces.items())}, index=index
         )
+
+
+def _is_missing(level: Any) -> bool:
+    return level is None or (is_scalar(level) and bool(pd.isna(level)))
 
 
 def _are_several(given: Any) -> bool:

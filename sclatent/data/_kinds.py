@@ -17,7 +17,7 @@ from ._numbers import is_number
 Features: TypeAlias = pd.DataFrame | str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Category:
     """A condition of names, such as a cell type.
 
@@ -39,7 +39,7 @@ class Category:
     name: ClassVar[str] = "category"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Set:
     """A condition of sets of members, such as genes that are perturbed together.
 
@@ -96,7 +96,7 @@ class Set:
         twice = [member for member in members if members.count(member) > 1]
         if twice:
             raise ValueError(f"{level!r} has the member {twice[0]!r} twice")
-        return tuple(sorted(members))
+        return tuple(sorted(member for member in members if member != self.control))  # "KLF1+ctrl" is KLF1 alone
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ class Number:
     def __post_init__(self) -> None:
         if self.scale not in ("linear", "log1p"):
             raise ValueError(f"scale={short_repr(self.scale)} must be 'linear' or 'log1p'.")
+        if self.of is not None and not isinstance(self.of, str):
+            raise ValueError(f"of={short_repr(self.of)} must be the name of another condition key, or None.")
 
     def value_of(self, level: Any) -> float:
         """Return a level as a number of Python; raises unless it is one, and finite, and can be scaled.
@@ -157,7 +159,7 @@ Kind = Category | Set | Number
 KINDS: Mapping[str, type] = {kind.name: kind for kind in (Category, Set, Number)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureTable:
     """Features of levels or members by name, standardised by those of training.
 
@@ -169,11 +171,14 @@ class FeatureTable:
         (rows, n_features), float32.
     scale
         What features as they were given are divided by.
+    columns
+        Names of the features.
     """
 
     names: tuple[str, ...]
     values: np.ndarray
     scale: float = 1.0
+    columns: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"features of {len(self.names)} names, {self.values.shape[1]} each"
@@ -190,10 +195,14 @@ class FeatureTable:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"{argument}: features has {twice!r} twice: keep one row of each name.")
-        try:
-            values = features.to_numpy(dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{argument}: features must be numbers alone: encode columns of text first.") from error
+        numbers = [dtype.kind in "biuf" for dtype in features.dtypes]
+        if not all(numbers):
+            column = features.columns[numbers.index(False)]
+            raise ValueError(
+                f"{argument}: features must be numbers alone, and {column!r} has the type {features[column].dtype}: "
+                "encode text and dates first."
+            )
+        values = features.to_numpy(dtype=np.float64, na_value=np.nan)
         if not values.size or not np.isfinite(values).all():
             row = names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])] if values.size else "no row at all"
             raise ValueError(f"{argument}: features must be finite numbers, which those of {row!r} are not.")
@@ -204,34 +213,52 @@ class FeatureTable:
                 f"{argument}: features has no row for {short_repr(missing[:5])}, {len(missing)} of {len(needed)} "
                 "names: give all of them, or leave features out."
             )
+        columns = tuple(map(str, features.columns))
         if not needed:
-            return FeatureTable(tuple(names), values.astype(np.float32))
+            return FeatureTable(tuple(names), values, 1.0, columns)
         seen = values[[place[name] for name in needed]]
         sd = seen.std(axis=0)
         if not (sd > 1e-12 * np.abs(seen).max(initial=1e-300)).any():
             raise ValueError(f"{argument}: features are the same for all {len(needed)} names: they tell nothing apart.")
         # one scale for all, as of an embedding: columns keep their proportions
         scale = math.sqrt(float(np.square(sd).mean()))
-        return FeatureTable(tuple(names), (values / scale).astype(np.float32), scale)
+        return FeatureTable(tuple(names), (values / scale).astype(np.float32), scale, columns)
 
     def with_more(self, features: pd.DataFrame, argument: str) -> FeatureTable:
         """The same table with further rows; raises if one has a name that exists and other values."""
         more = FeatureTable.of(features, argument, [])
-        values = (more.values * more.scale / self.scale).astype(np.float32)
-        if values.shape[1] != self.values.shape[1]:
+        if sorted(more.columns) != sorted(self.columns) or len(set(more.columns)) < len(more.columns):
             raise ValueError(
-                f"{argument}: features has {values.shape[1]} columns; those of training have {self.values.shape[1]}."
+                f"{argument}: features has the columns {short_repr(list(more.columns))}; those of training are "
+                f"{short_repr(list(self.columns))}."
             )
+        order = [more.columns.index(column) for column in self.columns]  # by name, whatever order they come in
+        values = (more.values[:, order] / self.scale).astype(np.float32)
         place = self.place
         new = [i for i, name in enumerate(more.names) if name not in place]
         for i, name in enumerate(more.names):
             if name in place and not np.allclose(values[i], self.values[place[name]], rtol=1e-4, atol=1e-5):
                 raise ValueError(
-                    f"{argument}: features has a row for {name!r}, which has other values in training: leave it out, "
+                    f"{argument}: features has a row for {name!r}, which has other values already: leave it out, "
                     "or give it another name."
                 )
         names = (*self.names, *(more.names[i] for i in new))
-        return FeatureTable(names, np.vstack([self.values, values[new]]), self.scale)
+        return FeatureTable(names, np.vstack([self.values, values[new]]), self.scale, self.columns)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what a saved model says of the table."""
+        return {
+            "names": list(self.names),
+            "values": self.values.tolist(),
+            "scale": self.scale,
+            "columns": list(self.columns),
+        }
+
+    @staticmethod
+    def from_json(saved: Mapping[str, Any]) -> FeatureTable:
+        """Take back what :meth:`as_json` has returned."""
+        values = np.asarray(saved["values"], dtype=np.float32)
+        return FeatureTable(tuple(saved["names"]), values, float(saved["scale"]), tuple(saved["columns"]))
 
     def rows(self, names: list[str]) -> np.ndarray:
         """Features of names, (n, n_features)."""

@@ -16,6 +16,7 @@ from ._kinds import FeatureTable, Kind, Number, Set
 from ._levels import code_of, level_key, plain_level, short_repr
 from ._warnings import warn_user
 
+LOCK = threading.Lock()  # of all values: a model can be copied
 BEYOND = 0.1  # of the range of the numbers of training, beyond which a warning says how far
 
 
@@ -41,7 +42,6 @@ class ValueSpace:
         self.key, self.kind, self.levels, self.features = key, kind, levels, features
         self.n_levels = len(levels)
         self.asked: list[Any] = []
-        self._lock = threading.Lock()
         self._codes: dict[Any, int] = {}
         for i, level in enumerate(levels):
             self._codes.setdefault(self._identity(level), i)
@@ -88,10 +88,11 @@ class ValueSpace:
             identity, code = self._identity(level), self._code_of(level)
         except ValueError as error:
             raise ValueError(f"{where}: {error}.") from error
+        if code is None or code >= self.n_fixed:  # also where it was asked for before: a warning is for every call
+            self._check_known(level, where, hint)
         if code is not None:
             return code
-        self._check_known(level, where, hint)
-        with self._lock:
+        with LOCK:
             self.asked.append(plain_level(level))
             self._codes[identity] = self.n_fixed + len(self.asked) - 1
             self._values = None
@@ -124,7 +125,7 @@ class ValueSpace:
         """Take features of further levels or members, which can be asked for then."""
         if self.features is None:
             raise ValueError(f"{argument}: this model was trained without features of {self.key!r}.")
-        with self._lock:
+        with LOCK:
             self.features = self.features.with_more(features, argument)
 
     def values(self) -> Values:
@@ -169,6 +170,20 @@ class ValueSpace:
         return np.array(
             [i for i, level in enumerate(self.levels) if len(self.kind.members_of(level)) == size], dtype=int
         )
+
+    def of_training(self, codes: np.ndarray) -> np.ndarray:
+        """Codes in which a value that training has not is the nearest number that it has, or else null."""
+        unseen = codes >= self.n_levels
+        if not isinstance(self.kind, Number) or not unseen.any():
+            return np.where(unseen, NULL, codes)
+        numbers = self.values().number.numpy()[:, 0]
+        nearest = np.abs(numbers[:, None] - numbers[: self.n_levels]).argmin(axis=1)
+        return np.where(unseen, nearest[codes], codes)
+
+    @property
+    def distinct(self) -> np.ndarray:
+        """Codes of the levels of training, without those that say the same as another."""
+        return np.unique([self.find(level) for level in self.levels])
 
     def is_zero(self, codes: np.ndarray) -> np.ndarray:
         """Which codes are the number 0, (cells,)."""

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sclatent.data import Conditions, TrainingBatches, check_categorical, short_repr
+from sclatent.data._kinds import Number
 from sclatent.data._warnings import warn_user
 from sclatent.nn import NULL
 
@@ -89,7 +90,11 @@ class Batches:
             seen = np.column_stack([seen, self.training.batch])
             asked = None if codes is None or batches is None else np.column_stack([codes, batches])
         for k, (key, names) in enumerate(levels.items()):
-            empty = np.setdiff1d(np.arange(len(names)) if asked is None else asked[:, k], np.append(seen[:, k], NULL))
+            space = self.conditions.spaces.get(key)
+            if space is not None and isinstance(space.kind, Number):
+                continue  # what is learned of a number, its neighbours tell
+            every = np.arange(len(names)) if space is None else space.distinct
+            empty = np.setdiff1d(every if asked is None else asked[:, k], np.append(seen[:, k], NULL))
             if len(empty):
                 warn_user(
                     f"No training cell has a level of {key!r} that is one of {short_repr([names[i] for i in empty])}: "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -119,8 +118,7 @@ def describe_kinds(adata: AnnData, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         entry: dict[str, Any] = {"kind": kind.name, **fields}
         if _has_features(kind):
             table = FeatureTable.of(_frame(adata, key, kind), f"condition_keys[{key!r}]", _needed(adata.obs, key, kind))
-            rows = {"names": list(table.names), "values": table.values.tolist(), "scale": table.scale}
-            entry["features"] = rows
+            entry["features"] = table
         described["condition_kinds"][key] = entry
     return described
 
@@ -133,8 +131,9 @@ def kinds_of(setup: Mapping[str, Any]) -> tuple[dict[str, Kind], dict[str, Featu
         fields = {name: value for name, value in entry.items() if name not in ("kind", "features")}
         kinds[key] = KINDS[entry["kind"]](**fields)
         if "features" in entry:
-            values = np.asarray(entry["features"]["values"], dtype=np.float32)
-            features[key] = FeatureTable(tuple(entry["features"]["names"]), values, float(entry["features"]["scale"]))
+            table = entry["features"]
+            features[key] = table if isinstance(table, FeatureTable) else FeatureTable.from_json(table)
+            entry["features"] = features[key]  # which is printed in a line
     return kinds, features
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -131,7 +131,9 @@ class CountModel(LatentDiffusionModel):
         }
         cls._register(adata, setup_args, **kwargs)
 
-    def predict_profile(self, conditions: Any, n_cells: int | None = None) -> pd.DataFrame:
+    def predict_profile(
+        self, conditions: Any, n_cells: int | None = None, features: Mapping[str, pd.DataFrame] | None = None
+    ) -> pd.DataFrame:
         r"""Predict the mean expression of a combination of conditions, and how sure that is, without sampling.
 
         The prediction is that of a linear mixed model of the genes (:class:`~sclatent.baseline.MixedModel`), of the
@@ -145,6 +147,8 @@ class CountModel(LatentDiffusionModel):
             One combination, as in :meth:`sample`; keys that are not given are null.
         n_cells
             Number of cells that a measured mean is taken over: its sampling noise is added. By default none is.
+        features
+            Features of levels, or members of sets, that training has not, by key, as in :meth:`sample`.
 
         Returns
         -------
@@ -162,6 +166,7 @@ class CountModel(LatentDiffusionModel):
         >>> profile.columns.tolist(), len(profile)
         (['mean', 'sd'], 100)
         """
+        self._add_features(features)
         codes = self._codes_to_predict(conditions, "predict_profile")
         model, values = self._gene_means, self.conditions.values()
         variance = max(float(model.covariance(codes, values)[0, 0]), 0.0)
@@ -170,7 +175,13 @@ class CountModel(LatentDiffusionModel):
         sd = np.sqrt(variance * model.outcome_scale.cpu().numpy())
         return pd.DataFrame({"mean": model.predict(codes, values)[0], "sd": sd}, index=self.genes)
 
-    def predict_change(self, conditions: Any, control: Any, level: float = 0.9) -> pd.DataFrame:
+    def predict_change(
+        self,
+        conditions: Any,
+        control: Any,
+        level: float = 0.9,
+        features: Mapping[str, pd.DataFrame] | None = None,
+    ) -> pd.DataFrame:
         """Predict how mean expression differs between two combinations of conditions, gene by gene.
 
         Parameters
@@ -179,6 +190,8 @@ class CountModel(LatentDiffusionModel):
             Two combinations, as in :meth:`predict_profile`.
         level
             Probability that the interval holds the true change.
+        features
+            As in :meth:`predict_profile`.
 
         Returns
         -------
@@ -193,6 +206,7 @@ class CountModel(LatentDiffusionModel):
         >>> bool((change["lower"] < change["upper"]).all())
         True
         """
+        self._add_features(features)
         level = check_number("level", level, high=1, above=True)
         codes = np.vstack([self._codes_to_predict(c, "predict_change") for c in (conditions, control)])
         model, values = self._gene_means, self.conditions.values()
@@ -221,8 +235,8 @@ class CountModel(LatentDiffusionModel):
                 said += [str(row[key]) for key in row.index[self.conditions.are_unseen_names(combination[None])[0]]]
         if said:
             warn_user(
-                f"What is predicted of {short_repr(said)} differs from the mean of the others by less than its "
-                "standard error: its features say little about it. Look at predict_profile, which says how sure it is."
+                f"What is predicted of {short_repr(sorted(set(said)))} differs from the mean of the others by less "
+                "than its standard error: what is known of it says little. predict_profile says how sure it is."
             )
 
     @property

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sclatent.data import plain_level
+from sclatent.data._kinds import FeatureTable
 from sclatent.data._schema import COUNT, TEXT, check
 
 from ._files import only_writer, write_atomically
@@ -40,6 +41,8 @@ CONTENT_ERRORS = (
 def _to_json(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return {"__array__": [_to_json(v) if isinstance(v, np.ndarray) else plain_level(v) for v in value]}
+    if isinstance(value, FeatureTable):
+        return value.as_json()
     if isinstance(value, np.generic):
         return plain_level(value)  # a float by the shortest number of its precision
     if isinstance(value, Mapping):

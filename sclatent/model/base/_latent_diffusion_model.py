@@ -20,6 +20,7 @@ from ._checks import check_n_samples, check_order, check_steps
 from ._diffusion_model import DiffusionModel, Solver
 from ._guidance import Guidance, GuidanceWeights, Weight
 
+OF_UNSEEN = "the nearest number, or without the key, of an unseen value"
 MOST_COMBINATIONS = 100  # that uns names
 FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
 
@@ -87,7 +88,8 @@ class LatentDiffusionModel(DiffusionModel):
         library_size
             Of counts, total counts of each cell, a number up to 1e12 or one per cell. By default drawn from the
             training cells of the same combination of conditions; for an unseen combination, from an additive model of
-            its logarithm over the keys, with residuals drawn from the training cells.
+            its logarithm over the keys, with residuals drawn from the training cells. Of an unseen value the nearest
+            number of training counts, and of an unseen level or set the other keys alone.
         batch
             Level of ``batch_key`` to decode under. By default drawn from the training cells of the same combination,
             together with the library size; for an unseen combination, from the batches in which its levels were seen
@@ -130,7 +132,7 @@ class LatentDiffusionModel(DiffusionModel):
         5
         """
         self._check_stage("diffusion", "sample")
-        self.conditions.add_features(features)
+        self._add_features(features)
         n_samples = check_n_samples(self.conditions.n_rows(conditions) if n_samples is None else n_samples)
         check_steps(n_steps)
         codes = self.conditions.encode(conditions, n_samples)
@@ -146,6 +148,11 @@ class LatentDiffusionModel(DiffusionModel):
         batches, batch_rule = self.batches.given_or_drawn(batch, seen, uniforms)
         self.batches.warn_of_unseen(seen, batches)
         self._warn_of_mean_response(codes)
+        if (seen != self.conditions.without_dose(codes)).any():
+            library_rule, batch_rule = (
+                {key: rule if rule == "given" else f"{rule}, by {OF_UNSEEN}" for key, rule in rules.items()}
+                for rules in (library_rule, batch_rule)
+            )
 
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):
@@ -235,7 +242,7 @@ class LatentDiffusionModel(DiffusionModel):
         check_seed(seed)  # a wrong seed is said even where nothing is drawn
         check_steps(n_steps)
         self._check_noise(noise_level, inversion)
-        self.conditions.add_features(features)
+        self._add_features(features)
         origin, rows = self._given(adata), self._rows(adata, indices, conditions=True)
         check_order(conditions, origin.obs_names[rows.cells], "conditions")
         known, target = rows.conditions[rows.cells], self.conditions.encode(conditions, len(rows))
@@ -247,7 +254,8 @@ class LatentDiffusionModel(DiffusionModel):
         self._warn_of_no_flow(noise_level, weights, changes_label, is_weight_given=guidance_weight is not None)
         if not changes_label:  # there is none to push to
             weights = weights._replace(classifier=0.0)
-        source, target = self._source(known, target), np.where(target == NULL, known, target)
+        asked, source, target = target, self._source(known, target), np.where(target == NULL, known, target)
+        self._warn_of_no_dose(asked, target)
         batches = self.batches.asked(self.conditions.of_training(target), rows.batch[rows.cells])
         self.batches.warn_of_unseen(self.conditions.of_training(np.where(target == known, NULL, target)), batches)
 
@@ -304,6 +312,19 @@ class LatentDiffusionModel(DiffusionModel):
         table = self.conditions.decode(asked, pd.RangeIndex(len(asked)).astype(str))
         names = [", ".join(f"{key}={row[key]}" for key in self.conditions.keys) for _, row in table.iterrows()]
         return {"combinations": names, "n_training_cells": [int(n) for n in agree]}
+
+    def _warn_of_no_dose(self, asked: np.ndarray, target: np.ndarray) -> None:
+        """Say it where cells are to be moved to a level whose dose stays 0."""
+        for number, key in enumerate(self.conditions.of):
+            if key is None:
+                continue
+            dose, name = self.conditions.keys[number], self.conditions.keys[key]
+            moved = (asked[:, key] != NULL) & (asked[:, number] == NULL)
+            if moved.any() and self.conditions.spaces[dose].is_zero(target[moved, number]).all():
+                warn_user(
+                    f"{dose!r} of these cells is 0, where no level of {name!r} has an effect: they stay as they are. "
+                    f"Ask for a dose, too, such as {{{name!r}: ..., {dose!r}: 1.0}}."
+                )
 
     def _warn_of_mean_response(self, codes: np.ndarray) -> None:
         """Say it where what is predicted of a value that nobody measured is not more than the mean of the others."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
@@ -232,7 +233,22 @@ class LatentModel(StagedModel):
             raise ValueError(
                 f"To train, every cell needs a level of every condition: {self.conditions.keys[:n_keys]} in adata.obs."
             )
+        unseen = rows.conditions >= np.array(self.conditions.n_levels, dtype=np.int64)
+        if unseen.any():
+            cell, k = np.argwhere(unseen)[0]
+            key = self.conditions.keys[k]
+            value = self.conditions.decode(rows.conditions[cell][None], pd.Index(["0"]))[key].iloc[0]
+            raise ValueError(
+                f"adata.obs[{key!r}] has values that this model was not made for, such as {value}: it can be asked for "
+                f"them, but not be trained on them. Make a new {type(self).__name__} of these cells."
+            )
         return rows
+
+    def _add_features(self, features: Mapping[str, pd.DataFrame] | None) -> None:
+        """Take features of further levels or members, by key; they are saved with the model."""
+        self.conditions.add_features(features)
+        for key in features or ():
+            self.registry["setup_args"]["condition_kinds"][key]["features"] = self.conditions.spaces[key].features
 
     def _check_values(self, rows: Any) -> None:
         self.domain.check_values(rows)
