@@ -78,7 +78,7 @@ class DiffusionModel(LatentModel):
         seed: int,
         cells: np.ndarray,
     ) -> Tensor:
-        """Tokens of measured cells with their own noise, or with noise that is drawn."""
+        """Noisy tokens of measured cells, by inversion or with noise that is drawn."""
         if not inversion:
             return self._add_noise(z, noise_level, seed, cells)[0]
         plain = GuidanceWeights(None, 1.0, 0.0)
