@@ -100,8 +100,8 @@ class Conditions:
         ----------
         conditions
             One level per key for all cells, as a dict or a row of a DataFrame; or a DataFrame with one row per cell.
-            With one key alone, also its level, or a list of one level per cell. Keys that are not given, and missing
-            values, are null. What else a DataFrame or a row has is ignored.
+            With one key alone, also its level, or a list of one level per cell. Keys that are not given, or None, and
+            missing values of a table or a list are null. What else a DataFrame or a row has is ignored.
         n_cells
             Number of cells; may be left out with a DataFrame.
         argument
@@ -142,8 +142,7 @@ class Conditions:
         unknown = [key for key in conditions if key not in self.levels]
         if unknown:
             raise KeyError(f"{argument}: {unknown[0]!r} is no condition of this model, which has {self.keys}.")
-        is_missing = _is_missing if self.argument == "conditions" else lambda level: level is None  # not of a batch
-        given = {key: level for key, level in conditions.items() if not is_missing(level)}
+        given = {key: level for key, level in conditions.items() if level is not None}
         code = [self._code(key, given[key], argument) if key in given else NULL for key in self.keys]
         return np.tile(np.array(code, dtype=np.int64), (n_cells or 1, 1))
 
@@ -321,10 +320,6 @@ class Conditions:
         return pd.DataFrame(
             {key: space.names_of(codes[:, k]) for k, (key, space) in enumerate(self.spaces.items())}, index=index
         )
-
-
-def _is_missing(level: Any) -> bool:
-    return level is None or (is_scalar(level) and bool(pd.isna(level)))
 
 
 def _are_several(given: Any) -> bool:
