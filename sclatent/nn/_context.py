@@ -17,7 +17,7 @@ class Values(NamedTuple):
 
     The first rows are those of the levels of training. Values that only sampling asks for come after them.
 
-    Attributes
+    Parameters
     ----------
     members
         How many members a set has, and which, those of training first, (n_values, 1 + n_members).
