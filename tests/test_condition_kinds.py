@@ -431,6 +431,7 @@ def test_many_numbers_in_training_give_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model.train(max_epochs=1, **QUIET)
+    assert model.is_trained
 
 
 @pytest.mark.parametrize("column", [pd.date_range("2020", periods=13), [1j] * 13, ["1"] * 13])

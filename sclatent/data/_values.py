@@ -187,7 +187,7 @@ class ValueSpace:
 
     def is_zero(self, codes: np.ndarray) -> np.ndarray:
         """Which codes are the number 0, (cells,)."""
-        numbers = np.array([self.kind.value_of(level) for level in [*self.levels, *self.asked]])  # type: ignore[union-attr]
+        numbers = np.array([float(level) for level in [*self.levels, *self.asked]])
         return (codes != NULL) & (numbers[codes] == 0)
 
     def names_of(self, codes: np.ndarray) -> pd.Categorical | np.ndarray:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere, which mypy takes it for
 
 TRIES = 1_000  # some network file systems give a file another identity whenever they are asked
 
