@@ -17,6 +17,8 @@ import scanpy as sc
 import torch
 from anndata import AnnData
 
+from sclatent.model import SCLDM
+
 RESULTS = Path(__file__).parent / "results"  # ignored by git
 FOLDS = Path(__file__).parent / "folds"  # which cells are held out
 
@@ -82,3 +84,10 @@ def with_counts(adata: AnnData) -> AnnData:
     cells = adata.copy()
     sc.pp.filter_cells(cells, min_counts=1)
     return cells
+
+
+def with_autoencoder_of(trained: SCLDM, model: SCLDM) -> SCLDM:
+    """Give a model the trained autoencoder of another: rows of one table that differ in the denoiser alone share it."""
+    model.module.autoencoder.load_state_dict(trained.module.autoencoder.state_dict())
+    model.trained_stages.add("autoencoder")
+    return model

@@ -34,7 +34,17 @@ import pandas as pd
 import scanpy as sc
 import scvi
 import torch
-from _common import FOLDS, RESULTS, environment, keep_threads, quiet, variable_genes, with_counts, write_json
+from _common import (
+    FOLDS,
+    RESULTS,
+    environment,
+    keep_threads,
+    quiet,
+    variable_genes,
+    with_autoencoder_of,
+    with_counts,
+    write_json,
+)
 from anndata import AnnData, read_h5ad
 from scipy import sparse
 
@@ -79,13 +89,18 @@ def run_scldm(train: AnnData, held_out: AnnData, seed: int, arguments: argparse.
     SCLDM.setup_anndata(train, condition_keys=[KEY])
     types = held_out.obs[[KEY]]
     options = {"seed": seed, "progress_bar": False}
-    sources = {}
+    sources: dict[str, AnnData] = {}
+    first: dict[str, SCLDM] = {}  # of each pooling, whose autoencoder the others take over
     for pooling, baseline in product(arguments.poolings, arguments.baselines):
         name = "SCLDM" if pooling == arguments.poolings[0] else f"SCLDM, pooling {pooling}"
         name += "" if baseline == arguments.baselines[0] else f", baseline {baseline}"
         model = SCLDM(train, seed=seed, baseline=baseline, pooling=pooling)
+        stage = "all"
+        if pooling in first:
+            model, stage = with_autoencoder_of(first[pooling], model), "diffusion"
+        first.setdefault(pooling, model)
         start = time.perf_counter()
-        model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
+        model.train(arguments.epochs, stage, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
         took = time.perf_counter() - start
         nll = model.get_reconstruction_error(held_out)["reconstruction_loss"]
         print(f"{name}: held-out NLL {nll:.1f} nats a cell, trained in {took:.0f} s", flush=True)

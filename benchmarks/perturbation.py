@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from _common import FOLDS, RESULTS, environment, quiet, variable_genes, with_counts, write_json
+from _common import FOLDS, RESULTS, environment, quiet, variable_genes, with_autoencoder_of, with_counts, write_json
 from anndata import AnnData, read_h5ad
 
 from sclatent.datasets import glioblastoma, kang
@@ -100,9 +100,10 @@ def predict(
     SCLDM.setup_anndata(train, condition_keys=[fold.group_key, fold.condition_key])
     target = {fold.group_key: fold.group, fold.condition_key: fold.treated}
     options = {"seed": seed, "progress_bar": False}
-    predictions = {}
+    predictions, first = {}, None
     for baseline in arguments.baselines:
-        model = trained(train, seed, baseline, arguments, fold.name)
+        model = trained(train, seed, baseline, arguments, fold.name, first)
+        first = first or model
         scldm = "SCLDM" if baseline == arguments.baselines[0] else f"SCLDM, baseline {baseline},"
         for w in arguments.guidance:
             weight = {fold.condition_key: w}
@@ -111,6 +112,8 @@ def predict(
             predictions[f"{scldm} sample, no network"] = model.sample(n, target, baseline_only=True, **options)
         to = {fold.condition_key: fold.treated}
         for level in arguments.noise_level:
+            if baseline == "none" and not level:
+                continue  # nothing moves
             # at noise level 0 there is no flow to guide, and the network is not evaluated
             for w in arguments.guidance if level else [1.0]:
                 name = f"{scldm} counterfactual, noise level {level:g}"
@@ -119,20 +122,25 @@ def predict(
                 predictions[name] = model.counterfactual(
                     moved, to, noise_level=level, guidance_weight=weight, **options
                 )
-        if model.module.gene_means is not None:
+        if baseline == arguments.baselines[0] and model.module.gene_means is not None:
             model.module.gene_means = None
             name = f"{scldm} counterfactual, noise level 0, no network, without gene effects"
             predictions[name] = model.counterfactual(moved, to, noise_level=0, **options)
     return predictions
 
 
-def trained(train: AnnData, seed: int, baseline: str, arguments: argparse.Namespace, fold: str) -> SCLDM:
-    """Train SCLDM, or load the model that an earlier run has kept."""
+def trained(
+    train: AnnData, seed: int, baseline: str, arguments: argparse.Namespace, fold: str, first: SCLDM | None
+) -> SCLDM:
+    """Train SCLDM, its denoiser alone if there is a first model; or load the model that an earlier run has kept."""
     kept = arguments.models and arguments.models / f"{fold}, {baseline}, seed {seed}"
     if kept and kept.exists():
         return SCLDM.load(kept, train)
     model = SCLDM(train, seed=seed, baseline=baseline)
-    model.train(arguments.epochs, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
+    stage = "all"
+    if first is not None:
+        model, stage = with_autoencoder_of(first, model), "diffusion"
+    model.train(arguments.epochs, stage, accelerator="cpu", seed=seed, progress_bar=arguments.progress)
     if kept:
         model.save(kept)
     return model
