@@ -104,8 +104,10 @@ def predict(
     for baseline in arguments.baselines:
         model = trained(train, seed, baseline, arguments, fold.name, first)
         first = first or model
-        scldm = "SCLDM" if baseline == arguments.baselines[0] else f"SCLDM, baseline {baseline},"
-        for w in arguments.guidance:
+        is_first = model is first
+        scldm = "SCLDM" if is_first else f"SCLDM, baseline {baseline},"
+        guidance = arguments.guidance if is_first else [1.0]
+        for w in guidance:
             weight = {fold.condition_key: w}
             predictions[f"{scldm} sample, guidance {w:g}"] = model.sample(n, target, guidance_weight=weight, **options)
         if baseline != "none":
@@ -115,14 +117,14 @@ def predict(
             if baseline == "none" and not level:
                 continue  # nothing moves
             # at noise level 0 there is no flow to guide, and the network is not evaluated
-            for w in arguments.guidance if level else [1.0]:
+            for w in guidance if level else [1.0]:
                 name = f"{scldm} counterfactual, noise level {level:g}"
                 name += f", guidance {w:g}" if level else ", no network"
                 weight = {fold.condition_key: w}
                 predictions[name] = model.counterfactual(
                     moved, to, noise_level=level, guidance_weight=weight, **options
                 )
-        if baseline == arguments.baselines[0] and model.module.gene_means is not None:
+        if is_first and model.module.gene_means is not None:
             model.module.gene_means = None
             name = f"{scldm} counterfactual, noise level 0, no network, without gene effects"
             predictions[name] = model.counterfactual(moved, to, noise_level=0, **options)
@@ -195,7 +197,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kang", type=Path, help="h5ad file of Kang et al. 2018")
     parser.add_argument("--folds", nargs="+", help='folds to run, such as "glioblastoma/PW034" or all of "kang"')
-    parser.add_argument("--baselines", nargs="+", default=["mixed"], help="of SCLDM, the main one first")
+    parser.add_argument(
+        "--baselines", nargs="+", default=["mixed"], help="of SCLDM, the main one, with all rows, first"
+    )
     parser.add_argument(
         "--noise-level", type=float, nargs="+", default=[0.0, 1.0], help="of counterfactuals (default: 0 and 1)"
     )
