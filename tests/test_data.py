@@ -14,8 +14,6 @@ from sclatent.data import (
     CellRows,
     Conditions,
     EpochSampler,
-    LibrarySizes,
-    additive_effects,
     align_genes,
     check_categorical,
     check_counts,
@@ -23,6 +21,7 @@ from sclatent.data import (
     get_matrix,
 )
 from sclatent.datasets import simulate
+from sclatent.domain import LibrarySizes
 
 # ---- storage
 
@@ -224,7 +223,7 @@ def test_unknown_conditions_are_named(given, error, message):
         CONDITIONS.encode(given, 3)
 
 
-# ---- library sizes and additive effects
+# ---- library sizes
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +238,7 @@ def codes_of(adata: AnnData) -> np.ndarray:
     return np.stack([adata.obs[key].cat.codes.to_numpy(np.int64) for key in ("cell_type", "condition")], axis=1)
 
 
+TYPES_AND_CONDITIONS = Conditions({"cell_type": [f"type_{i}" for i in range(4)], "condition": list("abc")})
 UNIFORMS = (np.arange(2_000) + 0.5) / 2_000
 
 
@@ -246,7 +246,7 @@ UNIFORMS = (np.arange(2_000) + 0.5) / 2_000
 def test_library_sizes_of_seen_combinations_are_those_of_their_cells(groups, combination):
     adata, held_out = groups
     codes, sizes = codes_of(adata)[~held_out], adata.obs["library_size"].to_numpy()[~held_out]
-    drawn, seen = LibrarySizes(codes, sizes, [4, 3]).draw(np.tile(combination, (2_000, 1)), UNIFORMS)
+    drawn, seen = LibrarySizes(TYPES_AND_CONDITIONS, codes, sizes).draw(np.tile(combination, (2_000, 1)), UNIFORMS)
     pool = sizes[np.all([(codes[:, k] == c) | (c == -1) for k, c in enumerate(combination)], axis=0)]
     assert seen.all()
     assert set(drawn) <= set(pool)
@@ -256,39 +256,26 @@ def test_library_sizes_of_seen_combinations_are_those_of_their_cells(groups, com
 def test_library_sizes_of_an_unseen_combination_follow_the_additive_law(groups):
     adata, held_out = groups
     codes, sizes = codes_of(adata)[~held_out], adata.obs["library_size"].to_numpy()[~held_out]
-    drawn, seen = LibrarySizes(codes, sizes, [4, 3]).draw(np.tile((3, 2), (2_000, 1)), UNIFORMS)
+    drawn, seen = LibrarySizes(TYPES_AND_CONDITIONS, codes, sizes).draw(np.tile((3, 2), (2_000, 1)), UNIFORMS)
     truth = adata.uns["truth"]["log_library_size"]
     assert not seen.any()
     assert np.ptp(truth) > 0.3  # the groups differ by more than the tolerance
     assert np.log(drawn).mean() == pytest.approx(truth[3, 2], abs=0.06)
     assert np.log(drawn).std() == pytest.approx(0.3, abs=0.04)
-    mixed, which = LibrarySizes(codes, sizes, [4, 3]).draw(np.array([[3, 2], [0, 0]]), np.array([0.5, 0.5]))
+    mixed, which = LibrarySizes(TYPES_AND_CONDITIONS, codes, sizes).draw(
+        np.array([[3, 2], [0, 0]]), np.array([0.5, 0.5])
+    )
     assert which.tolist() == [False, True]
     assert mixed[1] in sizes[(codes == 0).all(axis=1)]
 
 
 def test_library_sizes_without_conditions():
     sizes = np.array([10.0, 20.0, 30.0])
-    drawn, seen = LibrarySizes(np.zeros((3, 0), dtype=int), sizes, []).draw(
+    drawn, seen = LibrarySizes(Conditions({}), np.zeros((3, 0), dtype=int), sizes).draw(
         np.zeros((3, 0), dtype=int), UNIFORMS[::900]
     )
     assert seen.all()
     assert set(drawn) <= set(sizes)
-
-
-def test_additive_effects_are_recovered_and_carried_to_unseen_combinations():
-    rng = np.random.default_rng(0)
-    effects = [rng.normal(size=(4, 5)), rng.normal(size=(3, 5))]
-    codes = np.stack([rng.choice(4, 4_000, p=[0.6, 0.2, 0.15, 0.05]), rng.choice(3, 4_000, p=[0.7, 0.2, 0.1])], axis=1)
-    codes = codes[~((codes[:, 0] == 1) & (codes[:, 1] == 2))]
-    values = 2 + effects[0][codes[:, 0]] + effects[1][codes[:, 1]]
-    constant, found = additive_effects(codes, values, [4, 3])
-    for k, effect in enumerate(found):
-        np.testing.assert_allclose(effect - effect[0], effects[k] - effects[k][0], atol=0.15)
-        np.testing.assert_allclose(effect[codes[:, k]].mean(axis=0), 0, atol=1e-9)
-    np.testing.assert_allclose(constant, values.mean(axis=0), atol=0.05)
-    unseen = constant + found[0][1] + found[1][2]
-    np.testing.assert_allclose(unseen, 2 + effects[0][1] + effects[1][2], atol=0.15)
 
 
 # ---- genes by name

@@ -8,7 +8,8 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from sclatent.data import LibrarySizes, TrainingBatches
+from sclatent.data import Conditions, TrainingBatches
+from sclatent.domain import LibrarySizes
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
 RULES = TrainingBatches.RULES
@@ -91,7 +92,9 @@ def test_drawn_cells_have_the_library_size_and_the_batch_of_one_cell():
     codes, batch = rng.integers(0, 2, size=(200, 2)), rng.integers(0, 3, 200)
     sizes = 1.0 + np.arange(200)  # by which the cell is known
     asked, uniforms = rng.integers(-1, 2, size=(300, 2)), rng.random((300, 2))
-    drawn_sizes, seen = LibrarySizes(codes, sizes, [2, 2]).draw(asked, uniforms[:, 0])
+    drawn_sizes, seen = LibrarySizes(Conditions({"a": ["0", "1"], "b": ["0", "1"]}), codes, sizes).draw(
+        asked, uniforms[:, 0]
+    )
     drawn_batches, _ = TrainingBatches(codes, batch, [2, 2], 3).draw(asked, uniforms)
     assert seen.all()
     cell = drawn_sizes.astype(int) - 1

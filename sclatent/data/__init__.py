@@ -1,6 +1,5 @@
 """From AnnData to minibatches: checks, conditions, genes by name, sparse loaders."""
 
-from ._additive import additive_effects
 from ._batches import TrainingBatches
 from ._checks import (
     check_adata,
@@ -34,11 +33,12 @@ from ._features import (
 from ._genes import align_genes
 from ._labels import UNLABELED, check_labels, label_codes
 from ._levels import check_levels, plain_level, short_repr
-from ._library import LibrarySizes, check_library_size
+from ._library import check_library_size
 from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
 from ._numbers import check_number, check_whole, is_number, is_whole
+from ._pools import CellPools
 from ._random import cell_rng, check_seed, random_stream, torch_stream
 from ._reading import by_rows, read_rows, row_blocks, totals
 
@@ -46,15 +46,14 @@ __all__ = [
     "TARGET_SUM",
     "UNLABELED",
     "CellBatch",
+    "CellPools",
     "CellRows",
     "Conditions",
     "EpochSampler",
     "FeatureBatch",
     "FeatureRows",
-    "LibrarySizes",
     "TokenRows",
     "TrainingBatches",
-    "additive_effects",
     "align_features",
     "align_genes",
     "by_rows",

@@ -4,6 +4,7 @@ from ._counts import CountDomain
 from ._domain import CHANGED, Domain
 from ._features import DIFFERENCE, FeatureDomain
 from ._fields import KnownConditionsField, KnownLevelsField
+from ._library import LibrarySizes
 
 __all__ = [
     "CHANGED",
@@ -13,4 +14,5 @@ __all__ = [
     "FeatureDomain",
     "KnownConditionsField",
     "KnownLevelsField",
+    "LibrarySizes",
 ]

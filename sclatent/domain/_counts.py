@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sclatent.data import (
     CellBatch,
     CellRows,
-    LibrarySizes,
+    Conditions,
     align_genes,
     by_rows,
     cell_rng,
@@ -36,6 +36,7 @@ from sclatent.nn import Context, Values
 
 from ._domain import CHANGED, Domain
 from ._fields import KnownLayerField
+from ._library import LibrarySizes
 
 AMPLE = 20  # counts of a cell that is hardly ever empty by chance
 EXACT = 2**24  # from here on float32, as which minibatches have counts, leaves out whole numbers
@@ -155,9 +156,9 @@ class CountDomain(Domain):
         for genes in (autoencoder.genes_in, autoencoder.genes_out):
             genes.data.copy_(torch.from_numpy(loadings))
 
-    def learn_from(self, module: CellDiffusion, rows: CellRows, n_levels: Sequence[int]) -> None:
+    def learn_from(self, module: CellDiffusion, rows: CellRows, conditions: Conditions) -> None:
         """Remember the library sizes of the training cells."""
-        self.library_sizes = LibrarySizes(rows.conditions[rows.cells], self._library_of_all(module, rows), n_levels)
+        self.library_sizes = LibrarySizes(conditions, rows.conditions[rows.cells], self._library_of_all(module, rows))
 
     def fit_means(
         self, module: CellDiffusion, rows: CellRows, codes: np.ndarray, values: Sequence[Values] | None
@@ -251,7 +252,7 @@ class CountDomain(Domain):
             return np.broadcast_to(given, len(codes)), {"library_size": "given"}
         assert self.library_sizes is not None  # of a trained model
         library, seen = self.library_sizes.draw(codes, uniforms)
-        rules = {True: "training cells of the combination", False: "additive model over the conditions"}
+        rules = {True: "training cells of the combination", False: "mixed model of the conditions"}
         return library, {"library_size": ", ".join(rules[s] for s in (True, False) if s in seen)}
 
     def library_of(self, module: CellDiffusion, batch: CellBatch) -> np.ndarray:
@@ -336,7 +337,7 @@ class CountDomain(Domain):
         description: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray],
         codes: np.ndarray | None,
-        n_levels: Sequence[int],
+        conditions: Conditions,
     ) -> None:
         """Take back the unit of the size factors and the library sizes."""
         self.size_factor_scale = float(description["size_factor_scale"])
@@ -345,7 +346,7 @@ class CountDomain(Domain):
         sizes = arrays["library_sizes"]
         if sizes.shape != (len(codes),) or not (np.isfinite(sizes) & (sizes > 0)).all():
             raise ValueError("library_sizes must be positive numbers, one for each row of condition_codes")
-        self.library_sizes = LibrarySizes(codes, sizes, n_levels)
+        self.library_sizes = LibrarySizes(conditions, codes, sizes)
 
     @classmethod
     def check_description(cls, description: Mapping[str, Any]) -> None:

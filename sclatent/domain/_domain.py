@@ -12,7 +12,7 @@ from anndata import AnnData
 from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 
-from sclatent.data import check_whole, short_repr
+from sclatent.data import Conditions, check_whole, short_repr
 from sclatent.module import LatentDiffusion, Standardize
 from sclatent.nn import Values
 
@@ -93,7 +93,7 @@ class Domain(ABC):
     def look_at(self, module: Any, rows: Any, seed: int, progress_bar: bool) -> None:
         """Fit what follows from the training cells alone, before anything is trained."""
 
-    def learn_from(self, module: Any, rows: Any, n_levels: Sequence[int]) -> None:  # noqa: B027
+    def learn_from(self, module: Any, rows: Any, conditions: Conditions) -> None:  # noqa: B027
         """Remember what sampling needs to know of the training cells."""
 
     def fit_means(  # noqa: B027
@@ -199,7 +199,7 @@ class Domain(ABC):
         description: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray],
         codes: np.ndarray | None,
-        n_levels: Sequence[int],
+        conditions: Conditions,
     ) -> None:
         """Take back what was saved; ``codes`` are those of the training cells, if the model is trained."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sclatent.data import (
+    Conditions,
     FeatureBatch,
     FeatureRows,
     align_features,
@@ -231,7 +232,7 @@ class FeatureDomain(Domain):
         description: Mapping[str, Any],
         arrays: Mapping[str, np.ndarray],
         codes: np.ndarray | None,
-        n_levels: Sequence[int],
+        conditions: Conditions,
     ) -> None:
         """Take back the extremes of the training cells."""
         low, high = map(float, description["value_range"])

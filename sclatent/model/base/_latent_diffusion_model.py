@@ -87,9 +87,8 @@ class LatentDiffusionModel(DiffusionModel):
             along what images look like (Jeanneret et al. 2022, arXiv 2203.15636).
         library_size
             Of counts, total counts of each cell, a number up to 1e12 or one per cell. By default drawn from the
-            training cells of the same combination of conditions; for an unseen combination, from an additive model of
-            its logarithm over the keys, with residuals drawn from the training cells. Of an unseen value the nearest
-            number of training counts, and of an unseen level or set the other keys alone.
+            training cells of the same combination of conditions; for an unseen combination, from a mixed model of its
+            logarithm (:class:`~sclatent.domain.LibrarySizes`), with residuals drawn from the training cells.
         batch
             Level of ``batch_key`` to decode under. By default drawn from the training cells of the same combination,
             together with the library size; for an unseen combination, from the batches in which its levels were seen
@@ -144,15 +143,12 @@ class LatentDiffusionModel(DiffusionModel):
         self._check_baseline_only(baseline_only, weights)
         uniforms = cell_rng(seed, "sizes").random((n_samples, 2))
         seen = self.conditions.of_training(self.conditions.without_dose(codes))
-        library, library_rule = self.domain.given_or_drawn_library(library_size, seen, uniforms[:, 0])
+        library, library_rule = self.domain.given_or_drawn_library(library_size, codes, uniforms[:, 0])
         batches, batch_rule = self.batches.given_or_drawn(batch, seen, uniforms)
         self.batches.warn_of_unseen(seen, batches)
         self._warn_of_mean_response(codes)
         if (seen != self.conditions.without_dose(codes)).any():
-            library_rule, batch_rule = (
-                {key: rule if rule == "given" else f"{rule}, by {OF_UNSEEN}" for key, rule in rules.items()}
-                for rules in (library_rule, batch_rule)
-            )
+            batch_rule = {key: r if r == "given" else f"{r}, by {OF_UNSEEN}" for key, r in batch_rule.items()}
 
         blocks = []
         for cells in self._blocks(n_samples, batch_size, "Sampling", progress_bar):

@@ -263,7 +263,7 @@ class LatentModel(StagedModel):
 
     def _learn_from(self, rows: Any) -> None:
         self.batches.learn_from(rows.conditions[rows.cells], rows.batch[rows.cells])
-        self.domain.learn_from(self.module, rows, self.conditions.n_levels)
+        self.domain.learn_from(self.module, rows, self.conditions)
         self.batches.warn_of_levels()
 
     def _stage_rows(self, stage: str, rows: Any) -> Any:
@@ -425,4 +425,4 @@ class LatentModel(StagedModel):
             if len(batch) != len(codes):
                 raise ValueError("batch_codes must be one for each row of condition_codes")
             self.batches.learn_from(codes, batch)
-        self.domain.restore(description, arrays, codes, n_levels)
+        self.domain.restore(description, arrays, codes, self.conditions)
