@@ -104,6 +104,29 @@ def test_what_was_never_perturbed_is_predicted(of_sets, level):
     assert np.square(made - (real - control)).mean() < np.square(np.mean(others, axis=0) - (real - control)).mean() / 2
 
 
+def test_guidance_pushes_one_member_of_a_set(of_sets):
+    def mean(weight) -> np.ndarray:
+        return profile(of_sets.sample(300, "P4+P7", guidance_weight=weight, progress_bar=False).X)
+
+    plain, pushed = mean(1.0), mean({"perturbation": {"P4": 3.0}})
+    along = [np.corrcoef(pushed - plain, of_set(member))[0, 1] for member in ("P4", "P7")]
+    assert along[0] > 0.7 > abs(along[1])
+    np.testing.assert_array_equal(mean({"perturbation": {"P4": 1.0}}), plain)
+    np.testing.assert_array_equal(mean({"perturbation": {"P0": 3.0}}), plain)  # which is not in the set
+    made = of_sets.sample(2, "P4+P7", guidance_weight={"perturbation": {"P4": 3.0}}, progress_bar=False)
+    assert made.uns["sclatent"]["guidance_weight"] == {"perturbation": {"P4": 3.0}}
+
+
+def test_members_that_guidance_cannot_push_are_refused(of_sets, of_doses):
+    with pytest.raises(ValueError, match=r"guidance_weight: 'P99' is no member of 'perturbation'"):
+        of_sets.sample(2, "P4+P7", guidance_weight={"perturbation": {"P99": 2.0}}, progress_bar=False)
+    with pytest.raises(ValueError, match=r"guidance_weight=.* must be a finite number.*one per member"):
+        of_sets.sample(2, "P4+P7", guidance_weight={"perturbation": {"P4": "much"}}, progress_bar=False)
+    conditions = {"drug": "D0", "dose": 1.0}
+    with pytest.raises(ValueError, match=r"guidance_weight: 'drug' is no set, so that it has no member 'D0'"):
+        of_doses.sample(2, conditions, guidance_weight={"drug": {"D0": 2.0}}, progress_bar=False)
+
+
 def test_the_order_of_members_does_not_matter(of_sets):
     one, same = (of_sets.sample(5, level, progress_bar=False) for level in ("P4+P7", "P7+P4"))
     assert (one.X != same.X).nnz == 0

@@ -266,6 +266,12 @@ class Conditions:
         columns = [space.of_training(codes[:, k]) for k, space in enumerate(self.spaces.values())]
         return np.stack(columns, axis=1) if columns else codes
 
+    def without_member(self, codes: np.ndarray, key: int, member: str) -> np.ndarray:
+        """Codes (cells, n_keys) of which the sets of a key lack a member."""
+        changed = codes.copy()
+        changed[:, key] = self.spaces[self.keys[key]].without_member(codes[:, key], member)
+        return changed
+
     def are_unseen_names(self, codes: np.ndarray) -> np.ndarray:
         """Which codes (cells, n_keys) are levels or sets, not numbers, that training has not."""
         names = np.array([not isinstance(kind, Number) for kind in self.kinds.values()], dtype=bool)

@@ -63,6 +63,9 @@ class ValueSpace:
         """Number of codes before those that only sampling asks for."""
         return self.n_levels * (1 if self.features is None else 2)
 
+    def _level_of(self, code: int) -> Any:
+        return [*self.levels, *self.levels[: self.n_fixed - self.n_levels], *self.asked][code]
+
     def _identity(self, level: Any) -> Hashable:
         if isinstance(self.kind, Set):
             return self.kind.members_of(level)
@@ -158,15 +161,33 @@ class ValueSpace:
         parts = (of_codes, features[twin], number[twin])
         return Values(*(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts))
 
+    def check_member(self, member: Any, argument: str) -> None:
+        """Raise unless sets can have a member."""
+        if not isinstance(self.kind, Set):
+            raise ValueError(f"{argument}: {self.key!r} is no set, so that it has no member {short_repr(member)}.")
+        if member not in self.members and (self.features is None or member not in self.features.place):
+            raise ValueError(
+                f"{argument}: {short_repr(member)} is no member of {self.key!r}, which has {short_repr(self.members)}."
+            )
+
+    def without_member(self, codes: np.ndarray, member: str) -> np.ndarray:
+        """Codes (cells,) of the same sets without a member; null where nothing stands for a set without any."""
+        assert isinstance(self.kind, Set)
+        changed = codes.copy()
+        for code in np.unique(codes[codes != NULL]):
+            members = self.kind.members_of(self._level_of(int(code)))
+            if member in members:
+                rest = self.kind.delimiter.join(m for m in members if m != member) or self.kind.control
+                changed[codes == code] = NULL if rest is None else self.code(rest, "guidance_weight")
+        return changed
+
     def levels_like(self, code: int) -> np.ndarray:
         """Codes of the levels of training that a value can be compared with: sets of as many members, or all."""
         if isinstance(self.kind, Number):
             return np.empty(0, dtype=np.int64)
         if not isinstance(self.kind, Set):
             return np.arange(self.n_levels)
-        size = len(
-            self.kind.members_of([*self.levels, *self.levels[: self.n_fixed - self.n_levels], *self.asked][code])
-        )
+        size = len(self.kind.members_of(self._level_of(code)))
         return np.array(
             [i for i, level in enumerate(self.levels) if len(self.kind.members_of(level)) == size], dtype=int
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ Field = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, Tensor, Context], Tensor]
 
 
-def classifier_free(f: Denoiser, context: Context, weight: float | Sequence[float]) -> Field:
+def classifier_free(
+    f: Denoiser, context: Context, weight: float | Sequence[float], parts: Sequence[tuple[Context, float]] = ()
+) -> Field:
     r"""Steer a denoiser by classifier-free guidance (Ho & Salimans 2022).
 
     With one weight w,
@@ -27,8 +30,8 @@ def classifier_free(f: Denoiser, context: Context, weight: float | Sequence[floa
 
     .. math:: v = v(c) + \sum_k (w_k - 1) \, (v(c) - v(c \setminus c_k)),
 
-    at the cost of one evaluation more for every key whose weight is not 1. All evaluations of a step go through in one
-    batch.
+    at the cost of one evaluation more for every key whose weight is not 1. So is a part of a key, such as a member of a
+    set. All evaluations of a step go through in one batch.
 
     Parameters
     ----------
@@ -38,6 +41,8 @@ def classifier_free(f: Denoiser, context: Context, weight: float | Sequence[floa
         What the cells are conditioned on.
     weight
         One weight, or one a key.
+    parts
+        With one weight a key: contexts that lack a part of the conditions, and the weight of that part.
 
     Returns
     -------
@@ -63,6 +68,7 @@ def classifier_free(f: Denoiser, context: Context, weight: float | Sequence[floa
         variants = [(context, float(weight)), (context.without(is_pushed=weight > 1), 1 - weight)]
     else:
         pushed = [(context.without(k, is_pushed=w > 1), 1 - w) for k, w in enumerate(weight)]
+        pushed += [(replace(c, pushed_to=context.codes if w > 1 else None), 1 - w) for c, w in parts]
         variants = [(context, 1 - sum(w for _, w in pushed)), *pushed]
     variants = [(c, w) for c, w in variants if w != 0]
     stacked = Context.stack([c for c, _ in variants])

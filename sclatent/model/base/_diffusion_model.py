@@ -47,7 +47,10 @@ class DiffusionModel(LatentModel):
 
     def _weights(self, guidance: Guidance | None, weight: Weight) -> GuidanceWeights:
         keys = self.conditions.keys[: self._n_keys]
-        return guidance_weights(guidance, weight, self._ways, keys, type(self).__name__)
+        weights = guidance_weights(guidance, weight, self._ways, keys, type(self).__name__)
+        for key, member, _ in weights.members:
+            self.conditions.spaces[keys[key]].check_member(member, "guidance_weight")
+        return weights
 
     # ---- flows
 
@@ -115,12 +118,16 @@ class DiffusionModel(LatentModel):
         baseline_only: bool = False,
     ) -> Tensor:
         """Carry tokens from one time to another under condition codes (cells, n_keys), with guidance."""
-        denoiser, context = self.module.denoiser, self._context(codes, size)
+        denoiser = self.module.denoiser
+        without = [(self.conditions.without_member(codes, key, member), w) for key, member, w in weights.members]
+        context = self._context(codes, size)
         has_label = self.labels_key is not None and self._n_keys == codes.shape[1]
         unlabelled = context.without(self._n_keys - 1) if has_label else context
         if weights.kind == "classifier":  # which alone knows the label
             context = unlabelled
-        field = classifier_free(denoiser.without_network if baseline_only else denoiser, context, weights.free)
+        parts = [(self._context(codes_of_part, size), w) for codes_of_part, w in without]
+        f = denoiser.without_network if baseline_only else denoiser
+        field = classifier_free(f, context, weights.free, parts)
         if weights.classifier:
             y = torch.from_numpy(codes[:, -1]).to(self.device)
 

@@ -12,6 +12,14 @@ Weight = float | Mapping[str, Any]
 TWO_WAYS = ("classifier-free", "classifier")
 
 
+class MemberWeight(NamedTuple):
+    """Weight of a member of the sets of a condition key, by its place among the keys."""
+
+    key: int
+    member: str
+    weight: float
+
+
 class GuidanceWeights(NamedTuple):
     """Weights of guidance.
 
@@ -23,11 +31,20 @@ class GuidanceWeights(NamedTuple):
         Weight of classifier-free guidance, or one per condition key.
     classifier
         Weight of the gradient of the classifier.
+    members
+        Weights of members of sets in classifier-free guidance.
     """
 
     kind: Guidance | None
     free: float | list[float]
     classifier: float
+    members: tuple[MemberWeight, ...] = ()
+
+    @property
+    def push(self) -> bool:
+        """Whether there is any guidance, and not plain conditional sampling."""
+        free = self.free if isinstance(self.free, list) else [self.free]
+        return bool(self.classifier) or any(w != 1 for w in (*free, *(m.weight for m in self.members)))
 
 
 def guidance_weights(
@@ -40,7 +57,8 @@ def guidance_weights(
     guidance
         What guides; None where the model has no conditions.
     weight
-        One weight; a dict of one per condition key; or with ``"both"`` a dict of one of these for each.
+        One weight; a dict of one per condition key, or of a dict of one per member; or with ``"both"`` a dict of one of
+        these for each.
     ways
         What the model can be guided by.
     keys
@@ -49,7 +67,7 @@ def guidance_weights(
         What to call the model in a message.
     """
     if guidance is None:
-        return GuidanceWeights(None, _free(weight, keys), 0.0)
+        return GuidanceWeights(None, *_free(weight, keys, 0.0))
     if not isinstance(guidance, str) or guidance not in ways:
         raise ValueError(
             f"guidance={short_repr(guidance)} is not one that this {model} has: use one of {list(ways)}."
@@ -68,17 +86,25 @@ def guidance_weights(
         by_classifier = weight if guidance != "classifier-free" else 0.0
     if not is_number(by_classifier):
         raise ValueError(f"guidance_weight={short_repr(weight)} must be a finite number for the classifier.")
-    return GuidanceWeights(guidance, _free(free, keys), float(by_classifier))
+    return GuidanceWeights(guidance, *_free(free, keys, float(by_classifier)))
 
 
-def _free(weight: Any, keys: Sequence[str]) -> float | list[float]:
-    if not all(map(is_number, weight.values() if isinstance(weight, Mapping) else [weight])):
+def _free(
+    weight: Any, keys: Sequence[str], by_classifier: float
+) -> tuple[float | list[float], float, tuple[MemberWeight, ...]]:
+    """Fields of :class:`GuidanceWeights` but the first."""
+    of_keys = dict(weight) if isinstance(weight, Mapping) else {}
+    of_members = {key: dict(of_keys.pop(key)) for key, w in list(of_keys.items()) if isinstance(w, Mapping)}
+    numbers = list(of_keys.values()) if isinstance(weight, Mapping) else [weight]
+    if not all(map(is_number, [*numbers, *(w for members in of_members.values() for w in members.values())])):
         raise ValueError(
-            f"guidance_weight={short_repr(weight)} must be a finite number, or a dict of one per condition key."
+            f"guidance_weight={short_repr(weight)} must be a finite number, or a dict of one per condition key; of a "
+            "set also a dict of one per member."
         )
     if not isinstance(weight, Mapping):
-        return float(weight)
+        return float(weight), by_classifier, ()
     for key in weight:
         if key not in keys:
             raise KeyError(f"guidance_weight: {key!r} is no condition of this model, which has {list(keys)}.")
-    return [float(weight.get(key, 1.0)) for key in keys]
+    members = (MemberWeight(keys.index(k), m, float(w)) for k, ws in of_members.items() for m, w in ws.items())
+    return [float(of_keys.get(key, 1.0)) for key in keys], by_classifier, tuple(members)

@@ -75,7 +75,8 @@ class LatentDiffusionModel(DiffusionModel):
             one key, also its level, or a list of one per cell. Keys that are not given are null.
         guidance_weight
             Weight w of guidance: 1, the default, is plain conditional sampling, 0 is unconditional, above 1 pushes
-            cells towards their conditions. A dict, ``{"condition": 2.0}``, has a weight for each key. With
+            cells towards their conditions. A dict, ``{"condition": 2.0}``, has a weight for each key; of a set
+            ``{"perturbation": {"KLF1": 2.0}}`` pushes one member alone, by what the set is beyond that without it. With
             ``guidance="both"``, one number for either, or ``{"classifier-free": 2.0, "classifier": 1.0}``. Of images
             the default is 4 by a classifier alone.
         guidance
@@ -361,7 +362,7 @@ class LatentDiffusionModel(DiffusionModel):
                 f"noise_level=0 does not change {self.labels_key!r}: a label is reached by denoising, and not by the "
                 "baseline alone. Use a higher noise_level, or leave it out."
             )
-        elif noise_level == 0 and is_weight_given and (weights.classifier or np.not_equal(weights.free, 1).any()):
+        elif noise_level == 0 and is_weight_given and weights.push:
             warn_user(
                 "guidance_weight does nothing at noise_level=0, where cells move by the difference of two means and no "
                 "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out."
