@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ._checks import check_block_is_finite, get_matrix, positions_of
 from ._levels import short_repr
 from ._numbers import is_whole
-from ._reading import by_rows, read_rows, row_blocks
+from ._reading import by_rows, dense, read_rows, row_blocks
 from ._warnings import warn_user
 
 
@@ -148,7 +147,7 @@ def read_features(
     array([[ 8.,  9.],
            [10., 11.]], dtype=float32)
     """
-    block = _dense(read_rows(values, cells))
+    block = dense(read_rows(values, cells)).astype(np.float32)
     return (block if columns is None else block[:, columns]).reshape(len(cells), *shape)
 
 
@@ -383,7 +382,8 @@ def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.nd
     like = read_features(values, first, shape)
     varies = np.zeros(shape, dtype=bool)
     for rows, block in row_blocks(values):
-        varies |= (_dense(block).reshape(-1, *shape) != like[codes[rows]]).any(axis=0)
+        block = dense(block).astype(np.float32).reshape(-1, *shape)
+        varies |= (block != like[codes[rows]]).any(axis=0)
     cells = f"all {len(codes)} cells" if len(first) == 1 else "all cells of every batch"
     if not varies.any():
         raise ValueError(
@@ -396,7 +396,3 @@ def check_varies(values: Any, where: str, shape: tuple[int, ...], batches: np.nd
             f"{where} has the same values in {cells} for {len(same)} of its {shape[-1]} {what}, such as "
             f"{same[:5].tolist()}: nothing can be learned of them. Leave them out if they should vary."
         )
-
-
-def _dense(block: np.ndarray | sparse.csr_matrix) -> np.ndarray:
-    return (block if isinstance(block, np.ndarray) else block.toarray()).astype(np.float32)

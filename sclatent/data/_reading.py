@@ -127,6 +127,11 @@ def _in_memory(block: Any) -> np.ndarray | sparse.csr_matrix:
     return sparse.csr_matrix(block) if sparse.issparse(block) else block
 
 
+def dense(rows: np.ndarray | sparse.csr_matrix) -> np.ndarray:
+    """Rows of a matrix, as :func:`read_rows` gives them, as an array."""
+    return rows if isinstance(rows, np.ndarray) else rows.toarray()
+
+
 def row_blocks(matrix: Any) -> Iterator[tuple[slice, np.ndarray | sparse.csr_matrix]]:
     """Iterate over a matrix, a block of rows in memory at a time.
 

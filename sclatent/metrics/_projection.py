@@ -8,6 +8,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from sclatent.data import by_rows, get_matrix, log_normalize_counts, row_blocks
+from sclatent.data._reading import dense
 
 EXACT_GENES = 2_000  # up to here the exact decomposition takes at most a second or two
 
@@ -45,8 +46,7 @@ def log_normalize(adata: AnnData, layer: str | None = None) -> np.ndarray:
 
 def log_normalize_dense(counts: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     """Log-normalise a matrix of counts (cells, genes) as :func:`log_normalize` does; dense, float32."""
-    values = log_normalize_counts(counts)
-    return values if isinstance(values, np.ndarray) else values.toarray()
+    return dense(log_normalize_counts(counts))
 
 
 class Projection:

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from sclatent.data import by_rows, get_features, read_rows
+from sclatent.data._reading import dense
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -143,7 +144,7 @@ def embed_images(
         tqdm(total=adata.n_obs, desc="embedding", unit=" images", disable=not progress_bar) as bar,
     ):
         for rows in batches:
-            batch = prepare(_block(images, rows).reshape(-1, *shape), place).to(dtype)
+            batch = prepare(dense(read_rows(images, rows)).reshape(-1, *shape), place).to(dtype)
             features = _features(encoder, batch, name, rows.start)
             if embedding is None:
                 embedding = np.empty((adata.n_obs, features.shape[1]), dtype=np.float32)
@@ -207,15 +208,9 @@ def _find_images(adata: AnnData, key: str, given: Sequence[int] | None) -> tuple
     return images, whole
 
 
-def _block(images: Any, rows: slice) -> np.ndarray:
-    """Read rows of images into memory, dense."""
-    block = read_rows(images, rows)
-    return block if isinstance(block, np.ndarray) else block.toarray()
-
-
 def _check_values(images: Any, batches: list[slice], where: str) -> None:
     """Raise a ``ValueError`` unless all images can be scaled to [0, 1], before the first is embedded."""
-    dtype = _block(images, slice(0, 1)).dtype
+    dtype = read_rows(images, slice(0, 1)).dtype
     if dtype in (np.uint8, np.bool_):
         return
     if dtype.kind != "f":
@@ -224,7 +219,7 @@ def _check_values(images: Any, batches: list[slice], where: str) -> None:
             'as .astype("uint8"); divide others by the largest that the camera can give, 65535 for 16 bits.'
         )
     for rows in batches:
-        block = _block(images, rows)
+        block = dense(read_rows(images, rows))
         finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
         if not finite.all():
             raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 from anndata import AnnData
 
 from sclatent.data import check_adata, feature_shape, get_features, read_rows
+from sclatent.data._reading import dense
 
 WRITTEN = ("quarter_turns", "mirrored")  # columns of obs
 
@@ -72,9 +73,7 @@ def turn_images(adata: AnnData, obsm_key: str | None, image_shape: Sequence[int]
             f"{where} has {shape[0]} features a cell and no image_shape: images were expected. If these are flat "
             "images, give image_shape=(height, width) or (height, width, channels)."
         )
-    images = read_rows(values, slice(None))
-    images = images if isinstance(images, np.ndarray) else images.toarray()
-    images = images.astype(values.dtype, copy=False).reshape(-1, *shape)
+    images = dense(read_rows(values, slice(None))).astype(values.dtype, copy=False).reshape(-1, *shape)
     turned = []
     for i, (mirrored, quarter_turns) in enumerate(product((False, True), range(4))):
         seen = np.rot90(images, quarter_turns, axes=(1, 2))
