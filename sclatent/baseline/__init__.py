@@ -4,7 +4,7 @@ from ._condition_mean import BASELINES, ConditionMean, common_slope
 from ._condition_mean import Baseline as Baseline  # a type
 from ._gaussian import GaussianVelocity, shrink_covariances
 from ._mixed_model import MixedModel
-from ._reml import reml
+from ._variances import reml
 
 __all__ = [
     "BASELINES",

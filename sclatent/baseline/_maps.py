@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 from sclatent.nn import NULL, Values
@@ -14,6 +15,7 @@ from sclatent.nn import NULL, Values
 MapName = Literal["own", "members", "size", "together", "likeness", "features", "similar", "linear", "smooth"]
 N_LANDMARKS = 64  # values that smooth kernels are taken from (Williams and Seeger 2001)
 N_COMPONENTS = 32  # of a smooth kernel
+N_FEATURES = 32  # principal components of the means of levels, by which they are alike
 
 
 class KeyMaps(nn.Module):
@@ -65,7 +67,7 @@ class KeyMaps(nn.Module):
     def fit(self, values: Values, share: np.ndarray, likeness: np.ndarray) -> None:
         """Take what maps need from the values of the levels, and the shares (n_levels,) that levels have of the cells.
 
-        ``likeness`` are features (n_levels, r) of levels by their mean cells.
+        ``likeness`` are features (n_levels, r) of levels by their mean cells, as of :func:`level_features`.
         """
         of_levels = Values(*(part[: self.n_levels].double().cpu() for part in values))
         of_levels = of_levels._replace(members=of_levels.members[:, of_levels.members.any(dim=0)])
@@ -176,6 +178,29 @@ class KeyMaps(nn.Module):
             if saved is not None and name not in ("share", "scales", "length"):
                 setattr(self, name, torch.empty_like(saved, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def level_features(codes: np.ndarray, means: np.ndarray, key: int, n_levels: int) -> np.ndarray:
+    """Features of the levels of a key, (n_levels, r), the inner products of which say how alike they are.
+
+    They are principal components of the means under the levels of the other keys under which most levels were seen,
+    scaled to a mean square length of 1. A level that was not seen there has features of 0: nothing is known of it. From
+    fewer than three levels there are none.
+    """
+    other = np.unique(np.delete(codes, key, axis=1), axis=0, return_inverse=True)[1].ravel()
+    is_seen = np.zeros((other.max() + 1, n_levels), dtype=bool)
+    is_seen[other, codes[:, key]] = True
+    levels = is_seen[is_seen.sum(axis=1).argmax()]
+    if levels.sum() < 3:
+        return np.zeros((n_levels, 0))
+    shared = np.all(is_seen[:, levels], axis=1)
+    used = np.flatnonzero(shared[other] & levels[codes[:, key]])
+    member = sparse.csr_matrix((np.ones(len(used)), (codes[used, key], used)), shape=(n_levels, len(codes)))
+    profiles = member @ means / shared.sum()
+    profiles[levels] -= profiles[levels].mean(axis=0)
+    u, s, _ = randomized_svd(profiles, min(N_FEATURES, levels.sum() - 1, means.shape[1]), random_state=0)
+    length = np.sqrt(np.square(s).sum() / levels.sum())
+    return u * s / length if length > 0 else np.zeros((n_levels, 0))
 
 
 def _zeros(*shape: int) -> Tensor:

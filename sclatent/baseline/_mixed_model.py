@@ -10,20 +10,16 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from scipy import sparse
-from scipy.optimize import brentq
-from scipy.special import digamma, polygamma
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 from sclatent.nn import NULL, CombinationTable, Values
 
-from ._maps import KeyMaps, MapName
-from ._reml import orthonormal, reml
+from ._maps import KeyMaps, MapName, level_features
 from ._solve import products_of_rows, solve_mixed
+from ._variances import moderated_variances, orthonormal, reml
 
 # A key of fewer levels has fixed effects: from fewer a variance is not estimated well (Gelman and Hill 2007, 11.4).
 FEW_LEVELS = 5
-N_FEATURES = 32  # principal components of the means of levels, by which they are alike
 REML_COMBINATIONS = 500  # variances are estimated on so many: the likelihood takes time to their third power
 MAX_KERNEL = 2**20  # numbers of a kernel that are computed together
 
@@ -367,44 +363,6 @@ class MixedModel(nn.Module):
         least[list(self.owner.values())] = NULL  # a level at a dose of 0
         if not errors and not self.seen.is_meta and not ((self.seen >= least) & (self.seen < n_levels)).all():
             errors.append(f"{prefix}seen must be codes of the levels.")
-
-
-def moderated_variances(variances: np.ndarray, freedom: float) -> np.ndarray:
-    """Shrink variances (n,) of so many degrees of freedom to their common scale, by empirical Bayes (Smyth 2004)."""
-    positive = variances[variances > 0]
-    if len(positive) < 2:
-        return np.ones_like(variances)
-    z = np.log(positive)
-    spread = z.var(ddof=1) - polygamma(1, freedom / 2)
-    e = z.mean() - digamma(freedom / 2) + np.log(freedom / 2)
-    if spread <= 0:  # no more than chance
-        return np.full_like(variances, np.exp(e))
-    prior = 2 * brentq(lambda x: polygamma(1, x) - spread, 1e-6, 1e8)
-    common = np.exp(e + digamma(prior / 2) - np.log(prior / 2))
-    return (prior * common + freedom * variances) / (prior + freedom)
-
-
-def level_features(codes: np.ndarray, means: np.ndarray, key: int, n_levels: int) -> np.ndarray:
-    """Features of the levels of a key, (n_levels, r), the inner products of which say how alike they are.
-
-    They are principal components of the means under the levels of the other keys under which most levels were seen,
-    scaled to a mean square length of 1. A level that was not seen there has features of 0: nothing is known of it. From
-    fewer than three levels there are none.
-    """
-    other = np.unique(np.delete(codes, key, axis=1), axis=0, return_inverse=True)[1].ravel()
-    is_seen = np.zeros((other.max() + 1, n_levels), dtype=bool)
-    is_seen[other, codes[:, key]] = True
-    levels = is_seen[is_seen.sum(axis=1).argmax()]
-    if levels.sum() < 3:
-        return np.zeros((n_levels, 0))
-    shared = np.all(is_seen[:, levels], axis=1)
-    used = np.flatnonzero(shared[other] & levels[codes[:, key]])
-    member = sparse.csr_matrix((np.ones(len(used)), (codes[used, key], used)), shape=(n_levels, len(codes)))
-    profiles = member @ means / shared.sum()
-    profiles[levels] -= profiles[levels].mean(axis=0)
-    u, s, _ = randomized_svd(profiles, min(N_FEATURES, levels.sum() - 1, means.shape[1]), random_state=0)
-    length = np.sqrt(np.square(s).sum() / levels.sum())
-    return u * s / length if length > 0 else np.zeros((n_levels, 0))
 
 
 def few_levels(codes: np.ndarray, most: int) -> np.ndarray:

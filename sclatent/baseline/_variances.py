@@ -1,4 +1,4 @@
-"""Variance components by restricted maximum likelihood."""
+"""Variances of a mixed model: its components by restricted maximum likelihood, and those of single outcomes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
+from scipy.special import digamma, polygamma
 
 LEAST, MOST = np.exp(-12), np.exp(6)  # of a component, as multiples of the variance that there is to explain
 STARTS = 1e-3, 0.03, 1.0  # as such multiples, too: the likelihood may have several maxima
@@ -81,3 +82,18 @@ def reml(kernels: Sequence[np.ndarray], design: np.ndarray, values: np.ndarray, 
     starts = (np.full(len(kernels), log_scale + np.log(start)) for start in STARTS)
     fits = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
     return np.exp(min(fits, key=lambda fit: fit.fun).x)
+
+
+def moderated_variances(variances: np.ndarray, freedom: float) -> np.ndarray:
+    """Shrink variances (n,) of so many degrees of freedom to their common scale, by empirical Bayes (Smyth 2004)."""
+    positive = variances[variances > 0]
+    if len(positive) < 2:
+        return np.ones_like(variances)
+    z = np.log(positive)
+    spread = z.var(ddof=1) - polygamma(1, freedom / 2)
+    e = z.mean() - digamma(freedom / 2) + np.log(freedom / 2)
+    if spread <= 0:  # no more than chance
+        return np.full_like(variances, np.exp(e))
+    prior = 2 * brentq(lambda x: polygamma(1, x) - spread, 1e-6, 1e8)
+    common = np.exp(e + digamma(prior / 2) - np.log(prior / 2))
+    return (prior * common + freedom * variances) / (prior + freedom)
