@@ -1,7 +1,10 @@
 """Simulated cells whose truth is known: gene programs, cell types, perturbations, library sizes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -152,11 +155,69 @@ def simulate(
 
     rng = np.random.default_rng(seed)
     theta = np.broadcast_to(theta, n_genes)
-    n_types, n_arms = len(types), len(arms)
+    profiles = _draw_profiles(rng, n_genes, n_programs, len(types), len(arms), effect_size, type_specificity)
+    cells = _draw_cells(rng, profiles, n_cells, n_batches, concentration, library_size_sd)
+    if library_size is None:  # cells come in random order: the first are as good as any
+        library_size = _library_size(cells.mean(slice(0, 256)), theta, 0.25 if density is None else density)
+    cells = cells.of_library_size(library_size)
 
+    block = max(1, BLOCK // n_genes)
+    rows = [slice(start, min(start + block, n_cells)) for start in range(0, n_cells, block)]
+    counts = sparse.vstack([_negative_binomial(cells.mean(r), theta, rng) for r in rows], format="csr")
+    adata = _with_truth(counts, cells, theta, types, arms, seed)
+    if store_mean:
+        adata.layers["mean"] = np.concatenate([cells.mean(r).astype(np.float32) for r in rows])
+    return adata
+
+
+class _Profiles(NamedTuple):
+    """What cells express, by type and condition."""
+
+    programs: Array  # (genes, programs)
+    markers: NDArray[np.bool_]  # (genes, programs)
+    weights: Array  # of programs, (types, programs)
+    shared: Array  # effects that all types share, (conditions, programs)
+    specific: Array  # effects of their own, (types, conditions, programs)
+    fold: Array  # of the expression of a gene, (types, conditions, genes)
+    fraction: Array  # mean of the expression of a gene, (types, conditions, genes)
+
+
+class _Cells(NamedTuple):
+    """Cells, but for their counts."""
+
+    profiles: _Profiles
+    t: NDArray[np.int64]  # types, (cells,)
+    c: NDArray[np.int64]  # conditions, (cells,)
+    b: NDArray[np.int64]  # batches, (cells,)
+    z: Array  # weights of programs, (cells, programs)
+    log_library: Array  # mean log library size, (types, conditions)
+    library: Array  # library sizes, (cells,)
+    batch_factor: Array  # capture of a gene, (batches, genes)
+
+    def of_library_size(self, size: float) -> _Cells:
+        """The same cells, of a typical library size, where it was 1."""
+        return self._replace(log_library=np.log(size) + self.log_library, library=self.library * size)
+
+    def mean(self, rows: slice) -> Array:
+        """Expected counts of some cells, (rows, genes)."""
+        t, c, b = self.t[rows], self.c[rows], self.b[rows]
+        expression = self.z[rows] @ self.profiles.programs.T
+        return self.library[rows, None] * expression * self.profiles.fold[t, c] * self.batch_factor[b]
+
+
+def _draw_profiles(
+    rng: np.random.Generator,
+    n_genes: int,
+    n_programs: int,
+    n_types: int,
+    n_arms: int,
+    effect_size: float,
+    type_specificity: float,
+) -> _Profiles:
+    """Draw programs, their weights in types and what conditions do to them."""
     abundance = rng.normal(0, BASELINE_SD, (n_genes, 1))
     markers = rng.random((n_genes, n_programs)) < MARKER_SHARE
-    programs = _softmax(abundance + MARKER_LOG_FOLD * markers, axis=0)  # (genes, programs)
+    programs = _softmax(abundance + MARKER_LOG_FOLD * markers, axis=0)
 
     answers = rng.permuted(np.tile(np.arange(n_programs) % 4 == 0, (n_arms, 1)), axis=1)
     answers[0] = False
@@ -165,66 +226,73 @@ def simulate(
     specific = np.sqrt(type_specificity) * size * rng.normal(size=(n_types, n_arms, n_programs))
 
     weights = _softmax(rng.normal(0, TYPE_SD, (n_types, n_programs)), axis=1)
-    fold = np.exp((shared + specific) @ markers.T)  # (types, conditions, genes)
+    fold = np.exp((shared + specific) @ markers.T)
     fraction = (weights @ programs.T)[:, None] * fold
     total = fraction.sum(axis=-1, keepdims=True)
-    fold, fraction = fold / total, fraction / total
+    return _Profiles(programs, markers, weights, shared, specific, fold / total, fraction / total)
 
+
+def _draw_cells(
+    rng: np.random.Generator,
+    profiles: _Profiles,
+    n_cells: int,
+    n_batches: int,
+    concentration: float,
+    library_size_sd: float,
+) -> _Cells:
+    """Draw cells of a typical library size of 1, evenly of all types, conditions and batches, in random order."""
+    n_types, n_arms, n_genes = profiles.fraction.shape
     group = rng.permutation(np.arange(n_cells) % (n_types * n_arms))
     t, c = np.divmod(group, n_arms)
     b = rng.permutation(np.arange(n_cells) % n_batches)
-    z = rng.standard_gamma(concentration * weights[t])
-    z /= z.sum(axis=1, keepdims=True)  # (cells, programs)
+    z = rng.standard_gamma(concentration * profiles.weights[t])
+    z /= z.sum(axis=1, keepdims=True)
 
     log_library = rng.normal(0, LIBRARY_SHIFT_SD, (n_types, 1)) + rng.normal(0, LIBRARY_SHIFT_SD, n_arms)
     log_library -= log_library.mean()
-    library = np.exp(log_library[t, c] + rng.normal(0, library_size_sd, n_cells))  # (cells,), around one
+    library = np.exp(log_library[t, c] + rng.normal(0, library_size_sd, n_cells))
 
     batch_factor = np.ones((n_batches, n_genes))
     if n_batches > 1:
         batch_factor = np.exp(rng.normal(0, BATCH_SD, (n_batches, n_genes)))
         # a batch shifts genes against each other; the typical library size is not its business
-        batch_factor /= batch_factor @ fraction.mean(axis=(0, 1))[:, None]
+        batch_factor /= batch_factor @ profiles.fraction.mean(axis=(0, 1))[:, None]
+    return _Cells(profiles, t, c, b, z, log_library, library, batch_factor)
 
-    def mean(rows: slice) -> Array:
-        return library[rows, None] * (z[rows] @ programs.T) * fold[t[rows], c[rows]] * batch_factor[b[rows]]
 
-    if library_size is None:  # cells come in random order: the first are as good as any
-        library_size = _library_size(mean(slice(0, 256)), theta, 0.25 if density is None else density)
-    library *= library_size
-
-    block = max(1, BLOCK // n_genes)
-    rows = [slice(start, min(start + block, n_cells)) for start in range(0, n_cells, block)]
-    adata = ad.AnnData(
-        sparse.vstack([_negative_binomial(mean(r), theta, rng) for r in rows], format="csr"),
-        obs=pd.DataFrame(
-            {
-                "cell_type": pd.Categorical.from_codes(t, types),
-                "condition": pd.Categorical.from_codes(c, arms),
-                "library_size": library,
-            },
-            index=[f"cell_{i}" for i in range(n_cells)],
-        ),
-        var=pd.DataFrame({"dispersion": theta}, index=[f"gene_{i}" for i in range(n_genes)]),
-        obsm={"program_weights": z},
-        varm={"programs": programs, "markers": markers.astype(np.int8)},
-        uns={
-            "truth": {
-                "program_weights": weights,
-                "shared_effect": shared,
-                "specific_effect": specific,
-                "fraction": fraction,
-                "log_library_size": np.log(library_size) + log_library,
-                "batch_factor": batch_factor,
-                "seed": seed,
-            }
+def _with_truth(
+    counts: sparse.csr_matrix, cells: _Cells, theta: Array, types: list[str], arms: list[str], seed: int
+) -> AnnData:
+    """Counts (cells, genes), with all that they were drawn from."""
+    profiles, (n_cells, n_genes) = cells.profiles, counts.shape
+    obs = pd.DataFrame(
+        {
+            "cell_type": pd.Categorical.from_codes(cells.t, types),
+            "condition": pd.Categorical.from_codes(cells.c, arms),
+            "library_size": cells.library,
         },
+        index=[f"cell_{i}" for i in range(n_cells)],
     )
+    n_batches = len(cells.batch_factor)
     if n_batches > 1:
-        adata.obs["batch"] = pd.Categorical.from_codes(b, [f"batch_{i}" for i in range(n_batches)])
-    if store_mean:
-        adata.layers["mean"] = np.concatenate([mean(r).astype(np.float32) for r in rows])
-    return adata
+        obs["batch"] = pd.Categorical.from_codes(cells.b, [f"batch_{i}" for i in range(n_batches)])
+    truth = {
+        "program_weights": profiles.weights,
+        "shared_effect": profiles.shared,
+        "specific_effect": profiles.specific,
+        "fraction": profiles.fraction,
+        "log_library_size": cells.log_library,
+        "batch_factor": cells.batch_factor,
+        "seed": seed,
+    }
+    return ad.AnnData(
+        counts,
+        obs=obs,
+        var=pd.DataFrame({"dispersion": theta}, index=[f"gene_{i}" for i in range(n_genes)]),
+        obsm={"program_weights": cells.z},
+        varm={"programs": profiles.programs, "markers": profiles.markers.astype(np.int8)},
+        uns={"truth": truth},
+    )
 
 
 def _negative_binomial(mu: Array, theta: Array, rng: np.random.Generator) -> sparse.csr_matrix:
