@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -14,26 +14,23 @@ from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from sclatent.data import TARGET_SUM, random_stream
-from sclatent.data._levels import factorize
 
+from ._arms import MIN_CELLS, Arm, Arms, Controls, Means, Source, kept
 from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
 from ._change import pearson, spearman, top_responding
-from ._differential import differentially_expressed, direction_match, overlap_and_precision
+from ._differential import direction_match, overlap_and_precision
 from ._distances import SCALES, energy_distance, median_squared_distance, mmd2
-from ._groups import share_controls, warn_of_alike
+from ._groups import warn_of_alike
 from ._projection import Projection
 from ._shift import ridge_shift
-from ._table import ALL, finish, named_sources
+from ._table import finish, named_sources
 
-MIN_CELLS = 10  # of control cells, of predicted ones, and of each half of the real ones
 CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT = "control as it is", "cell mean", "mean shift", "linear shift"
 CEILING = "real half"
 LARGEST = np.log1p(TARGET_SUM) + 1e-3  # what a log-normalised value can be
 LOWER_IS_BETTER = {"mse", "energy", "mmd2"}
 
 Prediction: TypeAlias = AnnData | np.ndarray
-Source = CellGroups | LogNormalizedCells | np.ndarray
-"""Predicted cells, or a predicted change over control, (genes,)."""
 
 
 def evaluate_perturbation(
@@ -175,7 +172,7 @@ def evaluate_perturbation(
         seen_cells = CellGroups(seen, genes, groupby, "seen", layer).shuffled(seed)
         warn_of_alike("seen", seen_cells.rows, truth.rows, groupby)
     all_groups = {**truth.rows, **seen_cells.rows}
-    controls = _Controls(control, genes, groupby, layer, all_groups, seed)
+    controls = Controls(control, genes, groupby, layer, all_groups, seed)
     if groupby is not None and not controls.shared:
         warn_of_alike("control", controls.cells.rows, all_groups, groupby)
     sources = _sources(predicted, genes, groupby, list(truth.rows))
@@ -183,19 +180,18 @@ def evaluate_perturbation(
     n_top = [n for n in n_top if n <= len(genes)]
 
     space = _space(controls, None if seen is None else seen_cells, groups, n_components, max_cells, seed)
-    real_means = _Means(truth, controls)
-    seen_means = real_means if seen is None else _Means(seen_cells, controls)
+    real_means = Means(truth, controls)
+    seen_means = real_means if seen is None else Means(seen_cells, controls)
     changes = {**seen_means.changes, **real_means.changes}
-    place, all_changes = {h: k for k, h in enumerate(changes)}, np.array(list(changes.values()))
     halves = {g: np.array_split(truth.rows[g], 2) for g in groups}
     # the ceiling is told from changes that are as noisy as its own, that is of halves
-    half_changes = all_changes.copy()
-    for g in groups:
-        half_changes[place[g]] = truth.mean(halves[g][0]) - controls.mean(g)
+    half_changes = changes | {g: truth.mean(halves[g][0]) - controls.mean(g) for g in groups}
+    place = {g: k for k, g in enumerate(changes)}
+    all_changes, all_half_changes = (np.array(list(of.values())) for of in (changes, half_changes))
 
-    records = []
+    records: list[dict[str, object]] = []
     for i, g in enumerate(tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)):
-        arms = _Arms(controls, g, space, max_cells, n_cells=min(len(halves[g][1]), max_cells))
+        arms = Arms(controls, g, space, max_cells, n_cells=min(len(halves[g][1]), max_cells))
         half, other_half = (arms.of_cells(truth, rows) for rows in halves[g])
         whole = replace(half, change=changes[g], n=len(truth.rows[g]))
         predictions = {
@@ -209,130 +205,14 @@ def evaluate_perturbation(
 
         bandwidths = [scale * median_squared_distance(half.cells, other_half.cells) for scale in SCALES]
         for (kind, name), arm in predictions.items():
-            real_arm, known = (half, half_changes) if kind == "ceiling" else (whole, all_changes)
-            values = _metrics(real_arm, arm, n_top, bandwidths)
-            if len(changes) > 1:
-                values["discrimination"] = _discrimination(arm.change, known, place[g])
-            for metric, value in values.items():
-                about = {"condition": g, "source": name, "kind": kind, "seed": seed}
-                records.append({**about, "metric": metric, "value": value, **_definition(metric, real_arm, arm, space)})
+            real_arm, known = (half, all_half_changes) if kind == "ceiling" else (whole, all_changes)
+            values = _metrics(real_arm, arm, known, place[g], n_top, bandwidths)
+            records += _rows(values, real_arm, arm, space, condition=g, source=name, kind=kind, seed=seed)
     return finish(records)
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """Perturbed cells of a group, real or predicted, as they are compared."""
-
-    change: np.ndarray
-    """Change over control of the mean of all cells, (genes,)."""
-    n: int
-    """How many cells that mean is of; 0 for a change that is no mean of cells."""
-    cells: np.ndarray
-    """The cells in principal components, or some of them, (cells, components)."""
-    de: np.ndarray
-    """Whether a gene is differentially expressed in these cells, boolean, (genes,)."""
-
-
-class _Arms:
-    """Make arms of one group.
-
-    Parameters
-    ----------
-    controls, group
-        Control cells, and the group.
-    space
-        Where distances are taken.
-    n_control, n_cells
-        Control cells, and perturbed cells of an arm, at most.
-    """
-
-    def __init__(self, controls: _Controls, group: Hashable, space: Projection, n_control: int, n_cells: int) -> None:
-        self.space, self.n_cells = space, n_cells
-        self.control_mean = controls.mean(group)  # of all there are
-        self._control = controls.cells.values(controls.rows(group)[:n_control])
-        self._to_move = self._control[: len(_kept(controls.rows(group)))]
-
-    def of_cells(
-        self, cells: CellGroups | LogNormalizedCells, rows: np.ndarray, mean: np.ndarray | None = None
-    ) -> _Arm:
-        """Arm of rows in random order; their mean is computed unless it is given."""
-        values = cells.values(rows[: self.n_cells])
-        change = (cells.mean(rows) if mean is None else mean) - self.control_mean
-        return _Arm(change, len(rows), self.space.transform(values), differentially_expressed(values, self._control))
-
-    def of_change(self, change: np.ndarray) -> _Arm:
-        """Arm of control cells moved by a change; all genes count as differentially expressed, or none without any."""
-        points = self.space.transform(self._to_move + change)
-        return _Arm(change, 0, points, np.full(len(change), change.any()))
-
-    def of_prediction(self, prediction: Source, group: Hashable, rng: np.random.Generator) -> _Arm:
-        """Arm of predicted cells, the same ones whichever predictions stand beside them, or of a predicted change."""
-        if isinstance(prediction, np.ndarray):
-            return self.of_change(prediction)
-        return self.of_cells(prediction, rng.permutation(prediction.rows[group]))
-
-
-class _Controls:
-    """Control cells of every group: its own, or the same for all.
-
-    Parameters
-    ----------
-    control, genes, groupby, layer
-        As of :class:`CellGroups`.
-    groups
-        Groups of perturbed cells. Where the control cells have none of these, all groups share them.
-    seed
-        Seed of the order of their rows.
-    """
-
-    def __init__(
-        self,
-        control: AnnData,
-        genes: pd.Index,
-        groupby: str | None,
-        layer: str | None,
-        groups: Iterable[Hashable],
-        seed: int,
-    ) -> None:
-        check_anndata(control, "control")
-        self.shared = True
-        if groupby is not None and groupby in control.obs:
-            self.shared = share_controls(factorize(control.obs[groupby])[1], groups, groupby)
-        self.cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer).shuffled(seed)
-        self._means: dict[Hashable, np.ndarray] = {}
-
-    def rows(self, group: Hashable) -> np.ndarray:
-        """Rows of a group in random order; none where it has no control cells."""
-        return self.cells.rows.get(ALL if self.shared else group, np.empty(0, dtype=int))
-
-    def mean(self, group: Hashable) -> np.ndarray:
-        """Mean profile of a group, (genes,)."""
-        key = ALL if self.shared else group
-        if key not in self._means:
-            self._means[key] = self.cells.mean(self.rows(group))
-        return self._means[key]
-
-
-class _Means:
-    """Mean profiles of the perturbed cells of every group, and their changes over control.
-
-    Groups with fewer than 10 perturbed or control cells are left out.
-
-    Parameters
-    ----------
-    cells, controls
-        Perturbed and control cells.
-    """
-
-    def __init__(self, cells: CellGroups, controls: _Controls) -> None:
-        self.cells = cells
-        enough = [g for g, rows in cells.rows.items() if min(len(rows), len(controls.rows(g))) >= MIN_CELLS]
-        self.means = {g: cells.mean(cells.rows[g]) for g in enough}
-        self.changes = {g: mean - controls.mean(g) for g, mean in self.means.items()}
-
-
 def _space(
-    controls: _Controls,
+    controls: Controls,
     seen: CellGroups | None,
     compared: Sequence[Hashable],
     n_components: int,
@@ -345,27 +225,20 @@ def _space(
         origins.append((seen, {g: rows for g, rows in seen.rows.items() if g not in compared}))
     values, rng = [], random_stream(seed, "cells of the components")
     for cells, rows in origins:
-        others = {g: r[len(_kept(r)) :] for g, r in rows.items()}
+        others = {g: r[len(kept(r)) :] for g, r in rows.items()}
         if others:
             values.append(cells.values(take_turns(others, rng)[:max_cells]))
     return Projection(np.concatenate(values), n_components, seed)
 
 
-def _kept(rows: np.ndarray) -> np.ndarray:
-    """The half of a group's rows, in random order, that is kept from the components, for floors to be made of."""
-    return rows[: len(rows) // 2]
-
-
-def _floors(
-    group: Hashable, arms: _Arms, seen: _Means, controls: _Controls, rng: np.random.Generator
-) -> dict[str, _Arm]:
+def _floors(group: Hashable, arms: Arms, seen: Means, controls: Controls, rng: np.random.Generator) -> dict[str, Arm]:
     """Floors of a group, by name, from what was seen of the other groups."""
     floors = {CONTROL: arms.of_change(np.zeros_like(arms.control_mean))}
     others = [g for g in seen.changes if g != group]
     if not others:
         return floors
     rows = {g: seen.cells.rows[g] for g in others}
-    some = take_turns({g: _kept(r) for g, r in rows.items()}, rng)
+    some = take_turns({g: kept(r) for g, r in rows.items()}, rng)
     cell_mean = arms.of_cells(seen.cells, some, np.mean([seen.means[g] for g in others], axis=0))
     floors[CELL_MEAN] = replace(cell_mean, n=sum(map(len, rows.values())))
     changes = np.array([seen.changes[g] for g in others])
@@ -376,8 +249,10 @@ def _floors(
     return floors
 
 
-def _metrics(real: _Arm, predicted: _Arm, n_top: Sequence[int], bandwidths: list[float]) -> dict[str, float]:
-    """Every metric of a prediction that needs its own group alone."""
+def _metrics(
+    real: Arm, predicted: Arm, changes: np.ndarray, group: int, n_top: Sequence[int], bandwidths: list[float]
+) -> dict[str, float]:
+    """Every metric of a prediction; ``changes`` are the real ones, (groups, genes), its own at ``group``."""
     change, predicted_change = real.change, predicted.change
     values = {}
     for name, correlation in (("pearson", pearson), ("spearman", spearman)):
@@ -392,6 +267,8 @@ def _metrics(real: _Arm, predicted: _Arm, n_top: Sequence[int], bandwidths: list
     for n in n_top:
         overlap, precision = overlap_and_precision(change, real.de, predicted_change, predicted.de, n)
         values |= {f"de_overlap_{n}": overlap, f"de_precision_{n}": precision}
+    if len(changes) > 1:
+        values["discrimination"] = _discrimination(predicted_change, changes, group)
     return values
 
 
@@ -402,19 +279,25 @@ def _discrimination(predicted: np.ndarray, changes: np.ndarray, group: int) -> f
     return float(np.mean(others > away[group]) + np.mean(others == away[group]) / 2)
 
 
-def _definition(metric: str, real: _Arm, predicted: _Arm, space: Projection) -> dict[str, object]:
-    """What a metric was computed from."""
-    of_means = metric.startswith(("pearson", "spearman")) or metric in ("mse", "discrimination")
-    in_components = metric in ("energy", "mmd2")
-    n_genes = int(metric.split("_top")[1]) if "_top" in metric else len(real.change)
-    return {
-        "better": "lower" if metric in LOWER_IS_BETTER else "higher",
-        "space": space.name if in_components else f"log1p CP10k, {n_genes} genes",
-        "n_components": space.n_components if in_components else None,
-        "n_real": real.n if of_means else len(real.cells),
-        "n_generated": predicted.n if of_means else len(predicted.cells),
-        "n_available": predicted.n,
-    }
+def _rows(
+    values: Mapping[str, float], real: Arm, predicted: Arm, space: Projection, **about: object
+) -> Iterator[dict[str, object]]:
+    """Rows of the table: every metric of a prediction, and what it was computed from."""
+    for metric, value in values.items():
+        of_means = metric.startswith(("pearson", "spearman")) or metric in ("mse", "discrimination")
+        in_components = metric in ("energy", "mmd2")
+        n_genes = int(metric.split("_top")[1]) if "_top" in metric else len(real.change)
+        yield {
+            **about,
+            "metric": metric,
+            "value": value,
+            "better": "lower" if metric in LOWER_IS_BETTER else "higher",
+            "space": space.name if in_components else f"log1p CP10k, {n_genes} genes",
+            "n_components": space.n_components if in_components else None,
+            "n_real": real.n if of_means else len(real.cells),
+            "n_generated": predicted.n if of_means else len(predicted.cells),
+            "n_available": predicted.n,
+        }
 
 
 def _sources(
@@ -446,7 +329,7 @@ def _sources(
     return sources
 
 
-def _groups_to_compare(truth: CellGroups, controls: _Controls, sources: dict[str, Source]) -> list[Hashable]:
+def _groups_to_compare(truth: CellGroups, controls: Controls, sources: dict[str, Source]) -> list[Hashable]:
     """Groups of real cells that all predictions have, with enough cells everywhere."""
     cells = {name: source for name, source in sources.items() if not isinstance(source, np.ndarray)}
     shared = [g for g in truth.rows if all(g in source.rows for source in cells.values())]
