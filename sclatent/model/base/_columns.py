@@ -20,6 +20,7 @@ from sclatent.data import (
     warn_of_copies,
 )
 from sclatent.data._kinds import KINDS, Category, FeatureTable, Kind, Number, Set
+from sclatent.data._schema import LEVELS, NAME, check, dict_of, optional
 
 ConditionKeys: TypeAlias = Mapping[str, Kind] | Sequence[str] | str | None
 
@@ -135,6 +136,20 @@ def kinds_of(setup: Mapping[str, Any]) -> tuple[dict[str, Kind], dict[str, Featu
             features[key] = table if isinstance(table, FeatureTable) else FeatureTable.from_json(table)
             entry["features"] = features[key]  # which is printed in a line
     return kinds, features
+
+
+def check_saved_columns(setup: Mapping[str, Any], levels: Any) -> None:
+    """Raise unless what a saved model says of its columns holds together: arguments, and levels of conditions."""
+    check(levels, dict_of(LEVELS), "model.json: levels of conditions")
+    if list(levels) != [str(key) for key in setup["condition_keys"]]:
+        raise ValueError(
+            f"model.json: levels of {list(levels)} are not those of condition_keys={setup['condition_keys']}"
+        )
+    if "labels_key" in setup:
+        kinds = {"labels_key": optional(NAME), "labels": optional(LEVELS), "unlabeled_category": NAME}
+        check(setup, kinds, "model.json.registry.setup_args")
+        if (setup["labels"] is None) != (setup["labels_key"] is None):
+            raise ValueError(f"model.json: labels_key={setup['labels_key']!r}, but labels={setup['labels']!r}")
 
 
 def _has_features(kind: Kind) -> bool:

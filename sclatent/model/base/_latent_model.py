@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,13 +12,13 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
+from scvi.data import AnnDataManager
 from scvi.data.fields import AnnDataField
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sclatent.data import Conditions, TokenRows, check_adata, check_seed, label_codes
-from sclatent.data._schema import LEVELS, NAME, check, check_codes, dict_of, list_of, optional
+from sclatent.data._schema import NAME, check_codes, list_of
 from sclatent.data._warnings import warn_user
 from sclatent.diffusion import PROCESSES, Process
 from sclatent.domain import Domain, KnownConditionsField, KnownLevelsField
@@ -29,7 +27,7 @@ from sclatent.nn import NULL, Values
 from sclatent.train import DiffusionPlan, StagePlan
 
 from ._batches import Batches
-from ._columns import kinds_of
+from ._columns import check_saved_columns, kinds_of
 from ._random import initial_weights
 from ._staged_model import StagedModel
 
@@ -137,30 +135,7 @@ class LatentModel(StagedModel):
     # ---- the AnnData
 
     @classmethod
-    def _register(cls, adata: AnnData, setup_args: dict[str, Any], **kwargs: Any) -> AnnDataManager:
-        """Write the fields of an AnnData into the registry of scvi-tools; a view becomes an AnnData of its own."""
-        if adata.is_view and adata.isbacked:
-            raise ValueError(
-                "adata is a view of a file, which cannot be set up: read it into memory, adata = adata.to_memory(), or "
-                'write its cells to a file of their own, adata = adata.copy(filename="cells.h5ad").'
-            )
-        manager = AnnDataManager(
-            fields=cls._fields(setup_args),
-            setup_method_args=cls._get_setup_method_args(cls=cls, adata=adata, **setup_args),
-            validation_checks=AnnDataManagerValidationCheck(check_if_view=False),
-        )
-        # scvi-tools tells of the names that it makes up for pixels
-        logging.getLogger("scvi.data.fields._arraylike_field").setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*view.*")
-            warnings.filterwarnings("ignore", message=".*fewer than 3 cells")  # labels may be few
-            manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
-        return manager
-
-    @classmethod
     def _fields(cls, setup: Mapping[str, Any]) -> list[AnnDataField]:
-        """Return the fields of scvi-tools for what the arguments of ``setup_anndata`` name."""
         fields = [
             *cls.DOMAIN.fields(setup),
             KnownConditionsField(CONDITIONS_KEY, setup["condition_keys"]),
@@ -184,16 +159,6 @@ class LatentModel(StagedModel):
 
     def _state(self, key: str) -> dict[str, Any]:
         return self.registry["field_registries"][key]["state_registry"]
-
-    def _given(self, adata: AnnData | None) -> AnnData:
-        """The AnnData that was given to a method, by default that of training."""
-        adata = self.adata if adata is None else adata
-        if adata is None:
-            raise ValueError(
-                "adata is missing: this model was loaded without data, so there are no training cells to fall back on."
-            )
-        check_adata(adata)
-        return adata
 
     def _rows(
         self,
@@ -393,17 +358,7 @@ class LatentModel(StagedModel):
         super()._check_description(description, weights)
         registry = description["registry"]
         levels = registry["field_registries"][CONDITIONS_KEY]["state_registry"].get("mappings", {})
-        check(levels, dict_of(LEVELS), "model.json: levels of conditions")
-        setup = registry["setup_args"]
-        if list(levels) != [str(key) for key in setup["condition_keys"]]:
-            raise ValueError(
-                f"model.json: levels of {list(levels)} are not those of condition_keys={setup['condition_keys']}"
-            )
-        if "labels_key" in setup:
-            kinds = {"labels_key": optional(NAME), "labels": optional(LEVELS), "unlabeled_category": NAME}
-            check(setup, kinds, "model.json.registry.setup_args")
-            if (setup["labels"] is None) != (setup["labels_key"] is None):
-                raise ValueError(f"model.json: labels_key={setup['labels_key']!r}, but labels={setup['labels']!r}")
+        check_saved_columns(registry["setup_args"], levels)
         cls.DOMAIN.check_description(description)
 
     def _description(self) -> dict[str, Any]:

@@ -1,17 +1,23 @@
-"""What a model inherits from scvi-tools for looking at how data were set up: it works for loaded models, too."""
+"""The AnnData of a model, and how it was set up, in the registry of scvi-tools: it works for loaded models, too."""
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 import rich.pretty  # noqa: F401, scvi-tools 1.4 prints by it without importing it
 from anndata import AnnData
-from scvi.data import AnnDataManager
+from scvi.data import AnnDataManager, AnnDataManagerValidationCheck
+from scvi.data.fields import AnnDataField
 from scvi.model.base import BaseModelClass
+
+from sclatent.data import check_adata
 
 from ._folder import read_registry
 
@@ -31,6 +37,33 @@ class RegistryMixin(BaseModelClass):
     def _transfer_setup(self, adata: AnnData) -> AnnDataManager:
         """Set up an AnnData as that of training was, with its levels."""
 
+    @classmethod
+    @abstractmethod
+    def _fields(cls, setup: Mapping[str, Any]) -> list[AnnDataField]:
+        """Return the fields of scvi-tools for what the arguments of ``setup_anndata`` name."""
+
+    @classmethod
+    def _register(cls, adata: AnnData, setup_args: dict[str, Any], **kwargs: Any) -> AnnDataManager:
+        """Write the fields of an AnnData into the registry of scvi-tools; a view becomes an AnnData of its own."""
+        if adata.is_view and adata.isbacked:
+            raise ValueError(
+                "adata is a view of a file, which cannot be set up: read it into memory, adata = adata.to_memory(), or "
+                'write its cells to a file of their own, adata = adata.copy(filename="cells.h5ad").'
+            )
+        manager = AnnDataManager(
+            fields=cls._fields(setup_args),
+            setup_method_args=cls._get_setup_method_args(cls=cls, adata=adata, **setup_args),
+            validation_checks=AnnDataManagerValidationCheck(check_if_view=False),
+        )
+        # scvi-tools tells of the names that it makes up for pixels
+        logging.getLogger("scvi.data.fields._arraylike_field").setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*view.*")
+            warnings.filterwarnings("ignore", message=".*fewer than 3 cells")  # labels may be few
+            manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+        return manager
+
     @property
     def adata(self) -> AnnData | None:
         """AnnData that is used where none is given; it can be set to another one that fits the model."""
@@ -46,6 +79,16 @@ class RegistryMixin(BaseModelClass):
         self.n_adatas += adata is not self._adata
         self._adata, self._adata_manager = adata, manager
         self.registry_, self.summary_stats = manager.registry, manager.summary_stats
+
+    def _given(self, adata: AnnData | None) -> AnnData:
+        """The AnnData that was given to a method, by default that of training."""
+        adata = self.adata if adata is None else adata
+        if adata is None:
+            raise ValueError(
+                "adata is missing: this model was loaded without data, so there are no training cells to fall back on."
+            )
+        check_adata(adata)
+        return adata
 
     def _manager_of(self, adata: AnnData | None) -> AnnDataManager:
         adata = self.adata if adata is None else adata
