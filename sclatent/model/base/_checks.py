@@ -1,4 +1,4 @@
-"""Checks of arguments that models share."""
+"""Checks that models share: of arguments, and of generated cells."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from sclatent.baseline import BASELINES
 from sclatent.data import check_whole, short_repr
 from sclatent.diffusion import PROCESSES
+
+FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
 
 
 def check_n_samples(n_samples: Any) -> int:
@@ -64,4 +67,24 @@ def check_default_dtype() -> None:
         raise RuntimeError(
             f"torch.get_default_dtype() is {torch.get_default_dtype()}: models are made, trained and used in single "
             "precision; call torch.set_default_dtype(torch.float32) first."
+        )
+
+
+def check_generated(start: Tensor, tokens: Tensor, values: np.ndarray, guidance_weight: Any) -> None:
+    """Raise a ``ValueError`` if cells have gone where none can be, as guidance that is too strong takes them.
+
+    Parameters
+    ----------
+    start, tokens
+        Standardised tokens, before and after.
+    values
+        What they were decoded to.
+    guidance_weight
+        The weight, for the message.
+    """
+    farthest = FAR * max(1.0, float(start.abs().max()))
+    if not (bool((tokens.abs() < farthest).all()) and np.isfinite(values).all()):
+        raise ValueError(
+            f"guidance_weight={guidance_weight!r} took cells beyond all bounds: use a smaller weight. If it is an "
+            "ordinary one, the model has learned nothing: train it anew with a lower learning rate."
         )

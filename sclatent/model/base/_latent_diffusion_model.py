@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from torch import Tensor
 
 from sclatent.data import cell_rng, check_seed, is_number, short_repr
 from sclatent.data._warnings import warn_user
 from sclatent.diffusion import DEFAULT_STEPS
 from sclatent.nn import NULL
 
-from ._checks import check_n_samples, check_order, check_steps
+from ._checks import check_generated, check_n_samples, check_order, check_steps
 from ._diffusion_model import DiffusionModel, Solver
 from ._guidance import Guidance, GuidanceWeights, Weight
 
 OF_UNSEEN = "the nearest number, or without the key, of an unseen value"
 MOST_COMBINATIONS = 100  # that uns names
-FAR = 1e6  # standard deviations of tokens, or times as far as they were: no cell is there
 
 
 class LatentDiffusionModel(DiffusionModel):
@@ -157,7 +155,7 @@ class LatentDiffusionModel(DiffusionModel):
             size, noise = self.domain.size(self.module, of_cells), self._noise(seed, cells)
             tokens = self._flow(noise, codes[cells], size, weights, 0.0, 1.0, solver, n_steps, baseline_only)
             expected = self.domain.decode(self.module, tokens, batches[cells], of_cells)
-            self._check_generated(noise, tokens, expected, weight)
+            check_generated(noise, tokens, expected, weight)
             blocks.append(self.domain.draw(self.module, expected, seed, cells))
         obs = self.batches.obs_of(codes, batches, pd.Index([f"generated_{i}" for i in range(n_samples)]))
         if library is not None:
@@ -244,13 +242,7 @@ class LatentDiffusionModel(DiffusionModel):
         check_order(conditions, origin.obs_names[rows.cells], "conditions")
         known, target = rows.conditions[rows.cells], self.conditions.encode(conditions, len(rows))
         changes_label = self.labels_key is not None and bool((target[:, -1] != NULL).any())
-        guidance, default_level, default_weight = self._default_counterfactual(guidance, changes_label)
-        noise_level = default_level if noise_level is None else noise_level
-        weight = default_weight if guidance_weight is None else guidance_weight
-        weights = self._weights(guidance, weight)
-        self._warn_of_no_flow(noise_level, weights, changes_label, is_weight_given=guidance_weight is not None)
-        if not changes_label:  # there is none to push to
-            weights = weights._replace(classifier=0.0)
+        noise_level, weight, weights = self._flow_of(noise_level, guidance_weight, guidance, changes_label)
         asked, source, target = target, self._source(known, target), np.where(target == NULL, known, target)
         self._warn_of_no_dose(asked, target)
         batches = self.batches.asked(self.conditions.of_training(target), rows.batch[rows.cells])
@@ -271,7 +263,7 @@ class LatentDiffusionModel(DiffusionModel):
             new = self.domain.decode(self.module, moved, batches[cells], library)
             of_old, of_new = (self.conditions.without_dose(c)[cells] for c in (self._known(source, target), target))
             new = self.domain.moved(self.module, new, of_old, of_new, self.conditions.values())
-            self._check_generated(z, moved, new, weight)
+            check_generated(z, moved, new, weight)
             blocks.append(self.domain.transport(self.module, rows, cells, old, new, seed))
             libraries += [] if library is None else [library]
         obs = self._obs_of(origin, rows.cells)
@@ -286,6 +278,19 @@ class LatentDiffusionModel(DiffusionModel):
         return result
 
     # ---- parts of these
+
+    def _flow_of(
+        self, noise_level: float | None, guidance_weight: Weight | None, guidance: Guidance | None, changes_label: bool
+    ) -> tuple[float, Weight, GuidanceWeights]:
+        """Noise level of counterfactuals, and weight and weights of what guides them: those asked for, or defaults."""
+        guidance, default_level, default_weight = self._default_counterfactual(guidance, changes_label)
+        noise_level = default_level if noise_level is None else noise_level
+        weight = default_weight if guidance_weight is None else guidance_weight
+        weights = self._weights(guidance, weight)
+        self._warn_of_no_flow(noise_level, weights, changes_label, is_weight_given=guidance_weight is not None)
+        if not changes_label:  # there is none to push to
+            weights = weights._replace(classifier=0.0)
+        return noise_level, weight, weights
 
     def _source(self, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Conditions (cells, n_keys) that cells are carried back under: their own, but for a label that is asked for.
@@ -366,26 +371,6 @@ class LatentDiffusionModel(DiffusionModel):
             warn_user(
                 "guidance_weight does nothing at noise_level=0, where cells move by the difference of two means and no "
                 "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out."
-            )
-
-    @staticmethod
-    def _check_generated(start: Tensor, tokens: Tensor, values: np.ndarray, guidance_weight: Any) -> None:
-        """Raise a ``ValueError`` if cells have gone where none can be, as guidance that is too strong takes them.
-
-        Parameters
-        ----------
-        start, tokens
-            Standardised tokens, before and after.
-        values
-            What they were decoded to.
-        guidance_weight
-            The weight, for the message.
-        """
-        farthest = FAR * max(1.0, float(start.abs().max()))
-        if not (bool((tokens.abs() < farthest).all()) and np.isfinite(values).all()):
-            raise ValueError(
-                f"guidance_weight={guidance_weight!r} took cells beyond all bounds: use a smaller weight. If it is an "
-                "ordinary one, the model has learned nothing: train it anew with a lower learning rate."
             )
 
     @staticmethod
