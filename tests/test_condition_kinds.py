@@ -438,6 +438,15 @@ def test_a_drug_at_a_dose_of_0_gives_a_warning_and_a_dose_beyond_one_every_time(
             of_doses.sample(2, {"drug": "D0", "dose": 5000.0}, progress_bar=False)
 
 
+def test_a_dose_of_a_vehicle_gives_a_warning(of_doses):
+    with pytest.warns(UserWarning, match=r"'vehicle'.* has no 'dose' above 0 in training"):
+        of_doses.sample(2, {"drug": "vehicle", "dose": 10.0}, progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of_doses.sample(2, {"drug": "vehicle", "dose": 0.0}, progress_bar=False)
+        of_doses.sample(2, {"drug": "D0", "dose": 20.0}, progress_bar=False)
+
+
 def test_models_can_be_copied_and_their_setup_is_printed_in_a_few_lines(of_sets, capsys):
     again = pickle.loads(pickle.dumps(copy.deepcopy(of_sets)))
     one, same = (m.sample(3, "P4+P7", progress_bar=False).X for m in (of_sets, again))

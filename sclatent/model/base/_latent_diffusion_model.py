@@ -145,6 +145,7 @@ class LatentDiffusionModel(DiffusionModel):
         library, library_rule = self.domain.given_or_drawn_library(library_size, codes, uniforms[:, 0])
         batches, batch_rule = self.batches.given_or_drawn(batch, seen, uniforms)
         self.batches.warn_of_unseen(seen, batches)
+        self._warn_of_new_dose(codes)
         self._warn_of_mean_response(codes)
         if (seen != self.conditions.without_dose(codes)).any():
             batch_rule = {key: r if r == "given" else f"{r}, by {OF_UNSEEN}" for key, r in batch_rule.items()}
@@ -245,6 +246,7 @@ class LatentDiffusionModel(DiffusionModel):
         noise_level, weight, weights = self._flow_of(noise_level, guidance_weight, guidance, changes_label)
         asked, source, target = target, self._source(known, target), np.where(target == NULL, known, target)
         self._warn_of_no_dose(asked, target)
+        self._warn_of_new_dose(target)
         batches = self.batches.asked(self.conditions.of_training(target), rows.batch[rows.cells])
         self.batches.warn_of_unseen(self.conditions.of_training(np.where(target == known, NULL, target)), batches)
 
@@ -326,6 +328,23 @@ class LatentDiffusionModel(DiffusionModel):
                 warn_user(
                     f"{dose!r} of these cells is 0, where no level of {name!r} has an effect: they stay as they are. "
                     f"Ask for a dose, too, such as {{{name!r}: ..., {dose!r}: 1.0}}."
+                )
+
+    def _warn_of_new_dose(self, codes: np.ndarray) -> None:
+        """Say it where a dose is asked for of a level that training has at a dose of 0 alone, such as a vehicle."""
+        assert self.batches.training is not None
+        given = self.conditions.without_dose(self.batches.training.codes)
+        for number, key in enumerate(self.conditions.of):
+            if key is None:
+                continue
+            asked = np.unique(self.conditions.without_dose(codes)[:, key])
+            never = asked[(asked != NULL) & (asked < self.conditions.n_levels[key]) & ~np.isin(asked, given[:, key])]
+            if len(never):
+                levels = [self.conditions.levels[self.conditions.keys[key]][code] for code in never]
+                dose = self.conditions.keys[number]
+                warn_user(
+                    f"{short_repr(levels)} has no {dose!r} above 0 in training: nothing is known of what it does, and "
+                    f"what is predicted is the mean of the others. Ask for it at {{{dose!r}: 0.0}}."
                 )
 
     def _warn_of_mean_response(self, codes: np.ndarray) -> None:
