@@ -9,6 +9,7 @@ from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 
 DENSE_COMBINATIONS = 2_000  # of more, equations are solved by conjugate gradients
+FEW_COLUMNS = 1_000  # of an effect that the preconditioner has in full: it takes time to the third power of their sum
 
 
 def products_of_rows(a: sparse.csr_matrix, b: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -27,27 +28,47 @@ def products_of_rows(a: sparse.csr_matrix, b: sparse.csr_matrix) -> sparse.csr_m
 def solve_mixed(
     factors: Sequence[sparse.csr_matrix], variances: np.ndarray, noise: np.ndarray, b: np.ndarray
 ) -> np.ndarray:
-    r"""Solve :math:`(\sum_r \sigma_r^2 A_r A_r^T + R) \, x = b` for b (n, m), with R the diagonal ``noise``."""
-    diagonal = sum((v * a.multiply(a).sum(axis=1).A1 for v, a in zip(variances, factors, strict=True)), noise)
-    noise = noise + 1e-9 * diagonal.mean() + np.finfo(float).tiny
+    r"""Solve :math:`(\sum_r \sigma_r^2 A_r A_r^T + R) \, x = b` for b (n, m), with R the diagonal ``noise``.
+
+    Of many combinations by conjugate gradients. Their preconditioner has the effects of few columns in full (by the
+    Woodbury identity), since these have the largest eigenvalues, and the diagonal of all others.
+    """
+    diagonals = [v * a.multiply(a).sum(axis=1).A1 for v, a in zip(variances, factors, strict=True)]
+    noise = noise + 1e-9 * sum(diagonals, noise).mean() + np.finfo(float).tiny
     if len(b) <= DENSE_COMBINATIONS:
         covariance = np.diag(noise)
         for variance, a in zip(variances, factors, strict=True):
             covariance += variance * (a @ a.T).toarray()
         return cho_solve(cho_factor(covariance), b)
+    effects = [(np.sqrt(v) * a, d) for v, a, d in zip(variances, factors, diagonals, strict=True) if d.any()]
+    few = [a for a, _ in effects if a.shape[1] <= FEW_COLUMNS]
+    rest = sum((d for a, d in effects if a.shape[1] > FEW_COLUMNS), noise)
 
     def multiply(x: np.ndarray) -> np.ndarray:
-        return noise[:, None] * x + sum(v * (a @ (a.T @ x)) for v, a in zip(variances, factors, strict=True))
+        return noise[:, None] * x + sum(a @ (a.T @ x) for a, _ in effects)
 
-    return conjugate_gradients(multiply, b, diagonal)
+    return conjugate_gradients(multiply, b, preconditioner(few, rest))
+
+
+def preconditioner(few: Sequence[sparse.csr_matrix], rest: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Inverse of :math:`\\sum_r A_r A_r^T + D`, with D the diagonal ``rest``, as a function of columns (n, m)."""
+    if not few:
+        return lambda x: x / rest[:, None]
+    a = sparse.hstack(few).tocsr()
+    scaled = sparse.diags(1 / rest) @ a
+    inner = cho_factor(np.eye(a.shape[1]) + (a.T @ scaled).toarray())
+    return lambda x: x / rest[:, None] - scaled @ cho_solve(inner, scaled.T @ x)
 
 
 def conjugate_gradients(
-    multiply: Callable[[np.ndarray], np.ndarray], b: np.ndarray, diagonal: np.ndarray, tolerance: float = 1e-6
+    multiply: Callable[[np.ndarray], np.ndarray],
+    b: np.ndarray,
+    precondition: Callable[[np.ndarray], np.ndarray],
+    tolerance: float = 1e-6,
 ) -> np.ndarray:
-    """Solve for all columns of b (n, m) together, by conjugate gradients with the diagonal as preconditioner."""
+    """Solve for all columns of b (n, m) together, by preconditioned conjugate gradients."""
     x, r = np.zeros_like(b), b.copy()
-    z = r / diagonal[:, None]
+    z = precondition(r)
     p, rz = z, (r * z).sum(axis=0)
     wanted = tolerance * np.linalg.norm(b, axis=0)
     for _ in range(1_000):
@@ -57,7 +78,7 @@ def conjugate_gradients(
         q = multiply(p)
         step = np.where(going, rz / np.maximum((p * q).sum(axis=0), np.finfo(float).tiny), 0.0)
         x, r = x + step * p, r - step * q
-        z = r / diagonal[:, None]
+        z = precondition(r)
         rz, before = (r * z).sum(axis=0), rz
         p = z + np.where(going, rz / np.maximum(before, np.finfo(float).tiny), 0.0) * p
     return x
