@@ -259,3 +259,34 @@ def test_parts_of_a_loss_are_drawn_in_the_panel_of_their_stage():
     assert axes.keys() == {"autoencoder", "diffusion"}
     curves = {line.get_label(): line.get_ydata()[0] for line in axes["diffusion"].lines}
     assert curves == {"train": 7, "validation": 6, "cross entropy (train)": 3, "denoising loss (train)": 4}
+
+
+def test_volcano_colours_certain_genes_and_names_the_most_certain(tmp_path):
+    change = np.array([2.0, -1.5, 0.3, -0.1, 1.0])
+    z = np.array([np.inf, -40.0, 1.0, -0.2, 3.0])  # p of 40 standard deviations is 0 in floating point
+    sd = np.array([0.1, 0.0375, 0.3, 0.5, 1 / 3])
+    table = pd.DataFrame(
+        {"change": change, "sd": sd, "lower": change - 1.6 * sd, "upper": change + 1.6 * sd, "z": z}, [*"abcde"]
+    )
+    figure, ax = plt.subplots()
+    assert pl.volcano(table, n_labels=2, ax=ax, save=tmp_path / "volcano.png") is ax
+    assert plt.fignum_exists(figure.number)  # of axes that were given
+    assert [text.get_text() for text in ax.texts] == ["a", "b"]
+    held, down, up = (np.asarray(points.get_offsets()) for points in ax.collections[:3])
+    np.testing.assert_array_equal(held[:, 0], [0.3, -0.1])
+    np.testing.assert_array_equal(down[:, 0], [-1.5])
+    np.testing.assert_array_equal(up[:, 0], [2.0, 1.0])
+    np.testing.assert_allclose(up[1, 1], -np.log10(0.0026998), rtol=1e-4)
+    assert up[0, 1] == down[0, 1] > 300
+    assert (tmp_path / "volcano.png").stat().st_size > 0
+    assert pl.volcano(table, n_labels=0).texts[:] == []
+
+
+def test_volcano_says_what_is_missing():
+    table = pd.DataFrame({"change": [1.0], "lower": [0.5]})
+    with pytest.raises(KeyError, match=r"change has no columns \['upper', 'z'\], but \['change', 'lower'\]"):
+        pl.volcano(table)
+    with pytest.raises(TypeError, match="change is of type list: the DataFrame of predict_change was expected"):
+        pl.volcano([1.0])
+    with pytest.raises(ValueError, match="n_labels"):
+        pl.volcano(table.assign(upper=1.5, z=3.0), n_labels=-1)

@@ -38,6 +38,12 @@ def metrics() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["condition", "source", "kind", "metric", "value", "floor", "ceiling", "better"])
 
 
+def changes() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"change": [2.0, -1.0], "lower": [1.0, -3.0], "upper": [3.0, 1.0], "z": [3.3, -0.8]}, ["a", "b"]
+    )
+
+
 def guided() -> AnnData:
     adata = pixels(label=[*"aabb"], guidance_weight=[0.0, 1.0] * 2, noise=0)
     adata.uns["guidance"] = {"key": "label"}
@@ -49,6 +55,7 @@ CASES = {
     "gene_statistics": lambda **kw: pl.gene_statistics(*list(counts().values())[1:], **kw),
     "response": lambda **kw: pl.response(counts()["real"], counts()["generated"], counts()["control"], **kw),
     "top_genes": lambda **kw: pl.top_genes(counts()["real"], {"g": counts()["generated"]}, counts()["control"], **kw),
+    "volcano": lambda **kw: pl.volcano(changes(), **kw),
     "metrics_heatmap": lambda **kw: pl.metrics_heatmap(metrics(), **kw),
     "history": lambda **kw: pl.history({"diffusion_loss_train": pd.DataFrame({"x": [2.0, 1.0]})}, **kw),
     "images": lambda **kw: pl.images(pixels(), "image", **kw),

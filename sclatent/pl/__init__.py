@@ -6,6 +6,7 @@ from ._history import history
 from ._images import counterfactuals, guidance, images
 from ._noise import denoising, probe, reconstruction_error
 from ._umap import umap
+from ._volcano import volcano
 
 __all__ = [
     "counterfactuals",
@@ -20,4 +21,5 @@ __all__ = [
     "response",
     "top_genes",
     "umap",
+    "volcano",
 ]

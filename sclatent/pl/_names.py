@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +17,9 @@ POINT_COST, LINE_COST, OVERLAP_COST = 15, 30, 1_000
 ALONG = np.linspace(0, 1, 12)[None, :, None]  # places on a line from a point to its name
 
 
-def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, named: np.ndarray, names: Sequence[str]) -> None:
+def name_points(
+    ax: Axes, x: np.ndarray, y: np.ndarray, named: np.ndarray, names: Sequence[str], color: Any = "tab:red"
+) -> None:
     """Write the names of some of the points that a panel shows.
 
     One name after the other goes where it costs the least: distance from its point, points that it hides, and, above
@@ -30,13 +33,17 @@ def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, named: np.ndarray, names
         All points.
     named, names
         Positions of the points to name, and their names; the first chooses first.
+    color
+        Of the points that are named, one or one for each.
     """
-    ax.scatter(x[named], y[named], s=8, color="tab:red", linewidths=0)
+    ax.scatter(x[named], y[named], s=8, color=color, linewidths=0)
     ax.figure.figure.draw_without_rendering()  # where things are is known only after
     points = ax.transData.transform(np.column_stack([x, y]))
     scale = ax.figure.dpi / 72
     inside = ax.get_window_extent()
-    taken = [np.array(text.get_window_extent().extents) for text in ax.texts]
+    legend = ax.get_legend()
+    written = ax.texts if legend is None else [*ax.texts, legend]
+    taken = [np.array(artist.get_window_extent().extents) for artist in written]
     distances = np.repeat(DISTANCES, len(ANGLES))
     directions = np.tile(np.column_stack([np.cos(ANGLES), np.sin(ANGLES)]), (len(DISTANCES), 1))
     for i, name in zip(named, names, strict=True):
