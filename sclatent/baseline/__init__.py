@@ -5,6 +5,7 @@ from ._condition_mean import Baseline as Baseline  # a type
 from ._gaussian import GaussianVelocity, shrink_covariances
 from ._mixed_model import MixedModel
 from ._variances import reml
+from ._sources import source_names, source_shares, variance_shares
 
 __all__ = [
     "BASELINES",
@@ -14,4 +15,7 @@ __all__ = [
     "common_slope",
     "reml",
     "shrink_covariances",
+    "source_names",
+    "source_shares",
+    "variance_shares",
 ]

@@ -145,6 +145,12 @@ class KeyMaps(nn.Module):
         other = torch.where(is_null[:, None], of_null, of_null[:, None])
         return torch.where(is_null[:, None] | is_null, other, same)
 
+    def diagonal(self, name: MapName, codes: Tensor, values: Values) -> Tensor:
+        """Kernel of each value with itself, by its code, (n,)."""
+        if name == "own":
+            return torch.where(codes == NULL, self.share.square().sum(), torch.ones_like(self.share[:1]))
+        return self.of(name, codes, values).square().sum(dim=1)
+
     def rows(self, name: MapName, codes: np.ndarray, values: Values) -> sparse.csr_matrix:
         """The same map as sparse rows, of codes (n,)."""
         if name == "own":

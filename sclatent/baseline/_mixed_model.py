@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import combinations
 from typing import Any, NamedTuple, cast
@@ -258,31 +258,50 @@ class MixedModel(nn.Module):
         kernel = self.kernel(codes, values)
         return total + (kernel @ self.weights.flatten(1)).view_as(total).to(total.dtype)
 
-    def kernel(self, codes: Tensor, values: Sequence[Values]) -> Tensor:
-        """Covariance of the random effects of combinations (n, n_keys) and of those that were seen, (n, n_seen)."""
-        inner: dict[Factor, Tensor] = {}
-        kernel = self.weights.new_zeros(len(codes), len(self.seen))
+    @property
+    def predicted_effects(self) -> list[tuple[Effect, Tensor]]:
+        """Random effects that predictions have, with their variances; of an additive model no interactions."""
+        of_doses = [[k, number] for number, k in self.owner.items()]
+        found = []
         for effect, variance in zip(self.effects, self.variances, strict=True):
             keys = [factor.key for factor in effect]
-            if not self.interactions and len(keys) > 1 and keys not in [[k, j] for j, k in self.owner.items()]:
-                continue
+            if self.interactions or len(keys) == 1 or keys in of_doses:
+                found.append((effect, variance))
+        return found
+
+    def kernels(self, codes: Tensor, values: Sequence[Values]) -> Iterator[Tensor]:
+        """Covariance of combinations (n, n_keys) and those that were seen, (n, n_seen), of each predicted effect."""
+        inner: dict[Factor, Tensor] = {}
+        for effect, variance in self.predicted_effects:
             for factor in effect:
                 if factor not in inner:
                     code, seen = codes[:, factor.key], self.seen[:, factor.key]
                     inner[factor] = self._maps(factor.key).inner(factor.map, code, seen, values[factor.key])
-            kernel = kernel + variance * torch.stack([inner[factor] for factor in effect]).prod(dim=0)
+            yield variance * torch.stack([inner[factor] for factor in effect]).prod(dim=0)
+
+    def kernel(self, codes: Tensor, values: Sequence[Values]) -> Tensor:
+        """Covariance of the random effects of combinations (n, n_keys) and of those that were seen, (n, n_seen)."""
+        kernel = self.weights.new_zeros(len(codes), len(self.seen))
+        for of_effect in self.kernels(codes, values):
+            kernel = kernel + of_effect
         return kernel
+
+    def _has_fixed_effect(self, k: int) -> bool:
+        return self._slope_of(k) is not None or self._has_fixed_levels(k)
+
+    def _fixed_of(self, k: int, code: Tensor, values: Values) -> Tensor:
+        """Fixed effect of one key, ``(n, *shape)``; an unknown level has that of a null condition."""
+        effect, slope = self.get_buffer(f"fixed{k}"), self._slope_of(k)
+        if slope is None:
+            return effect[torch.where(code < self.n_levels[k], code, NULL)]
+        x = self._maps(k).of(slope, code, values).to(effect.dtype)
+        return x.view(-1, *[1] * len(self.shape)) * effect[0]
 
     def _fixed(self, codes: Tensor, values: Sequence[Values]) -> Tensor:
         """Fixed effects but the constant, ``(n, *shape)``."""
         total = self.constant.new_zeros(len(codes), *self.shape)
         for k, code in enumerate(codes.unbind(1)):
-            effect, slope = self.get_buffer(f"fixed{k}"), self._slope_of(k)
-            if slope is not None:
-                x = self._maps(k).of(slope, code, values[k]).to(effect.dtype)
-                total = total + x.view(-1, *[1] * len(self.shape)) * effect[0]
-            else:  # of a value that training does not know, what a null condition has
-                total = total + effect[torch.where(code < self.n_levels[k], code, NULL)]
+            total = total + self._fixed_of(k, code, values[k])
         return total
 
     def _design(self, codes: np.ndarray, values: Sequence[Values]) -> np.ndarray:
