@@ -16,14 +16,14 @@ from sclatent.diffusion import DEFAULT_STEPS
 from sclatent.nn import NULL
 
 from ._checks import check_generated, check_n_samples, check_order, check_steps
-from ._diffusion_model import DiffusionModel, Solver
+from ._diffusion_model import Solver
 from ._guidance import Guidance, GuidanceWeights, Weight
+from ._sources import SourcesMixin
 
 OF_UNSEEN = "the nearest number, or without the key, of an unseen value"
-MOST_COMBINATIONS = 100  # that uns names
 
 
-class LatentDiffusionModel(DiffusionModel):
+class LatentDiffusionModel(SourcesMixin):
     """A latent diffusion model of cells: sampling and counterfactuals.
 
     What a cell is, is for the domain to say; what it is conditioned on and guided by, for the conditions and the
@@ -303,19 +303,6 @@ class LatentDiffusionModel(DiffusionModel):
         if self.labels_key is not None:
             source[:, -1] = np.where(asked[:, -1] == NULL, known[:, -1], NULL)
         return source
-
-    def _training_cells_of(self, codes: np.ndarray) -> dict[str, list[Any]]:
-        """What uns says of the combinations that were asked for: how many training cells each has."""
-        asked = np.unique(codes, axis=0)[:MOST_COMBINATIONS]
-        if not self.conditions.keys:
-            return {}
-        assert self.batches.training is not None
-        seen = self.conditions.without_dose(self.batches.training.codes)
-        of_asked = self.conditions.without_dose(asked)
-        agree = [((seen == combination) | (combination == NULL)).all(axis=1).sum() for combination in of_asked]
-        table = self.conditions.decode(asked, pd.RangeIndex(len(asked)).astype(str))
-        names = [", ".join(f"{key}={row[key]}" for key in self.conditions.keys) for _, row in table.iterrows()]
-        return {"combinations": names, "n_training_cells": [int(n) for n in agree]}
 
     def _warn_of_no_dose(self, asked: np.ndarray, target: np.ndarray) -> None:
         """Say it where cells are to be moved to a level whose dose stays 0."""

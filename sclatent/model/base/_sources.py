@@ -1,0 +1,139 @@
+"""What a model says of where its predictions come from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sclatent.baseline import MixedModel, source_names, source_shares, variance_shares
+from sclatent.nn import NULL
+
+from ._diffusion_model import DiffusionModel
+
+logger = logging.getLogger(__name__)
+
+MOST_COMBINATIONS = 100  # that uns names
+MOST_IN_A_LINE = 3  # combinations of a line of the log
+LEAST_SHARE = 0.01  # of a source that is named
+MOST_SOURCES = 4  # that repr names
+OF_NO_BASELINE = "the network alone"
+OF_CONSTANT = "the mean of the others"
+
+
+class SourcesMixin(DiffusionModel):
+    """Which combinations of conditions were seen, and what those that were not are predicted from."""
+
+    def get_sources(self, conditions: Any, features: Mapping[str, pd.DataFrame] | None = None) -> pd.DataFrame:
+        r"""Say what combinations of conditions are predicted from, without sampling.
+
+        The sources are the effects of the mixed model of the mean tokens (:class:`~sclatent.baseline.MixedModel`):
+        fixed and random effects of keys, and their interactions. The share of a source r in the prediction of a
+        combination c is :math:`\lVert u_r(c) \rVert^2 / \sum_{r'} \lVert u_{r'}(c) \rVert^2`
+        (:func:`~sclatent.baseline.source_shares`). What the network adds to these means is not among them.
+
+        Parameters
+        ----------
+        conditions
+            Combinations, as in :meth:`sample`: of a DataFrame, all that differ. Keys that are not given are null.
+        features
+            Features of levels, or members of sets, that training has not, by key, as in :meth:`sample`.
+
+        Returns
+        -------
+        pd.DataFrame
+            One row per combination, named as in ``uns["sclatent"]["combinations"]``: ``n_training_cells``, then the
+            share of each source. They sum to 1, or are all 0 where no effect is at work, as under null conditions alone
+            or at a dose of 0. With ``baseline="none"`` there are no sources.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If it has no conditions.
+
+        Examples
+        --------
+        >>> conditions = {key: levels[0] for key, levels in model.conditions.levels.items()}
+        >>> sources = model.get_sources(conditions)
+        >>> bool(sources["n_training_cells"].iloc[0] > 0)
+        True
+        """
+        self._check_stage("diffusion", "get_sources")
+        if not self.conditions.keys:
+            raise ValueError("This model was trained without conditions, so there is nothing that predictions are of.")
+        self._add_features(features)
+        codes = self.conditions.encode(conditions)
+        first = np.sort(np.unique(codes, axis=0, return_index=True)[1])  # in the order in which they are asked for
+        asked = codes[first]
+        n_cells = pd.Series(self._n_training_cells(asked), self._names_of(asked), name="n_training_cells")
+        return pd.concat([n_cells, self._shares_of(asked)], axis=1).rename_axis("combination")
+
+    @property
+    def summary_string(self) -> str:
+        """What the model is, whether it is trained, and what its mean tokens vary by."""
+        summary, model = super().summary_string, self._mean_tokens
+        if "diffusion" not in self.trained_stages or model is None:
+            return summary
+        names = source_names(model, self.conditions.keys)
+        shares = pd.Series(variance_shares(model, self._values()), names)
+        return f"{summary}\nSources of variation of mean tokens: {_in_words(shares, MOST_SOURCES)}"
+
+    @property
+    def _mean_tokens(self) -> MixedModel | None:
+        """The mixed model of the mean tokens, if there is one and it is fitted."""
+        model = self.module.denoiser.mean.model
+        return model if model is not None and len(model.seen) else None
+
+    def _training_cells_of(self, codes: np.ndarray) -> dict[str, list[Any]]:
+        """What uns says of the combinations that were asked for, and the log, too.
+
+        How many training cells each has, and what those that have none are predicted from.
+        """
+        if not self.conditions.keys:
+            return {}
+        asked = np.unique(codes, axis=0)[:MOST_COMBINATIONS]
+        names, n_cells = self._names_of(asked), self._n_training_cells(asked)
+        predicted_from = [""] * len(asked)
+        is_unseen = np.array(n_cells) == 0
+        for i, (_, shares) in zip(np.flatnonzero(is_unseen), self._shares_of(asked[is_unseen]).iterrows(), strict=True):
+            without = OF_NO_BASELINE if self._mean_tokens is None else OF_CONSTANT
+            predicted_from[i] = _in_words(shares) or without
+        said = [
+            f"{name}: " + (f"predicted from {source}" if source else f"seen with {n} training cells")
+            for name, n, source in zip(names, n_cells, predicted_from, strict=True)
+        ]
+        more = [f"and {len(said) - MOST_IN_A_LINE} more"] if len(said) > MOST_IN_A_LINE else []
+        logger.info("Combinations that are asked for: %s.", "; ".join([*said[:MOST_IN_A_LINE], *more]))
+        return {"combinations": names, "n_training_cells": n_cells, "predicted_from": predicted_from}
+
+    def _names_of(self, codes: np.ndarray) -> list[str]:
+        table = self.conditions.decode(codes, pd.RangeIndex(len(codes)).astype(str))
+        return [", ".join(f"{key}={row[key]}" for key in self.conditions.keys) for _, row in table.iterrows()]
+
+    def _n_training_cells(self, codes: np.ndarray) -> list[int]:
+        """How many training cells have the conditions of each combination (n, n_keys) that are not null."""
+        assert self.batches.training is not None
+        seen = self.conditions.without_dose(self.batches.training.codes)
+        asked = self.conditions.without_dose(codes)
+        return [int(((seen == one) | (one == NULL)).all(axis=1).sum()) for one in asked]
+
+    def _shares_of(self, codes: np.ndarray) -> pd.DataFrame:
+        """Share of each source in the mean tokens of combinations (n, n_keys); no columns without a baseline."""
+        model, names = self._mean_tokens, self._names_of(codes)
+        if model is None:
+            return pd.DataFrame(index=names)
+        asked = self.conditions.without_dose(codes)[:, : self._n_keys]
+        shares = source_shares(model, asked, self._values())
+        shares[(asked == NULL).all(axis=1)] = 0.0  # the mean of all cells
+        return pd.DataFrame(shares, names, source_names(model, self.conditions.keys))
+
+
+def _in_words(shares: pd.Series, most: int | None = None) -> str:
+    """Sources and their shares, the largest first, without those that round to nothing."""
+    named = shares[shares >= LEAST_SHARE].sort_values(ascending=False, kind="stable")
+    return ", ".join(f"{name} {share:.2f}" for name, share in named.iloc[:most].items())
