@@ -4,8 +4,8 @@ from ._condition_mean import BASELINES, ConditionMean, common_slope
 from ._condition_mean import Baseline as Baseline  # a type
 from ._gaussian import GaussianVelocity, shrink_covariances
 from ._mixed_model import MixedModel
-from ._variances import reml
 from ._sources import source_names, source_shares, variance_shares
+from ._variances import reml
 
 __all__ = [
     "BASELINES",
