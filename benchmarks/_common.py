@@ -78,6 +78,12 @@ def variable_genes(adata: AnnData, n_genes: int) -> np.ndarray:
     return cells.var_names[cells.var["highly_variable"]].to_numpy()
 
 
+def profile(x: Any) -> np.ndarray:
+    """Logarithm of 1 + mean counts per 10,000 of cells, (genes,), as of `predict_profile`."""
+    x = x.toarray() if hasattr(x, "toarray") else x
+    return np.log1p((1e4 * x / np.maximum(x.sum(axis=1, keepdims=True), 1)).mean(axis=0))
+
+
 @keep_threads()
 def with_counts(adata: AnnData) -> AnnData:
     """Return the cells that have any counts."""

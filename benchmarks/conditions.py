@@ -27,7 +27,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from _common import environment, quiet, write_json
+from _common import environment, profile, quiet, write_json
 from anndata import AnnData
 from scipy.optimize import curve_fit
 
@@ -70,11 +70,6 @@ class Truth:
         rng = np.random.default_rng([seed, 2])
         mean = self.base * np.exp(effect + rng.integers(0, 2, n)[:, None] * self.state)
         return rng.poisson(DEPTH * mean / mean.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def profile(x: Any) -> np.ndarray:
-    x = x.toarray() if hasattr(x, "toarray") else x
-    return np.log1p((1e4 * x / np.maximum(x.sum(axis=1, keepdims=True), 1)).mean(axis=0))
 
 
 def trained(adata: AnnData, keys: dict[str, Any], seed: int, epochs: int | None) -> SCLDM:
