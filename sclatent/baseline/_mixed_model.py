@@ -21,7 +21,7 @@ from ._variances import moderated_variances, orthonormal, reml
 # A key of fewer levels has fixed effects: from fewer a variance is not estimated well (Gelman and Hill 2007, 11.4).
 FEW_LEVELS = 5
 REML_COMBINATIONS = 500  # variances are estimated on so many: the likelihood takes time to their third power
-MAX_KERNEL = 2**20  # numbers of a kernel that are computed together
+MAX_KERNEL = 2**22  # numbers of a kernel that are computed together
 
 
 class Factor(NamedTuple):
@@ -200,10 +200,12 @@ class MixedModel(nn.Module):
         kernels = [(a @ a.T).toarray() for a in self._factors(codes[some], known)]
         variances = reml(kernels, design[some], y[some], noise_of[some])
         basis = orthonormal(design)
-        solved = solve_mixed(self._factors(codes, known), variances, noise_of, np.hstack([basis, y]))
+        factors = self._factors(codes, known)
+        solved = solve_mixed(factors, variances, noise_of, np.hstack([basis, y]))
         of_basis, of_y = np.split(solved, [basis.shape[1]], axis=1)
         coefficients = np.linalg.solve(basis.T @ of_basis, basis.T @ of_y)
-        self._take_fixed(np.linalg.lstsq(design, basis @ coefficients, rcond=None)[0])
+        fixed = basis @ coefficients
+        self._take_fixed(np.linalg.lstsq(design, fixed, rcond=None)[0])
         self.variances, self.seen = torch.from_numpy(variances), torch.from_numpy(codes)
         weights = np.ascontiguousarray(of_y - of_basis @ coefficients)
         self.weights = torch.from_numpy(weights).view(-1, *self.shape)
@@ -211,7 +213,9 @@ class MixedModel(nn.Module):
         freedom = max(1, len(codes) - basis.shape[1])
         scale = moderated_variances((y * weights).sum(axis=0) / freedom, freedom)
         self.outcome_scale.copy_(torch.from_numpy(scale).view(self.shape))
-        self._fit_marginal(codes, n_cells, known)
+        random = [a @ (v * (a.T @ weights)) for a, v in zip(factors, variances, strict=True)]
+        predicted = [part for effect, part in zip(self.effects, random, strict=True) if self._is_predicted(effect)]
+        self._fit_marginal(codes, n_cells, sum(predicted, fixed), known)
         return self
 
     def predict(self, codes: Any, values: Sequence[Values] | None = None) -> np.ndarray:
@@ -261,13 +265,12 @@ class MixedModel(nn.Module):
     @property
     def predicted_effects(self) -> list[tuple[Effect, Tensor]]:
         """Random effects that predictions have, with their variances; of an additive model no interactions."""
-        of_doses = [[k, number] for number, k in self.owner.items()]
-        found = []
-        for effect, variance in zip(self.effects, self.variances, strict=True):
-            keys = [factor.key for factor in effect]
-            if self.interactions or len(keys) == 1 or keys in of_doses:
-                found.append((effect, variance))
-        return found
+        every = zip(self.effects, self.variances, strict=True)
+        return [(effect, variance) for effect, variance in every if self._is_predicted(effect)]
+
+    def _is_predicted(self, effect: Effect) -> bool:
+        keys = [factor.key for factor in effect]
+        return self.interactions or len(keys) == 1 or keys in [[k, number] for number, k in self.owner.items()]
 
     def kernels(self, codes: Tensor, values: Sequence[Values]) -> Iterator[Tensor]:
         """Covariance of combinations (n, n_keys) and those that were seen, (n, n_seen), of each predicted effect."""
@@ -345,9 +348,10 @@ class MixedModel(nn.Module):
             factors.append(reduce(products_of_rows, rows))
         return factors
 
-    def _fit_marginal(self, codes: np.ndarray, n_cells: np.ndarray, values: Sequence[Values]) -> None:
-        """Make the mean under null conditions that of the training cells that have the others."""
-        predicted = self._blup(torch.from_numpy(codes), values).flatten(1).numpy()
+    def _fit_marginal(
+        self, codes: np.ndarray, n_cells: np.ndarray, predicted: np.ndarray, values: Sequence[Values]
+    ) -> None:
+        """Make the mean under null conditions that of the training cells that have the others, as it is predicted."""
         found, entries = [], []
         for size in range(len(self.n_levels)):
             for kept in combinations(range(len(self.n_levels)), size):

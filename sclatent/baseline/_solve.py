@@ -51,7 +51,7 @@ def solve_mixed(
 
 
 def preconditioner(few: Sequence[sparse.csr_matrix], rest: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Inverse of :math:`\\sum_r A_r A_r^T + D`, with D the diagonal ``rest``, as a function of columns (n, m)."""
+    r"""Inverse of :math:`\sum_r A_r A_r^T + D`, with D the diagonal ``rest``, as a function of columns (n, m)."""
     if not few:
         return lambda x: x / rest[:, None]
     a = sparse.hstack(few).tocsr()
