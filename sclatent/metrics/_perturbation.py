@@ -104,9 +104,10 @@ def evaluate_perturbation(
 
         - ``pearson``, ``spearman``: correlation, over genes, of the predicted with the real change; 0 where one of them
           is constant. ``pearson_top20`` ...: over the genes with the largest absolute real change; where these all
-          change in one direction and by as much, little is left to correlate, as the ceiling shows. Real and predicted
-          change share their control cells, whose sampling noise correlates: with few control cells all correlations are
-          too high, also those of floors and ceiling.
+          change in one direction and by as much, little is left to correlate, as the ceiling shows. The real change and
+          that of predicted cells share their control cells, whose sampling noise correlates: with few control cells or
+          weak effects these correlations are too high, also those of "cell mean" and the ceiling. "mean shift" and
+          predictions that are a change do not share it, and are compared with them at a disadvantage.
         - ``mse``: mean squared error of the change, over genes.
         - ``energy``, ``mmd2``: distance of predicted from real cells, :func:`energy_distance` and :func:`mmd2` in
           principal components. A prediction that is only a change moves control cells by it.

@@ -196,8 +196,9 @@ class CountModel(LatentDiffusionModel):
         Returns
         -------
         pd.DataFrame
-            One row per gene, the most certain change first: ``change`` (of the logarithm of 1 + mean counts per
-            10,000), ``sd``, ``lower``, ``upper`` and ``z``, the change in standard deviations.
+            One row per gene, the most certain change first: ``change`` (of the logarithm of 1 + mean counts per 10,000;
+            :func:`~sclatent.metrics.evaluate_perturbation` has the mean of the logarithm), ``sd``, ``lower``, ``upper``
+            and ``z``, the change in standard deviations.
 
         Examples
         --------
