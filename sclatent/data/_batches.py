@@ -71,9 +71,9 @@ class TrainingBatches:
         codes
             Condition codes, (cells, n_keys), -1 where a condition is null.
         uniforms
-            Two uniform random numbers per cell, (cells, 2). The first picks a cell of the combination, as it does in
-            :class:`~sclatent.domain.LibrarySizes`: batch and library size of a generated cell are those of one training
-            cell. The second picks a batch where the combination was not seen.
+            Two uniform random numbers per cell, (cells, 2). The first picks a cell of the combination, as it does where
+            library sizes are drawn: batch and library size of a generated cell are those of one training cell. The
+            second picks a batch where the combination was not seen.
 
         Returns
         -------

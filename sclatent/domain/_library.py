@@ -29,20 +29,6 @@ class LibrarySizes:
         Condition codes of the training cells, (cells, n_keys).
     sizes
         Their library sizes, (cells,).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sclatent.data import Conditions
-    >>> from sclatent.domain import LibrarySizes
-    >>> conditions = Conditions({"cell_type": ["B", "T"], "condition": ["control", "treated"]})
-    >>> codes = np.array([[0, 0], [0, 1], [1, 0]])  # treated T cells were not seen
-    >>> library_sizes = LibrarySizes(conditions, codes, sizes=np.array([100.0, 200.0, 1000.0]))
-    >>> sizes, seen = library_sizes.draw(np.array([[0, 1], [1, 1]]), uniforms=np.array([0.5, 0.5]))
-    >>> sizes[0].item(), seen.tolist()  # that of the cell; of the mixed model
-    (200.0, [True, False])
-    >>> bool(1500 < sizes[1] < 2500)
-    True
     """
 
     def __init__(self, conditions: Conditions, codes: np.ndarray, sizes: np.ndarray) -> None:

@@ -87,7 +87,7 @@ class LatentDiffusionModel(SourcesMixin):
         library_size
             Of counts, total counts of each cell, a number up to 1e12 or one per cell. By default drawn from the
             training cells of the same combination of conditions; for an unseen combination, from a mixed model of its
-            logarithm (:class:`~sclatent.domain.LibrarySizes`), with residuals drawn from the training cells.
+            logarithm (:class:`~sclatent.baseline.MixedModel`), with residuals drawn from the training cells.
         batch
             Level of ``batch_key`` to decode under. By default drawn from the training cells of the same combination,
             together with the library size; for an unseen combination, from the batches in which its levels were seen
