@@ -15,8 +15,8 @@ Data sets:
   with features, and of sets with features.
 
 For pairs and doses two rows: `predict_profile`, the mixed model of genes, which evaluates no network, and `sample`,
-cells of SCLDM, which does (left out by --without-network, in a tenth of the time). Beside all rows of `predict_profile` stands the share of genes whose held-out mean lies in
-the 90 % interval.
+cells of SCLDM, which does (left out by --without-network, in a tenth of the time). Beside all rows of `predict_profile`
+stands the share of genes whose held-out mean lies in the 90 % interval.
 """
 
 from __future__ import annotations
