@@ -431,7 +431,7 @@ def test_library_sizes_of_a_time_between_lie_between():
 
 def test_a_drug_at_a_dose_of_0_gives_a_warning_and_a_dose_beyond_one_every_time(of_doses):
     vehicle = of_doses.adata[of_doses.adata.obs["drug"] == "vehicle"][:5].copy()
-    with pytest.warns(UserWarning, match=r"'dose' of these cells is 0, where no level of 'drug' has an effect"):
+    with pytest.warns(UserWarning, match=r"'dose' of 5 of these cells is 0, where no level of 'drug' has an effect"):
         of_doses.counterfactual(vehicle, {"drug": "D0"}, progress_bar=False)
     for _ in range(2):
         with pytest.warns(UserWarning, match="beyond the numbers of training"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,18 @@ from sclatent.nn import NULL, Values
 MapName = Literal["own", "members", "size", "together", "likeness", "features", "similar", "linear", "smooth"]
 N_LANDMARKS = 64  # values that smooth kernels are taken from (Williams and Seeger 2001)
 N_COMPONENTS = 32  # of a smooth kernel
+LENGTHS = 0.125, 0.25, 0.5, 1.0  # length scales that smooth functions of numbers may have, of the range of training
 N_FEATURES = 32  # principal components of the means of levels, by which they are alike
+
+
+class Factor(NamedTuple):
+    """How the values of a key share an effect: by which map of :class:`KeyMaps`."""
+
+    key: int
+    map: MapName
+
+
+Effect = tuple[Factor, ...]
 
 
 class KeyMaps(nn.Module):
@@ -27,8 +38,8 @@ class KeyMaps(nn.Module):
     - ``likeness``: inner products of the mean cells of levels;
     - ``features``: inner products of given features; ``similar``: :math:`\exp(-\lVert f - f' \rVert^2 / 2 \ell^2)` of
       them, with the median distance for :math:`\ell`;
-    - ``linear``: products of numbers; ``smooth``: the kernel of cubic smoothing splines,
-      :math:`\min(s, t)^2 (3 \max(s, t) - \min(s, t)) / 6` (Wahba 1990), which beyond the measured range are linear.
+    - ``linear``: products of numbers; ``smooth``: :math:`k(s, t) - k(s, 0) k(0, t)` with
+      :math:`k(s, t) = \exp(-(s - t)^2 / 2 \ell^2)`, a smooth function that is 0 at 0 (Rasmussen and Williams 2006).
 
     Maps but ``own`` and ``members`` have a mean square length of 1 over the levels. A null condition has the mean of
     the levels in their shares of the training cells.
@@ -47,6 +58,7 @@ class KeyMaps(nn.Module):
     smooth_landmarks: Tensor
     smooth_weights: Tensor
     length: Tensor
+    smooth_length: Tensor
     scales: Tensor
 
     def __init__(self, n_levels: int) -> None:
@@ -59,6 +71,7 @@ class KeyMaps(nn.Module):
             self.register_buffer(f"{name}_landmarks", _zeros(0, 0))
             self.register_buffer(f"{name}_weights", _zeros(0, 0))
         self.register_buffer("length", _zeros(1))
+        self.register_buffer("smooth_length", _zeros(1))
         self.register_buffer("scales", _zeros(len(get_args(MapName))))
         for name in get_args(MapName):
             self.register_buffer(f"null_{name}", _zeros(0))
@@ -69,8 +82,7 @@ class KeyMaps(nn.Module):
 
         ``likeness`` are features (n_levels, r) of levels by their mean cells, as of :func:`level_features`.
         """
-        of_levels = Values(*(part[: self.n_levels].double().cpu() for part in values))
-        of_levels = of_levels._replace(members=of_levels.members[:, of_levels.members.any(dim=0)])
+        of_levels = self._of_levels(values)
         self.share = torch.from_numpy(share)
         self.likeness = torch.from_numpy(likeness)
         self.scales = torch.ones_like(self.scales)
@@ -88,15 +100,28 @@ class KeyMaps(nn.Module):
         if values.is_number:
             distinct = torch.unique(of_levels.number)
             self.smooth_landmarks = distinct[:: -(-len(distinct) // N_LANDMARKS), None]
-            self.smooth_weights = _whiten(_spline(self.smooth_landmarks, self.smooth_landmarks))
-        for i, name in enumerate(get_args(MapName)):
-            if name == "own":
-                continue
-            table = self._map(name, torch.arange(self.n_levels), of_levels)
-            square = table.square().sum(dim=1).mean()
-            if name != "members" and square > 0:
-                self.scales[i] = square.rsqrt()
-            setattr(self, f"null_{name}", self.share @ table * self.scales[i])
+            self.fit_smooth(values, LENGTHS[0])
+        for name in get_args(MapName):
+            if name != "own":
+                self._scale(name, of_levels)
+
+    @torch.no_grad()
+    def fit_smooth(self, values: Values, length: float) -> None:
+        """Take what the smooth map needs from the numbers of the levels, at a length scale, a share of their range."""
+        self.smooth_length = torch.full_like(self.smooth_length, length)
+        self.smooth_weights = _whiten(_smooth(self.smooth_landmarks, self.smooth_landmarks, self.smooth_length))
+        self._scale("smooth", self._of_levels(values))
+
+    def _of_levels(self, values: Values) -> Values:
+        of_levels = Values(*(part[: self.n_levels].double().cpu() for part in values))
+        return of_levels._replace(members=of_levels.members[:, of_levels.members.any(dim=0)])
+
+    def _scale(self, name: MapName, of_levels: Values) -> None:
+        """Bring a map to a mean square length of 1 over the levels, and find the null condition."""
+        i, table = get_args(MapName).index(name), self._map(name, torch.arange(self.n_levels), of_levels)
+        square = table.square().sum(dim=1).mean()
+        self.scales[i] = square.rsqrt() if name != "members" and square > 0 else 1.0
+        setattr(self, f"null_{name}", self.share @ table * self.scales[i])
 
     @property
     def is_number(self) -> bool:
@@ -171,7 +196,9 @@ class KeyMaps(nn.Module):
         if name == "similar":
             return self._similar(values.features[codes].double()) @ self.similar_weights
         number = values.number[codes].double()
-        return number if name == "linear" else _spline(number, self.smooth_landmarks) @ self.smooth_weights
+        if name == "linear":
+            return number
+        return _smooth(number, self.smooth_landmarks, self.smooth_length) @ self.smooth_weights
 
     def _similar(self, x: Tensor) -> Tensor:
         if not len(self.similar_landmarks):
@@ -181,7 +208,7 @@ class KeyMaps(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name, buffer in self.named_buffers():
             saved = state_dict.get(prefix + name)  # how many there are is known from the data alone
-            if saved is not None and name not in ("share", "scales", "length"):
+            if saved is not None and name not in ("share", "scales", "length", "smooth_length"):
                 setattr(self, name, torch.empty_like(saved, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -213,13 +240,16 @@ def _zeros(*shape: int) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64)
 
 
-def _spline(s: Tensor, t: Tensor) -> Tensor:
-    """Kernel of cubic smoothing splines from 0 on, (n, m), of numbers (n, 1) and (m, 1)."""
-    s, t = s.clamp(min=0), t.clamp(min=0)
+def _smooth(s: Tensor, t: Tensor, length: Tensor) -> Tensor:
+    """Squared-exponential kernel of numbers (n, 1) and (m, 1), of a function that is known to be 0 at 0, (n, m)."""
     if not len(t):
         return s.new_zeros(len(s), 0)
-    low, high = torch.minimum(s, t.T), torch.maximum(s, t.T)
-    return low.square() * (3 * high - low) / 6
+
+    def k(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-(a - b.T).square() / (2 * length**2))
+
+    zero = t.new_zeros(1, 1)
+    return k(s, t) - k(s, zero) @ k(zero, t)
 
 
 def _whiten(kernel: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import combinations
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,24 +14,15 @@ from torch import Tensor, nn
 
 from sclatent.nn import NULL, CombinationTable, Values
 
-from ._maps import KeyMaps, MapName, level_features
+from ._maps import LENGTHS, Effect, Factor, KeyMaps, MapName, level_features
 from ._solve import products_of_rows, solve_mixed
-from ._variances import moderated_variances, orthonormal, reml
+from ._variances import few_levels, moderated_variances, orthonormal, restricted_fit
 
 # A key of fewer levels has fixed effects: from fewer a variance is not estimated well (Gelman and Hill 2007, 11.4).
 FEW_LEVELS = 5
 REML_COMBINATIONS = 500  # variances are estimated on so many: the likelihood takes time to their third power
+LENGTH_COMBINATIONS = 250  # and length scales, several of which are tried
 MAX_KERNEL = 2**22  # numbers of a kernel that are computed together
-
-
-class Factor(NamedTuple):
-    """How the values of a key share an effect: by which map of :class:`KeyMaps`."""
-
-    key: int
-    map: MapName
-
-
-Effect = tuple[Factor, ...]
 
 
 class MixedModel(nn.Module):
@@ -113,7 +104,9 @@ class MixedModel(nn.Module):
 
     def _slope_of(self, k: int) -> MapName | None:
         """The map of a key that has a fixed effect, if its levels have none."""
-        return "linear" if self._maps(k).is_number else "size" if self._maps(k).is_set else None
+        if self._maps(k).is_number:
+            return "linear"
+        return "size" if self._maps(k).is_set and k not in self.owner.values() else None  # of a dose of sets, its own
 
     def _has_fixed_levels(self, k: int) -> bool:
         few = self.n_levels[k] < FEW_LEVELS and k not in self.owner.values()
@@ -195,17 +188,16 @@ class MixedModel(nn.Module):
                 likeness = level_features(codes[of_key], y[of_key], k, n)
             self._maps(k).fit(known[k], share, likeness)
         noise_of = noise / n_cells
-        design = self._design(codes, known)
-        some = few_levels(codes, REML_COMBINATIONS)
-        kernels = [(a @ a.T).toarray() for a in self._factors(codes[some], known)]
-        variances = reml(kernels, design[some], y[some], noise_of[some])
+        self._choose_lengths(codes, y, noise_of, known)
+        design, some = self._design(codes, known), few_levels(codes, REML_COMBINATIONS)
+        variances, _ = self._restricted_fit(codes[some], y[some], noise_of[some], known)
         basis = orthonormal(design)
         factors = self._factors(codes, known)
         solved = solve_mixed(factors, variances, noise_of, np.hstack([basis, y]))
         of_basis, of_y = np.split(solved, [basis.shape[1]], axis=1)
         coefficients = np.linalg.solve(basis.T @ of_basis, basis.T @ of_y)
         fixed = basis @ coefficients
-        self._take_fixed(np.linalg.lstsq(design, fixed, rcond=None)[0])
+        self._take_fixed(design, fixed)
         self.variances, self.seen = torch.from_numpy(variances), torch.from_numpy(codes)
         weights = np.ascontiguousarray(of_y - of_basis @ coefficients)
         self.weights = torch.from_numpy(weights).view(-1, *self.shape)
@@ -217,6 +209,24 @@ class MixedModel(nn.Module):
         predicted = [part for effect, part in zip(self.effects, random, strict=True) if self._is_predicted(effect)]
         self._fit_marginal(codes, n_cells, sum(predicted, fixed), known)
         return self
+
+    def _choose_lengths(self, codes: np.ndarray, y: np.ndarray, noise_of: np.ndarray, values: Sequence[Values]) -> None:
+        """Choose the length scale of the smooth functions of every number by their restricted likelihood."""
+        some = few_levels(codes, LENGTH_COMBINATIONS)
+        for k, of_key in enumerate(values):
+            if not of_key.is_number:
+                continue
+            found = []
+            for length in LENGTHS:
+                self._maps(k).fit_smooth(of_key, length)
+                found.append(self._restricted_fit(codes[some], y[some], noise_of[some], values)[1])
+            self._maps(k).fit_smooth(of_key, LENGTHS[int(np.argmin(found))])
+
+    def _restricted_fit(
+        self, codes: np.ndarray, y: np.ndarray, noise_of: np.ndarray, values: Sequence[Values]
+    ) -> tuple[np.ndarray, float]:
+        kernels = [(a @ a.T).toarray() for a in self._factors(codes, values)]
+        return restricted_fit(kernels, self._design(codes, values), y, noise_of)
 
     def predict(self, codes: Any, values: Sequence[Values] | None = None) -> np.ndarray:
         """Means ``(n, *shape)`` of combinations (n, n_keys), -1 where the condition is null."""
@@ -319,7 +329,11 @@ class MixedModel(nn.Module):
                 columns.append(np.where(known, code[:, None] == np.arange(n), self._maps(k).share.cpu().numpy()))
         return np.hstack(columns).astype(float)
 
-    def _take_fixed(self, effects: np.ndarray) -> None:
+    def _take_fixed(self, design: np.ndarray, fitted: np.ndarray) -> None:
+        """Take the fixed effects of a design (n, p) of what they are fitted to; that of a constant column is 0."""
+        center = design.mean(axis=0) * (np.ptp(design, axis=0) == 0)
+        center[0] = 0.0
+        effects = np.linalg.lstsq(design - center, fitted, rcond=None)[0]
         self.constant.copy_(torch.from_numpy(effects[0]).view(self.shape))
         start = 1
         for k, n in enumerate(self.n_levels):
@@ -386,14 +400,3 @@ class MixedModel(nn.Module):
         least[list(self.owner.values())] = NULL  # a level at a dose of 0
         if not errors and not self.seen.is_meta and not ((self.seen >= least) & (self.seen < n_levels)).all():
             errors.append(f"{prefix}seen must be codes of the levels.")
-
-
-def few_levels(codes: np.ndarray, most: int) -> np.ndarray:
-    """Rows (n,) of combinations, at most about so many: all those of levels that are evenly spaced."""
-    n_levels = [len(np.unique(column)) for column in codes.T]
-    if len(codes) <= most:
-        return np.arange(len(codes))
-    column = codes[:, int(np.argmax(n_levels))]
-    levels = np.unique(column)
-    kept = levels[:: -(-len(codes) // most)]
-    return np.flatnonzero(np.isin(column, kept))

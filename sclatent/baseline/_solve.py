@@ -34,7 +34,7 @@ def solve_mixed(
     Woodbury identity), since these have the largest eigenvalues, and the diagonal of all others.
     """
     diagonals = [v * a.multiply(a).sum(axis=1).A1 for v, a in zip(variances, factors, strict=True)]
-    noise = noise + 1e-9 * sum(diagonals, noise).mean() + np.finfo(float).tiny
+    noise = noise + 1e-9 * (sum(diagonals, noise).mean() or 1.0)
     if len(b) <= DENSE_COMBINATIONS:
         covariance = np.diag(noise)
         for variance, a in zip(variances, factors, strict=True):

@@ -55,11 +55,18 @@ def reml(kernels: Sequence[np.ndarray], design: np.ndarray, values: np.ndarray, 
     >>> bool(abs(reml([same], np.ones((500, 1)), y, np.ones(500))[0] - 4) < 0.5)
     True
     """
+    return restricted_fit(kernels, design, values, noise)[0]
+
+
+def restricted_fit(
+    kernels: Sequence[np.ndarray], design: np.ndarray, values: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Variances as of :func:`reml`, and the negative logarithm of their restricted likelihood, of an outcome."""
     moments = values @ values.T / values.shape[1]  # the likelihood sees the outcomes through their products alone
     basis = orthonormal(design)
     scale = np.trace(moments - basis @ (basis.T @ moments)) / len(values)
     if not kernels or scale <= 1e-12 * np.trace(moments):  # the fixed effects explain all of it
-        return np.zeros(len(kernels))
+        return np.zeros(len(kernels)), 0.0
 
     def objective(log_variances: np.ndarray) -> tuple[float, np.ndarray]:
         """Negative logarithm of the restricted likelihood of an outcome, and its gradient."""
@@ -81,7 +88,8 @@ def reml(kernels: Sequence[np.ndarray], design: np.ndarray, values: np.ndarray, 
     bounds = [(log_scale + np.log(LEAST), log_scale + np.log(MOST))] * len(kernels)
     starts = (np.full(len(kernels), log_scale + np.log(start)) for start in STARTS)
     fits = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
-    return np.exp(min(fits, key=lambda fit: fit.fun).x)
+    best = min(fits, key=lambda fit: fit.fun)
+    return np.exp(best.x), float(best.fun)
 
 
 def moderated_variances(variances: np.ndarray, freedom: float) -> np.ndarray:
@@ -97,3 +105,21 @@ def moderated_variances(variances: np.ndarray, freedom: float) -> np.ndarray:
     prior = 2 * brentq(lambda x: polygamma(1, x) - spread, 1e-6, 1e8)
     common = np.exp(e + digamma(prior / 2) - np.log(prior / 2))
     return (prior * common + freedom * variances) / (prior + freedom)
+
+
+def few_levels(codes: np.ndarray, most: int) -> np.ndarray:
+    """Rows (n,) of combinations (codes, (n, n_keys)), at most so many where it can be: some levels of each key.
+
+    Levels of the key that has the most of them left are dropped first, up to half of them, so that all keys keep some;
+    the others are evenly spaced.
+    """
+    rows = np.arange(len(codes))
+    while len(rows) > most:
+        levels = [np.unique(column) for column in codes[rows].T]
+        k = int(np.argmax([len(of_key) for of_key in levels]))
+        n_kept = max(2, int(len(levels[k]) * max(0.5, most / len(rows))))
+        if n_kept == len(levels[k]):
+            break
+        kept = levels[k][np.linspace(0, len(levels[k]) - 1, n_kept).round().astype(int)]
+        rows = rows[np.isin(codes[rows, k], kept)]
+    return rows

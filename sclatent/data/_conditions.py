@@ -280,15 +280,14 @@ class Conditions:
     def levels_like(self, combination: np.ndarray) -> np.ndarray:
         """Combinations (n, n_keys) of training levels in place of values of one (n_keys,) that training has not.
 
-        Of a set, levels of as many members. Numbers, and keys of which there is no such level, are as they are.
+        Of a set, levels of as many members: none where training has no such set. Numbers are as they are.
         """
         found = combination[None]
         for k, space in enumerate(self.spaces.values()):
-            if combination[k] >= space.n_levels:
+            if combination[k] >= space.n_levels and not isinstance(space.kind, Number):
                 levels = space.levels_like(int(combination[k]))
-                found = np.repeat(found, max(1, len(levels)), axis=0)
-                if len(levels):
-                    found[:, k] = np.tile(levels, len(found) // len(levels))
+                n, found = len(found), np.repeat(found, len(levels), axis=0)
+                found[:, k] = np.tile(levels, n)
         return found
 
     @property

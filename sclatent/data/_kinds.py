@@ -108,7 +108,8 @@ class Number:
     Parameters
     ----------
     scale
-        ``"linear"``, or ``"log1p"`` where values go over several orders of magnitude.
+        ``"linear"``, or ``"log1p"`` where values go over several orders of magnitude: the logarithm of 1 + values in
+        units of the smallest positive one of training, so that nM and µM are the same.
     of
         Key that the number is a dose of: at 0 its effect vanishes, whatever the level.
 
@@ -143,8 +144,8 @@ class Number:
             raise ValueError(f"{short_repr(level)} is below 0, where {self} has no values")
         return float(level)
 
-    def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Values on the scale of the kind.
+    def scaled(self, values: np.ndarray, unit: float = 1.0) -> np.ndarray:
+        """Values on the scale of the kind; ``unit`` is that of ``"log1p"``.
 
         Examples
         --------
@@ -152,7 +153,7 @@ class Number:
         >>> dose.scaled(np.array([0.0, 1.0, 10.0])).round(2).tolist()
         [0.0, 0.69, 2.4]
         """
-        return np.log1p(values) if self.scale == "log1p" else values
+        return np.log1p(values / unit) if self.scale == "log1p" else values
 
 
 Kind = Category | Set | Number

@@ -47,9 +47,11 @@ class ValueSpace:
             self._codes.setdefault(self._identity(level), i)
         members = {m for level in levels for m in kind.members_of(level)} if isinstance(kind, Set) else set()
         self.members = sorted(members)
-        self.low, self.high = 0.0, 1.0
+        self.low, self.high, self._unit = 0.0, 1.0, 1.0
         if isinstance(kind, Number):
-            scaled = kind.scaled(np.array([kind.value_of(level) for level in levels]))
+            numbers = np.array([kind.value_of(level) for level in levels])
+            self._unit = float(min(numbers[numbers > 0], default=1.0))
+            scaled = kind.scaled(numbers, self._unit)
             self.low, self.high = (0.0 if kind.of else float(scaled.min())), float(scaled.max())
         self._values: Values | None = None
 
@@ -103,7 +105,8 @@ class ValueSpace:
 
     def _check_known(self, level: Any, where: str, hint: str) -> None:
         if isinstance(self.kind, Number):
-            x = (float(self.kind.scaled(np.array(float(level)))) - self.low) / max(self.high - self.low, 1e-300)
+            scaled = float(self.kind.scaled(np.array(float(level)), self._unit))
+            x = (scaled - self.low) / max(self.high - self.low, 1e-300)
             if not -BEYOND <= x <= 1 + BEYOND:
                 known = [self.kind.value_of(level) for level in self.levels]
                 warn_user(
@@ -154,7 +157,7 @@ class ValueSpace:
         elif self.features is not None:
             features = self.features.rows(every)
         if isinstance(self.kind, Number):
-            scaled = self.kind.scaled(np.array([self.kind.value_of(level) for level in every]))
+            scaled = self.kind.scaled(np.array([self.kind.value_of(level) for level in every]), self._unit)
             number = ((scaled - self.low) / max(self.high - self.low, 1e-300))[:, None]
         of_codes = members[twin]
         of_codes[self.n_levels : self.n_fixed, 1:] = 0.0  # but for the number of members
@@ -183,8 +186,6 @@ class ValueSpace:
 
     def levels_like(self, code: int) -> np.ndarray:
         """Codes of the levels of training that a value can be compared with: sets of as many members, or all."""
-        if isinstance(self.kind, Number):
-            return np.empty(0, dtype=np.int64)
         if not isinstance(self.kind, Set):
             return np.arange(self.n_levels)
         size = len(self.kind.members_of(self._level_of(code)))

@@ -9,6 +9,8 @@ import numpy as np
 from sclatent.baseline import MixedModel
 from sclatent.data import CellPools, Conditions
 
+BEYOND = 2  # times as large as the largest library size of training, or as small as the smallest
+
 
 class LibrarySizes:
     r"""What the training cells say of the library size under a combination of conditions.
@@ -19,7 +21,8 @@ class LibrarySizes:
     .. math:: \ln \ell = m(c) + r
 
     with the prediction m of a linear mixed model (:class:`~sclatent.baseline.MixedModel`) of the means of the
-    combinations, and a residual r drawn from the training cells.
+    combinations, and a residual r drawn from the training cells; at most twice the largest of training and at least
+    half the smallest, which extrapolation would leave far behind.
 
     Parameters
     ----------
@@ -69,7 +72,8 @@ class LibrarySizes:
             residual_of = (uniforms[~seen] * len(self.sizes)).astype(int)
             of_residual = self._log_mean(self.conditions.without_dose(self.codes[residual_of]))
             residuals = np.log(self.sizes[residual_of]) - of_residual
-            sizes[~seen] = np.exp(self._log_mean(codes[~seen]) + residuals)
+            low, high = np.log([self.sizes.min() / BEYOND, self.sizes.max() * BEYOND])
+            sizes[~seen] = np.exp(np.clip(self._log_mean(codes[~seen]) + residuals, low, high))
         return sizes, seen
 
     def _log_mean(self, codes: np.ndarray) -> np.ndarray:

@@ -80,7 +80,8 @@ def volcano(
     ax.spines[["top", "right"]].set_visible(False)
     ax.locator_params(axis="x", nbins=6)
     ax.legend(frameon=False, fontsize=7, handletextpad=0.1)
-    named = np.argsort(-z, kind="stable")[:n_labels]
+    order = np.argsort(-z, kind="stable")
+    named = order[z[order] > 0][:n_labels]  # not of genes that do not change, nor of missing values
     name_points(ax, x, height, named, table.index[named].astype(str), color[named])
     save_figure(ax.figure, save, given)
     return ax

@@ -229,6 +229,8 @@ class CountModel(LatentDiffusionModel):
         unseen = self.conditions.are_unseen_names(codes)
         for combination in np.unique(codes[unseen.any(axis=1)], axis=0)[:MOST_UNSEEN]:
             alike = self.conditions.levels_like(combination)
+            if not len(alike):
+                continue  # there are no others of this kind
             change = model.predict(combination[None], values)[0] - model.predict(alike, values).mean(axis=0)
             error = model.covariance(combination[None], values)[0, 0] * model.outcome_scale.cpu().numpy()
             if np.square(change).mean() < error.mean():

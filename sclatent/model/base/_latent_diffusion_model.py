@@ -145,8 +145,7 @@ class LatentDiffusionModel(SourcesMixin):
         library, library_rule = self.domain.given_or_drawn_library(library_size, codes, uniforms[:, 0])
         batches, batch_rule = self.batches.given_or_drawn(batch, seen, uniforms)
         self.batches.warn_of_unseen(seen, batches)
-        self._warn_of_new_dose(codes)
-        self._warn_of_mean_response(codes)
+        self._warn_of_asked(codes, weights)
         if (seen != self.conditions.without_dose(codes)).any():
             batch_rule = {key: r if r == "given" else f"{r}, by {OF_UNSEEN}" for key, r in batch_rule.items()}
 
@@ -245,12 +244,11 @@ class LatentDiffusionModel(SourcesMixin):
         changes_label = self.labels_key is not None and bool((target[:, -1] != NULL).any())
         noise_level, weight, weights = self._flow_of(noise_level, guidance_weight, guidance, changes_label)
         asked, source, target = target, self._source(known, target), np.where(target == NULL, known, target)
-        self._warn_of_no_dose(asked, target)
-        self._warn_of_new_dose(target)
+        self._warn_of_no_dose(known, asked, target)
         batches = self.batches.asked(self.conditions.of_training(target), rows.batch[rows.cells])
         self.batches.warn_of_unseen(self.conditions.of_training(np.where(target == known, NULL, target)), batches)
 
-        self._warn_of_mean_response(target)
+        self._warn_of_asked(target, weights)
         blocks, libraries = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             batch = rows[cells]
@@ -304,39 +302,6 @@ class LatentDiffusionModel(SourcesMixin):
             source[:, -1] = np.where(asked[:, -1] == NULL, known[:, -1], NULL)
         return source
 
-    def _warn_of_no_dose(self, asked: np.ndarray, target: np.ndarray) -> None:
-        """Say it where cells are to be moved to a level whose dose stays 0."""
-        for number, key in enumerate(self.conditions.of):
-            if key is None:
-                continue
-            dose, name = self.conditions.keys[number], self.conditions.keys[key]
-            moved = (asked[:, key] != NULL) & (asked[:, number] == NULL)
-            if moved.any() and self.conditions.spaces[dose].is_zero(target[moved, number]).all():
-                warn_user(
-                    f"{dose!r} of these cells is 0, where no level of {name!r} has an effect: they stay as they are. "
-                    f"Ask for a dose, too, such as {{{name!r}: ..., {dose!r}: 1.0}}."
-                )
-
-    def _warn_of_new_dose(self, codes: np.ndarray) -> None:
-        """Say it where a dose is asked for of a level that training has at a dose of 0 alone, such as a vehicle."""
-        assert self.batches.training is not None
-        given = self.conditions.without_dose(self.batches.training.codes)
-        for number, key in enumerate(self.conditions.of):
-            if key is None:
-                continue
-            asked = np.unique(self.conditions.without_dose(codes)[:, key])
-            never = asked[(asked != NULL) & (asked < self.conditions.n_levels[key]) & ~np.isin(asked, given[:, key])]
-            if len(never):
-                levels = [self.conditions.levels[self.conditions.keys[key]][code] for code in never]
-                dose = self.conditions.keys[number]
-                warn_user(
-                    f"{short_repr(levels)} has no {dose!r} above 0 in training: nothing is known of what it does, and "
-                    f"what is predicted is the mean of the others. Ask for it at {{{dose!r}: 0.0}}."
-                )
-
-    def _warn_of_mean_response(self, codes: np.ndarray) -> None:
-        """Say it where what is predicted of a value that nobody measured is not more than the mean of the others."""
-
     def _check_baseline_only(self, baseline_only: bool, weights: GuidanceWeights) -> None:
         if not isinstance(baseline_only, bool | np.bool_):
             raise ValueError(f"baseline_only={baseline_only!r} must be True or False.")
@@ -386,7 +351,15 @@ class LatentDiffusionModel(SourcesMixin):
         return adata.obs.loc[:, kept].iloc[cells].copy()
 
     def _provenance(self, method: str, **how: Any) -> dict[str, Any]:
-        how = {key: dict(value) if isinstance(value, dict) else value for key, value in how.items()}
+        how = {key: _for_uns(value) for key, value in how.items()}
         if "solver" in how:
             how["n_steps"] = how["n_steps"] or DEFAULT_STEPS[how["solver"]]
         return {"model": type(self).__name__, "version": version("sclatent"), "method": method, **how}
+
+
+def _for_uns(value: Any) -> Any:
+    """A copy of a value that files of AnnData can hold: as text, a dict whose keys have slashes, which files split."""
+    if not isinstance(value, Mapping):
+        return value
+    held = {key: _for_uns(part) for key, part in value.items()}
+    return str(held) if any("/" in str(key) for key in held) else held

@@ -12,7 +12,7 @@ import pandas as pd
 from sclatent.baseline import MixedModel, source_names, source_shares, variance_shares
 from sclatent.nn import NULL
 
-from ._diffusion_model import DiffusionModel
+from ._asked import AskedMixin
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +22,10 @@ LEAST_SHARE = 0.01  # of a source that is named
 MOST_SOURCES = 4  # that repr names
 OF_NO_BASELINE = "the network alone"
 OF_CONSTANT = "the mean of the others"
+ALL_NULL = "null conditions"
 
 
-class SourcesMixin(DiffusionModel):
+class SourcesMixin(AskedMixin):
     """Which combinations of conditions were seen, and what those that were not are predicted from."""
 
     def get_sources(self, conditions: Any, features: Mapping[str, pd.DataFrame] | None = None) -> pd.DataFrame:
@@ -89,14 +90,15 @@ class SourcesMixin(DiffusionModel):
         model = self.module.denoiser.mean.model
         return model if model is not None and len(model.seen) else None
 
-    def _training_cells_of(self, codes: np.ndarray) -> dict[str, list[Any]]:
+    def _training_cells_of(self, codes: np.ndarray) -> dict[str, Any]:
         """What uns says of the combinations that were asked for, and the log, too.
 
         How many training cells each has, and what those that have none are predicted from.
         """
         if not self.conditions.keys:
             return {}
-        asked = np.unique(codes, axis=0)[:MOST_COMBINATIONS]
+        every = np.unique(codes, axis=0)
+        asked = every[:MOST_COMBINATIONS]
         names, n_cells = self._names_of(asked), self._n_training_cells(asked)
         predicted_from = [""] * len(asked)
         is_unseen = np.array(n_cells) == 0
@@ -107,20 +109,32 @@ class SourcesMixin(DiffusionModel):
             f"{name}: " + (f"predicted from {source}" if source else f"seen with {n} training cells")
             for name, n, source in zip(names, n_cells, predicted_from, strict=True)
         ]
-        more = [f"and {len(said) - MOST_IN_A_LINE} more"] if len(said) > MOST_IN_A_LINE else []
+        more = [f"and {len(every) - MOST_IN_A_LINE} more"] if len(every) > MOST_IN_A_LINE else []
         logger.info("Combinations that are asked for: %s.", "; ".join([*said[:MOST_IN_A_LINE], *more]))
-        return {"combinations": names, "n_training_cells": n_cells, "predicted_from": predicted_from}
+        return {
+            "n_combinations": len(every),
+            "combinations": names,
+            "n_training_cells": n_cells,
+            "predicted_from": predicted_from,
+        }
 
     def _names_of(self, codes: np.ndarray) -> list[str]:
         table = self.conditions.decode(codes, pd.RangeIndex(len(codes)).astype(str))
-        return [", ".join(f"{key}={row[key]}" for key in self.conditions.keys) for _, row in table.iterrows()]
+        given = [
+            [f"{key}={row[key]}" for key, code in zip(self.conditions.keys, one, strict=True) if code != NULL]
+            for one, (_, row) in zip(codes, table.iterrows(), strict=True)
+        ]
+        return [", ".join(of_keys) or ALL_NULL for of_keys in given]
 
     def _n_training_cells(self, codes: np.ndarray) -> list[int]:
         """How many training cells have the conditions of each combination (n, n_keys) that are not null."""
         assert self.batches.training is not None
-        seen = self.conditions.without_dose(self.batches.training.codes)
-        asked = self.conditions.without_dose(codes)
-        return [int(((seen == one) | (one == NULL)).all(axis=1).sum()) for one in asked]
+        seen, n_cells = self.batches.training.codes, []
+        without = self.conditions.without_dose(seen)
+        for one, at_no_dose in zip(codes, self.conditions.without_dose(codes), strict=True):
+            agree = ((seen == one) | (one == NULL)).all(axis=1)
+            n_cells.append(int((agree | ((without == at_no_dose) | (at_no_dose == NULL)).all(axis=1)).sum()))
+        return n_cells
 
     def _shares_of(self, codes: np.ndarray) -> pd.DataFrame:
         """Share of each source in the mean tokens of combinations (n, n_keys); no columns without a baseline."""
