@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "baseline": {"nn", "diffusion"},
     "module": {"nn", "diffusion", "baseline"},
     "train": {"nn", "diffusion", "data", "module"},
-    "domain": {"nn", "data", "module"},
+    "domain": {"nn", "data", "baseline", "module"},
     "model.base": {"nn", "diffusion", "data", "baseline", "module", "train", "domain"},
     "model": {"diffusion", "data", "baseline", "module", "train", "model.base"},
     "tl": {"data", "module", "model", "model.base"},
