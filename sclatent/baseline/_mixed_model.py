@@ -191,8 +191,7 @@ class MixedModel(nn.Module):
         self._choose_lengths(codes, y, noise_of, known)
         design, some = self._design(codes, known), few_levels(codes, REML_COMBINATIONS)
         variances, _ = self._restricted_fit(codes[some], y[some], noise_of[some], known)
-        basis = orthonormal(design)
-        factors = self._factors(codes, known)
+        basis, factors = orthonormal(design), self._factors(codes, known)
         solved = solve_mixed(factors, variances, noise_of, np.hstack([basis, y]))
         of_basis, of_y = np.split(solved, [basis.shape[1]], axis=1)
         coefficients = np.linalg.solve(basis.T @ of_basis, basis.T @ of_y)
@@ -213,9 +212,7 @@ class MixedModel(nn.Module):
     def _choose_lengths(self, codes: np.ndarray, y: np.ndarray, noise_of: np.ndarray, values: Sequence[Values]) -> None:
         """Choose the length scale of the smooth functions of every number by their restricted likelihood."""
         some = few_levels(codes, LENGTH_COMBINATIONS)
-        for k, of_key in enumerate(values):
-            if not of_key.is_number:
-                continue
+        for k, of_key in ((k, of_key) for k, of_key in enumerate(values) if of_key.is_number):
             found = []
             for length in LENGTHS:
                 self._maps(k).fit_smooth(of_key, length)
