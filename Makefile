@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/python -m sclatent.demo
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check

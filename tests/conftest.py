@@ -13,6 +13,15 @@ from sclatent.datasets import glioblastoma, simulate
 from sclatent.model import SCLDM
 
 HELD_OUT = ("PW034", "panobinostat")
+SPREAD = ("test_tutorials", "test_examples", "test_guides")  # files whose tests train nothing that they share
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, so that the models that they share are trained once."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.path.stem not in SPREAD:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,6 @@ from ._loader import CellBatch, CellRows, EpochSampler, TokenRows, make_loader
 from ._loadings import gene_loadings
 from ._normalize import TARGET_SUM, log_normalize_counts
 from ._numbers import check_number, check_whole, is_number, is_whole
-from ._pools import CellPools
 from ._random import cell_rng, check_seed, random_stream, torch_stream
 from ._reading import by_rows, read_rows, row_blocks, totals
 
@@ -46,7 +45,6 @@ __all__ = [
     "TARGET_SUM",
     "UNLABELED",
     "CellBatch",
-    "CellPools",
     "CellRows",
     "Conditions",
     "EpochSampler",

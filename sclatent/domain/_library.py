@@ -7,7 +7,8 @@ from functools import cached_property
 import numpy as np
 
 from sclatent.baseline import MixedModel
-from sclatent.data import CellPools, Conditions
+from sclatent.data import Conditions
+from sclatent.data._pools import CellPools
 
 BEYOND = 2  # times as large as the largest library size of training, or as small as the smallest
 
