@@ -190,7 +190,7 @@ def fit_times() -> pd.DataFrame:
         codes = np.array([(a, b) for a in range(n_types) for b in range(n)])
         features = rng.standard_normal((n, n_features))
         members = np.zeros((n, 81 if is_set else 0))
-        for row in members:
+        for row in members if is_set else ():
             which = rng.choice(80, rng.integers(1, 3), replace=False)
             row[0], row[1 + which] = len(which), 1.0
         parts = (members, features, np.zeros((n, 0)))
