@@ -108,10 +108,16 @@ def test_a_set_that_is_larger_than_all_measured_ones_is_compared_with_none(of_se
         of_sets.sample(2, "A+B+C", progress_bar=False)
 
 
-def test_a_dose_of_0_gives_no_warning(of_dosed_sets):
+def test_a_pair_at_a_dose_of_0_is_not_said_to_be_like_the_others():
+    """The drugs do nothing, so that at any other dose it is."""
+    rows = [("DMSO", 0.0), *product(["A", "B", "C", "A+B", "B+C"], (1.0, 10.0))]
+    kinds = {"drug": Set("+", control="DMSO"), "dose": Number("log1p", of="drug")}
+    model = trained(cells(rows, ["drug", "dose"]), kinds)
+    with pytest.warns(UserWarning, match="differs from the mean of the others by less"):
+        model.sample(2, {"drug": "A+C", "dose": 10.0}, progress_bar=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        of_dosed_sets.sample(2, {"drug": "A+B", "dose": 0.0}, progress_bar=False)
+        model.sample(2, {"drug": "A+C", "dose": 0.0}, progress_bar=False)
 
 
 def test_guidance_of_a_member_that_is_not_asked_for_gives_a_warning(of_sets):

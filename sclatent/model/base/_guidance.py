@@ -41,7 +41,7 @@ class GuidanceWeights(NamedTuple):
     members: tuple[MemberWeight, ...] = ()
 
     @property
-    def push(self) -> bool:
+    def is_guided(self) -> bool:
         """Whether there is any guidance, and not plain conditional sampling."""
         free = self.free if isinstance(self.free, list) else [self.free]
         return bool(self.classifier) or any(w != 1 for w in (*free, *(m.weight for m in self.members)))

@@ -338,7 +338,7 @@ class LatentDiffusionModel(SourcesMixin):
                 f"noise_level=0 does not change {self.labels_key!r}: a label is reached by denoising, and not by the "
                 "baseline alone. Use a higher noise_level, or leave it out."
             )
-        elif noise_level == 0 and is_weight_given and weights.push:
+        elif noise_level == 0 and is_weight_given and weights.is_guided:
             warn_user(
                 "guidance_weight does nothing at noise_level=0, where cells move by the difference of two means and no "
                 "flow is followed: give a noise_level above 0, such as 0.5, or leave guidance_weight out."
