@@ -53,7 +53,7 @@ def replogle(path: Path, features_path: Path, seed: int) -> dict[str, float]:
     x = torch.from_numpy(np.asarray(genes[name[known]].obsm["X_go128"], dtype=np.float32))
     order = np.random.default_rng(seed).permutation(len(y))
     held_out, train = order[: len(y) // 5], order[len(y) // 5 :]
-    values = [Values(torch.zeros(len(y), 0), x[np.r_[train, held_out]], torch.zeros(len(y), 0))]
+    values = [Values(torch.zeros(len(y), 0), x[np.r_[train, held_out]], *(torch.zeros(len(y), 0) for _ in range(2)))]
     n = len(train)
     model = MixedModel([n], y.shape[1]).fit(np.arange(n)[:, None], np.ones(n), y[train], values=values)
     predicted, mean = model.predict(np.arange(n, len(y))[:, None], values), y[train].mean(axis=0)
@@ -193,7 +193,7 @@ def fit_times() -> pd.DataFrame:
         for row in members if is_set else ():
             which = rng.choice(80, rng.integers(1, 3), replace=False)
             row[0], row[1 + which] = len(which), 1.0
-        parts = (members, features, np.zeros((n, 0)))
+        parts = (members, features, np.zeros((n, 0)), np.zeros((n, 0)))
         values = [Values.of_levels(n_types), Values(*(torch.from_numpy(part.astype(np.float32)) for part in parts))]
         effect = features @ rng.standard_normal((n_features, 128)) * 0.2 + 0.3 * rng.standard_normal((n, 128))
         y = rng.standard_normal((n_types, 128))[codes[:, 0]] + effect[codes[:, 1]]

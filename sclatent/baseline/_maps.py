@@ -37,7 +37,8 @@ class KeyMaps(nn.Module):
       products of numbers of members;
     - ``likeness``: inner products of the mean cells of levels;
     - ``features``: inner products of given features; ``similar``: :math:`\exp(-\lVert f - f' \rVert^2 / 2 \ell^2)` of
-      them, with the median distance for :math:`\ell`;
+      them, with the median distance for :math:`\ell`; of features that are not known, those of their mean and of a
+      direction of their own (:class:`~sclatent.nn.Values`);
     - ``linear``: products of numbers; ``smooth``: :math:`k(s, t) - k(s, 0) k(0, t)` with
       :math:`k(s, t) = \exp(-(s - t)^2 / 2 \ell^2)`, a smooth function that is 0 at 0 (Rasmussen and Williams 2006).
 
@@ -88,15 +89,16 @@ class KeyMaps(nn.Module):
         self.scales = torch.ones_like(self.scales)
         for name in get_args(MapName):
             setattr(self, f"null_{name}", _zeros(0))
-        x = of_levels.features
+        x = _features(of_levels)
         if x.shape[1]:
             # sets are measured from the empty one, levels from their mean
-            self.features_center = torch.zeros_like(x[0]) if values.is_set else x.mean(dim=0)
+            center = torch.zeros_like(of_levels.features[0]) if values.is_set else of_levels.features.mean(dim=0)
+            self.features_center = _padded(center, x.shape[1])
             self.similar_landmarks = x[:: -(-len(x) // N_LANDMARKS)]
             apart = torch.cdist(self.similar_landmarks, self.similar_landmarks)
             positive = apart[apart > 0]
             self.length = positive.median()[None] if len(positive) else torch.ones_like(self.length)
-            self.similar_weights = _whiten(self._similar(self.similar_landmarks))
+            self.similar_weights = _whiten(self._similar(self.similar_landmarks, self.similar_landmarks))
         if values.is_number:
             distinct = torch.unique(of_levels.number)
             self.smooth_landmarks = distinct[:: -(-len(distinct) // N_LANDMARKS), None]
@@ -114,7 +116,8 @@ class KeyMaps(nn.Module):
 
     def _of_levels(self, values: Values) -> Values:
         of_levels = Values(*(part[: self.n_levels].double().cpu() for part in values))
-        return of_levels._replace(members=of_levels.members[:, of_levels.members.any(dim=0)])
+        members, unknown = (part[:, part.any(dim=0)] for part in (of_levels.members, of_levels.unknown))
+        return of_levels._replace(members=members, unknown=unknown)
 
     def _scale(self, name: MapName, of_levels: Values) -> None:
         """Bring a map to a mean square length of 1 over the levels, and find the null condition."""
@@ -149,8 +152,7 @@ class KeyMaps(nn.Module):
         """Map of values by their codes, (n, r), in double precision; not for ``own``."""
         null = self.get_buffer(f"null_{name}")
         table = self._map(name, codes.clamp(min=0), values) * self.scales[get_args(MapName).index(name)]
-        null = nn.functional.pad(null, (0, table.shape[1] - len(null)))  # members that training has not
-        return torch.where((codes == NULL)[:, None], null, table)
+        return torch.where((codes == NULL)[:, None], _padded(null, table.shape[1]), table)
 
     def inner(self, name: MapName, codes: Tensor, seen: Tensor, values: Values) -> Tensor:
         """Kernel of values and values that were seen, by their codes, (n, n_seen)."""
@@ -161,6 +163,11 @@ class KeyMaps(nn.Module):
 
     def among(self, name: MapName, codes: Tensor, values: Values) -> Tensor:
         """Kernel of values among themselves, by their codes, (n, n)."""
+        if name in ("similar", "smooth"):
+            kernel, is_new = self.inner(name, codes, codes, values), codes >= self.n_levels
+            exact = self._kernel(name, codes[is_new], values) * self.scales[get_args(MapName).index(name)].square()
+            kernel[is_new[:, None] & is_new] = exact.flatten()  # of which the map has a part, less the further away
+            return kernel
         if name != "own":
             return self.inner(name, codes, codes, values)
         share = torch.cat([self.share, self.share.square().sum()[None]])  # of null with null
@@ -191,19 +198,27 @@ class KeyMaps(nn.Module):
             size, known = members[:, :1], members[:, 1:]
             return {"members": known, "size": size, "together": known * (size > 1)}[name]
         if name == "features":
-            x = values.features[codes].double()
-            return x - self.features_center if x.shape[1] else x
+            x = _features(values, codes)
+            return x - _padded(self.features_center, x.shape[1]) if x.shape[1] else x
         if name == "similar":
-            return self._similar(values.features[codes].double()) @ self.similar_weights
+            return self._similar(_features(values, codes), self.similar_landmarks) @ self.similar_weights
         number = values.number[codes].double()
         if name == "linear":
             return number
         return _smooth(number, self.smooth_landmarks, self.smooth_length) @ self.smooth_weights
 
-    def _similar(self, x: Tensor) -> Tensor:
-        if not len(self.similar_landmarks):
+    def _kernel(self, name: MapName, codes: Tensor, values: Values) -> Tensor:
+        """Kernel that a map was taken from, before it was scaled, of values by their codes among themselves, (n, n)."""
+        if name == "similar":
+            x = _features(values, codes)
+            return self._similar(x, x)
+        number = values.number[codes].double()
+        return _smooth(number, number, self.smooth_length)
+
+    def _similar(self, x: Tensor, y: Tensor) -> Tensor:
+        if not len(y):
             return x.new_zeros(len(x), 0)
-        return torch.exp(-torch.cdist(x, self.similar_landmarks).square() / (2 * self.length**2))
+        return torch.exp(-torch.cdist(x, _padded(y, x.shape[1])).square() / (2 * self.length**2))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name, buffer in self.named_buffers():
@@ -234,6 +249,17 @@ def level_features(codes: np.ndarray, means: np.ndarray, key: int, n_levels: int
     u, s, _ = randomized_svd(profiles, min(N_FEATURES, levels.sum() - 1, means.shape[1]), random_state=0)
     length = np.sqrt(np.square(s).sum() / levels.sum())
     return u * s / length if length > 0 else np.zeros((n_levels, 0))
+
+
+def _features(values: Values, codes: Tensor | None = None) -> Tensor:
+    """Features of values by their codes, of all by default, with a direction for each of those that are not known."""
+    parts = (values.features, values.unknown)
+    return torch.cat([part if codes is None else part[codes] for part in parts], dim=1).double()
+
+
+def _padded(x: Tensor, width: int) -> Tensor:
+    """Columns (..., width), with 0 for members that training has not."""
+    return nn.functional.pad(x, (0, width - x.shape[-1]))
 
 
 def _zeros(*shape: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import combinations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from sclatent.nn import NULL, CombinationTable, Values
 
 from ._maps import LENGTHS, Effect, Factor, KeyMaps, MapName, level_features
-from ._solve import products_of_rows, solve_mixed
+from ._solve import error_covariance, products_of_rows, solve_mixed
 from ._variances import few_levels, moderated_variances, orthonormal, restricted_fit
 
 # A key of fewer levels has fixed effects: from fewer a variance is not estimated well (Gelman and Hill 2007, 11.4).
@@ -234,21 +235,20 @@ class MixedModel(nn.Module):
         r"""Covariance of the errors of the predictions of combinations (n, n_keys), (n, n), of outcomes on average.
 
         That of an outcome is so many times as large as ``outcome_scale`` says. Variance components are taken as known.
+        Fixed effects that training does not determine (what members do on average, if all sets are of one size) are
+        predicted to be 0, and taken to vary around it as the random effects do together.
         """
+        if self.seen.device.type != "cpu":  # where its equations are solved
+            return copy.deepcopy(self).cpu().covariance(codes, values)
         asked, known = np.asarray(codes, dtype=np.int64), self._values(values)
-        seen, noise = self.seen.cpu().numpy(), self.noise.cpu().numpy()
-        shared = self.kernel(torch.from_numpy(asked).to(self.seen.device), known).cpu().numpy()
+        seen, noise, variances = (part.numpy() for part in (self.seen, self.noise, self.variances))
+        shared = self.kernel(torch.from_numpy(asked), known).numpy()
         prior = np.zeros((len(asked), len(asked)))
-        for effect, variance in zip(self.effects, self.variances.tolist(), strict=True):
+        for effect, variance in zip(self.effects, variances, strict=True):
             inner = [self._maps(f.key).among(f.map, torch.from_numpy(asked[:, f.key]), known[f.key]) for f in effect]
-            prior += variance * np.prod([kernel.cpu().numpy() for kernel in inner], axis=0)
+            prior += variance * np.prod([kernel.numpy() for kernel in inner], axis=0)
         design, of_asked = self._design(seen, known), self._design(asked, known)
-        factors = self._factors(seen, known)
-        solved = solve_mixed(factors, self.variances.cpu().numpy(), noise, np.hstack([design, shared.T]))
-        of_design, of_shared = np.split(solved, [design.shape[1]], axis=1)
-        apart = of_asked - shared @ of_design
-        information = np.linalg.pinv(design.T @ of_design)
-        return prior - shared @ of_shared + apart @ information @ apart.T
+        return error_covariance(self._factors(seen, known), variances, noise, design, prior, shared, of_asked)
 
     def forward(self, codes: Tensor, values: Sequence[Values] | None = None) -> Tensor:
         """Means ``(cells, *shape)`` under codes (cells, n_keys), -1 where the condition is null."""

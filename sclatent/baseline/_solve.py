@@ -25,6 +25,11 @@ def products_of_rows(a: sparse.csr_matrix, b: sparse.csr_matrix) -> sparse.csr_m
     return sparse.csr_matrix((data, columns, indptr), shape=(a.shape[0], a.shape[1] * b.shape[1]))
 
 
+def diagonals(factors: Sequence[sparse.csr_matrix], variances: np.ndarray) -> list[np.ndarray]:
+    r"""Diagonal of :math:`\sigma_r^2 A_r A_r^T` of every random effect, (n,) each."""
+    return [v * a.multiply(a).sum(axis=1).A1 for v, a in zip(variances, factors, strict=True)]
+
+
 def solve_mixed(
     factors: Sequence[sparse.csr_matrix], variances: np.ndarray, noise: np.ndarray, b: np.ndarray
 ) -> np.ndarray:
@@ -33,14 +38,14 @@ def solve_mixed(
     Of many combinations by conjugate gradients. Their preconditioner has the effects of few columns in full (by the
     Woodbury identity), since these have the largest eigenvalues, and the diagonal of all others.
     """
-    diagonals = [v * a.multiply(a).sum(axis=1).A1 for v, a in zip(variances, factors, strict=True)]
-    noise = noise + 1e-9 * (sum(diagonals, noise).mean() or 1.0)
+    of_effects = diagonals(factors, variances)
+    noise = noise + 1e-9 * (sum(of_effects, noise).mean() or 1.0)
     if len(b) <= DENSE_COMBINATIONS:
         covariance = np.diag(noise)
         for variance, a in zip(variances, factors, strict=True):
             covariance += variance * (a @ a.T).toarray()
         return cho_solve(cho_factor(covariance), b)
-    effects = [(np.sqrt(v) * a, d) for v, a, d in zip(variances, factors, diagonals, strict=True) if d.any()]
+    effects = [(np.sqrt(v) * a, d) for v, a, d in zip(variances, factors, of_effects, strict=True) if d.any()]
     few = [a for a, _ in effects if a.shape[1] <= FEW_COLUMNS]
     rest = sum((d for a, d in effects if a.shape[1] > FEW_COLUMNS), noise)
 
@@ -48,6 +53,41 @@ def solve_mixed(
         return noise[:, None] * x + sum(a @ (a.T @ x) for a, _ in effects)
 
     return conjugate_gradients(multiply, b, preconditioner(few, rest))
+
+
+def error_covariance(
+    factors: Sequence[sparse.csr_matrix],
+    variances: np.ndarray,
+    noise: np.ndarray,
+    design: np.ndarray,
+    prior: np.ndarray,
+    shared: np.ndarray,
+    asked: np.ndarray,
+) -> np.ndarray:
+    """Covariance of the errors of best linear unbiased predictions (Henderson 1975), (m, m).
+
+    A fixed effect in a direction in which no rows of the design differ is not determined, and predicted to be 0. It is
+    taken to have as large a variance as all random effects together.
+
+    Parameters
+    ----------
+    factors, variances, noise
+        As of :func:`solve_mixed`.
+    design
+        Columns of the fixed effects of what was seen, (n, p).
+    prior, shared
+        Covariance of the random effects of what is predicted, (m, m), and with those of what was seen, (m, n).
+    asked
+        Columns of the fixed effects of what is predicted, (m, p).
+    """
+    solved = solve_mixed(factors, variances, noise, np.hstack([design, shared.T]))
+    of_design, of_shared = np.split(solved, [design.shape[1]], axis=1)
+    apart = asked - shared @ of_design
+    information = np.linalg.pinv(design.T @ of_design, rcond=1e-9, hermitian=True)
+    rows, beyond = design - design[0], asked - design[0]
+    beyond -= beyond @ np.linalg.pinv(rows, rcond=1e-9) @ rows
+    size = np.mean(sum(diagonals(factors, variances)))
+    return prior - shared @ of_shared + apart @ information @ apart.T + size * beyond @ beyond.T
 
 
 def preconditioner(few: Sequence[sparse.csr_matrix], rest: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -40,7 +40,7 @@ def reml(kernels: Sequence[np.ndarray], design: np.ndarray, values: np.ndarray, 
     Returns
     -------
     np.ndarray
-        :math:`\sigma_r^2`, one for each kernel.
+        :math:`\sigma_r^2`, one for each kernel; 0 for one of zeros, of which the values say nothing.
 
     Examples
     --------
@@ -64,9 +64,11 @@ def restricted_fit(
     """Variances as of :func:`reml`, and the negative logarithm of their restricted likelihood, of an outcome."""
     moments = values @ values.T / values.shape[1]  # the likelihood sees the outcomes through their products alone
     basis = orthonormal(design)
+    is_at_work = [bool(kernel.any()) for kernel in kernels]
+    found, kernels = np.zeros(len(kernels)), [kernel for kernel in kernels if kernel.any()]
     scale = np.trace(moments - basis @ (basis.T @ moments)) / len(values)
     if not kernels or scale <= 1e-12 * np.trace(moments):  # the fixed effects explain all of it
-        return np.zeros(len(kernels)), 0.0
+        return found, 0.0
 
     def objective(log_variances: np.ndarray) -> tuple[float, np.ndarray]:
         """Negative logarithm of the restricted likelihood of an outcome, and its gradient."""
@@ -89,7 +91,8 @@ def restricted_fit(
     starts = (np.full(len(kernels), log_scale + np.log(start)) for start in STARTS)
     fits = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds) for start in starts]
     best = min(fits, key=lambda fit: fit.fun)
-    return np.exp(best.x), float(best.fun)
+    found[is_at_work] = np.exp(best.x)
+    return found, float(best.fun)
 
 
 def moderated_variances(variances: np.ndarray, freedom: float) -> np.ndarray:

@@ -25,7 +25,7 @@ class Category:
     ----------
     features
         What is known of levels: a DataFrame with one row per level, or a key of ``adata.uns`` with one. Levels that
-        were never measured can be asked for, if they have a row.
+        were never measured can be asked for, if they have a row. A row of NaN alone says that nothing is known.
 
     Examples
     --------
@@ -53,7 +53,8 @@ class Set:
     control
         What stands for the empty set.
     features
-        What is known of members, as in :class:`Category`. Members that were never measured can be asked for then.
+        What is known of members, as in :class:`Category`. Members that were never measured can be asked for then. A
+        row of zeros alone, which adds nothing to a set, says as little as one of NaN.
 
     Examples
     --------
@@ -204,9 +205,13 @@ class FeatureTable:
                 "encode text and dates first."
             )
         values = features.to_numpy(dtype=np.float64, na_value=np.nan)
-        if not values.size or not np.isfinite(values).all():
-            row = names[int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])] if values.size else "no row at all"
-            raise ValueError(f"{argument}: features must be finite numbers, which those of {row!r} are not.")
+        is_wrong = ~np.isfinite(values).all(axis=1) & ~np.isnan(values).all(axis=1)
+        if not values.size or is_wrong.any():
+            row = names[int(np.flatnonzero(is_wrong)[0])] if values.size else "no row at all"
+            raise ValueError(
+                f"{argument}: features must be finite numbers, which those of {row!r} are not; or NaN in all columns, "
+                "where nothing is known."
+            )
         place = {name: i for i, name in enumerate(names)}
         missing = [name for name in needed if name not in place]
         if missing:
@@ -218,7 +223,8 @@ class FeatureTable:
         if not needed:
             return FeatureTable(tuple(names), values, 1.0, columns)
         seen = values[[place[name] for name in needed]]
-        sd = seen.std(axis=0)
+        seen = seen[np.isfinite(seen).all(axis=1)]
+        sd = seen.std(axis=0) if len(seen) else np.zeros(seen.shape[1])
         if not (sd > 1e-12 * np.abs(seen).max(initial=1e-300)).any():
             raise ValueError(f"{argument}: features are the same for all {len(needed)} names: they tell nothing apart.")
         # one scale for all, as of an embedding: columns keep their proportions
@@ -238,7 +244,9 @@ class FeatureTable:
         place = self.place
         new = [i for i, name in enumerate(more.names) if name not in place]
         for i, name in enumerate(more.names):
-            if name in place and not np.allclose(values[i], self.values[place[name]], rtol=1e-4, atol=1e-5):
+            if name in place and not np.allclose(
+                values[i], self.values[place[name]], rtol=1e-4, atol=1e-5, equal_nan=True
+            ):
                 raise ValueError(
                     f"{argument}: features has a row for {name!r}, which has other values already: leave it out, "
                     "or give it another name."
@@ -264,6 +272,10 @@ class FeatureTable:
     def rows(self, names: list[str]) -> np.ndarray:
         """Features of names, (n, n_features)."""
         return self.values[[self.place[name] for name in names]]
+
+    def are_known(self, names: list[str]) -> np.ndarray:
+        """Whether anything is known of names, (n,)."""
+        return np.isfinite(self.rows(names)).all(axis=1)
 
     @cached_property
     def place(self) -> dict[Any, int]:

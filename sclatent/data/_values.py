@@ -144,25 +144,47 @@ class ValueSpace:
         every = [*self.levels, *self.asked]
         n, n_twins = len(every), self.n_fixed - self.n_levels
         twin = np.r_[0 : self.n_levels, [*range(n_twins)], self.n_levels : n].astype(int)  # where each code is in every
-        members, features, number = np.zeros((n, 0)), np.zeros((n, 0)), np.zeros((n, 0))
+        members, features, number, unknown = (np.zeros((n, 0)) for _ in range(4))
         if isinstance(self.kind, Set):
             sets = [self.kind.members_of(level) for level in every]
             every_member = dict.fromkeys([*self.members, *(m for of_set in sets for m in of_set)])
             which = np.array([[m in of_set for m in every_member] for of_set in map(set, sets)], dtype=float)
             size = np.array([[len(of_set)] for of_set in sets], dtype=float)
             members = np.hstack([size, which.reshape(n, len(every_member))])
-            if self.features is not None:
-                width = self.features.values.shape[1]
-                features = np.array([self.features.rows(list(s)).sum(axis=0) if s else np.zeros(width) for s in sets])
-        elif self.features is not None:
-            features = self.features.rows(every)
+        if self.features is not None:
+            features, unknown = self._features_of([self._names_in(level) for level in every])
         if isinstance(self.kind, Number):
             scaled = self.kind.scaled(np.array([self.kind.value_of(level) for level in every]), self._unit)
             number = ((scaled - self.low) / max(self.high - self.low, 1e-300))[:, None]
         of_codes = members[twin]
         of_codes[self.n_levels : self.n_fixed, 1:] = 0.0  # but for the number of members
-        parts = (of_codes, features[twin], number[twin])
+        parts = (of_codes, features[twin], number[twin], unknown[twin])
         return Values(*(torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32)) for part in parts))
+
+    def _names_in(self, level: Any) -> tuple[Any, ...]:
+        """Names that have features: the members of a set, or the level itself."""
+        return self.kind.members_of(level) if isinstance(self.kind, Set) else (level,)
+
+    def _features_of(self, sets: list[tuple[Any, ...]]) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of the features of names (n, n_features), and how far they may be from what is not known of one.
+
+        A name without features has the mean of those of training, and a column of its own, as long as these are from
+        their mean. So it is as far from all others as they are from each other, and members of sets share it.
+        """
+        assert self.features is not None
+        names = list(dict.fromkeys(name for of_set in sets for name in of_set))
+        place = {name: i for i, name in enumerate(names)}
+        of_name, is_known = self.features.rows(names).astype(float), self.features.are_known(names)
+        is_known &= of_name.any(axis=1) | (not isinstance(self.kind, Set))  # a member that adds nothing says nothing
+        n_training = len({name for of_set in sets[: self.n_levels] for name in of_set})
+        of_training = of_name[:n_training][is_known[:n_training]]
+        of_name[~is_known] = center = of_training.mean(axis=0)
+        column = {names[i]: k for k, i in enumerate(np.flatnonzero(~is_known))}
+        unknown = np.zeros((len(sets), len(column)))
+        for i, of_set in enumerate(sets):
+            unknown[i, [column[name] for name in of_set if name in column]] = 1.0
+        length = np.sqrt(np.square(of_training - center).sum(axis=1).mean())
+        return np.array([of_name[[place[name] for name in s]].sum(axis=0) for s in sets]), length * unknown
 
     def check_member(self, member: Any, argument: str) -> None:
         """Raise unless sets can have a member."""

@@ -22,26 +22,31 @@ class Values(NamedTuple):
     members
         How many members a set has, and which, those of training first, (n_values, 1 + n_members).
     features
-        Features of a level, or the sum of those of the members of a set, (n_values, n_features).
+        Features of a level, or the sum of those of the members of a set, (n_values, n_features); where they are not
+        known, the mean of those that are.
     number
         A number, scaled so that those of training go from 0 to 1, (n_values, 1).
+    unknown
+        How far features may be from that mean, with a column for each level or member of which they are not known,
+        those of training first, (n_values, n_unknown).
 
     Examples
     --------
     >>> from sclatent.nn import Values
     >>> values = Values.of_levels(3)  # names alone: nothing is known of a level but which it is
     >>> [part.shape[1] for part in values]
-    [0, 0, 0]
+    [0, 0, 0, 0]
     """
 
     members: Tensor
     features: Tensor
     number: Tensor
+    unknown: Tensor
 
     @staticmethod
     def of_levels(n: int) -> Values:
         """Values of which nothing is known but which they are."""
-        return Values(*(torch.zeros(n, 0) for _ in range(3)))
+        return Values(*(torch.zeros(n, 0) for _ in range(4)))
 
     @property
     def is_number(self) -> bool:
