@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
 from anndata import AnnData
 from torch import Tensor
 
+from sclatent.conditions import Set
 from sclatent.datasets import simulate
 from sclatent.model import SCLDM, JointLDM
 
@@ -259,3 +261,69 @@ def test_tensors_that_are_none_are_refused(saved, tmp_path):
         forge(path, changed(description, ("tensors", "sha256"), hashlib.sha256(content).hexdigest()))
         with pytest.raises(ValueError, match=rf"dir_path='{path}' is damaged"):
             cls.load(path)
+
+
+FEATURES = ("registry", "setup_args", "condition_kinds", "perturbation", "features")
+
+
+@pytest.fixture(scope="module")
+def with_features(tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the tensors of a saved model that has features of measured genes and of others."""
+    genes = [f"G{i}" for i in range(5)]
+    features = pd.DataFrame(np.random.default_rng(0).standard_normal((8, 3)), [*genes, "N0", "N1", "N2"])
+    adata = AnnData(np.ones((60, 12), dtype=np.float32))
+    adata.obs["perturbation"] = np.resize(["control", *genes], 60)
+    SCLDM.setup_anndata(adata, condition_keys={"perturbation": Set("+", control="control", features=features)})
+    model = SCLDM(adata, n_tokens=4, token_dim=8, width=32, n_blocks=1, denoiser_width=32, denoiser_blocks=1)
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model.save(path)
+    (file,) = path.glob("*.safetensors")
+    return json.loads((path / "model.json").read_text()), safetensors.torch.load_file(file)
+
+
+def test_features_are_numbers_of_the_file_of_tensors_and_all_are_kept(with_features, tmp_path):
+    description, tensors = with_features
+    assert tensors["features.0"].shape == (8, 3)
+    assert tensors["features.0"].dtype == torch.float32
+    model = SCLDM.load(forge(tmp_path / "model", description, tensors))
+    assert (model.conditions.encode("N2+G0") >= model.conditions.n_levels).all()
+    assert "features.0" not in model.module.state_dict()
+    table = SCLDM.load_registry(tmp_path / "model")["setup_args"]["condition_kinds"]["perturbation"]["features"]
+    np.testing.assert_array_equal(table.values, tensors["features.0"].numpy())
+    model.save(tmp_path / "again")
+    assert SCLDM.load(tmp_path / "again").conditions.spaces["perturbation"].features.names == table.names
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil("features.0", first(math.nan)), r"float32 of the shape \(8, 3\), finite, or NaN in all of a row"),
+        (spoil("features.0", first(math.inf)), r"float32 of the shape \(8, 3\)"),
+        (spoil("features.0", lambda t: t[:-1]), r"float32 of the shape \(8, 3\)"),
+        (spoil("features.0", lambda t: t.double()), r"float32 of the shape \(8, 3\)"),
+        (lambda tensors: tensors.pop("features.0"), "KeyError: 'features.0'"),
+    ],
+)
+def test_features_that_are_changed_are_refused(with_features, tmp_path, spoil, message):
+    description, tensors = with_features
+    tensors = dict(tensors)
+    spoil(tensors)
+    with pytest.raises(ValueError, match=rf"dir_path='{tmp_path}/model' is damaged .*{message}"):
+        SCLDM.load(forge(tmp_path / "model", description, tensors))
+
+
+@pytest.mark.parametrize(
+    ("place", "other"),
+    [
+        ((*FEATURES, "names", 0), "G1"),
+        ((*FEATURES, "names", 0), "another"),
+        ((*FEATURES, "scale"), -1.0),
+        ((*FEATURES, "columns"), ["0"]),
+        ((*FEATURES, "__features__"), "module.x"),
+        (FEATURES, ["features"]),
+    ],
+)
+def test_a_description_of_features_that_is_changed_is_refused(with_features, tmp_path, place, other):
+    description, tensors = with_features
+    with pytest.raises(ValueError, match=rf"dir_path='{tmp_path}/model' is damaged"):
+        SCLDM.load(forge(tmp_path / "model", changed(description, place, other), tensors))

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ._levels import plain_level, short_repr
 from ._numbers import is_number
+from ._schema import LEVELS, POSITIVE, TEXT, check, list_of
 
 Features: TypeAlias = pd.DataFrame | str | None
 
@@ -255,18 +256,17 @@ class FeatureTable:
         return FeatureTable(names, np.vstack([self.values, values[new]]), self.scale, self.columns)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a saved model says of the table."""
-        return {
-            "names": list(self.names),
-            "values": self.values.tolist(),
-            "scale": self.scale,
-            "columns": list(self.columns),
-        }
+        """Return what a saved model says of the table beside its values."""
+        return {"names": list(self.names), "scale": self.scale, "columns": list(self.columns)}
 
     @staticmethod
-    def from_json(saved: Mapping[str, Any]) -> FeatureTable:
-        """Take back what :meth:`as_json` has returned."""
-        values = np.asarray(saved["values"], dtype=np.float32)
+    def from_json(saved: Mapping[str, Any], values: np.ndarray) -> FeatureTable:
+        """Take back what :meth:`as_json` has returned, and the values; raises unless they hold together."""
+        check(saved, {"names": LEVELS, "scale": POSITIVE, "columns": list_of(TEXT)}, "model.json: features")
+        shape = len(saved["names"]), len(saved["columns"])
+        is_row = np.isfinite(values).all(axis=-1) | np.isnan(values).all(axis=-1)
+        if values.dtype != np.float32 or values.shape != shape or not is_row.all():
+            raise ValueError(f"features must be float32 of the shape {shape}, finite, or NaN in all of a row")
         return FeatureTable(tuple(saved["names"]), values, float(saved["scale"]), tuple(saved["columns"]))
 
     def rows(self, names: list[str]) -> np.ndarray:

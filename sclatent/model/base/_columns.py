@@ -132,9 +132,7 @@ def kinds_of(setup: Mapping[str, Any]) -> tuple[dict[str, Kind], dict[str, Featu
         fields = {name: value for name, value in entry.items() if name not in ("kind", "features")}
         kinds[key] = KINDS[entry["kind"]](**fields)
         if "features" in entry:
-            table = entry["features"]
-            features[key] = table if isinstance(table, FeatureTable) else FeatureTable.from_json(table)
-            entry["features"] = features[key]  # which is printed in a line
+            features[key] = entry["features"]
     return kinds, features
 
 

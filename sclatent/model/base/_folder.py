@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -38,27 +39,33 @@ CONTENT_ERRORS = (
 )  # fmt: skip
 
 
-def _to_json(value: Any) -> Any:
+def _to_json(value: Any, tables: dict[str, Tensor]) -> Any:
+    """Value as JSON can say it; the numbers of tables of features become tensors."""
     if isinstance(value, np.ndarray):
-        return {"__array__": [_to_json(v) if isinstance(v, np.ndarray) else plain_level(v) for v in value]}
+        return {"__array__": [_to_json(v, tables) if isinstance(v, np.ndarray) else plain_level(v) for v in value]}
     if isinstance(value, FeatureTable):
-        return value.as_json()
+        name = f"features.{len(tables)}"
+        tables[name] = torch.from_numpy(value.values)
+        return {"__features__": name, **value.as_json()}
     if isinstance(value, np.generic):
         return plain_level(value)  # a float by the shortest number of its precision
     if isinstance(value, Mapping):
-        return {str(k): _to_json(v) for k, v in value.items()}
+        return {str(k): _to_json(v, tables) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json(v) for v in value]
+        return [_to_json(v, tables) for v in value]
     return value
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Take back what :func:`_to_json` has returned, and its tables out of the tensors."""
     if isinstance(value, dict):
         if value.keys() == {"__array__"}:
             return np.array(value["__array__"], dtype=object)
-        return {k: _from_json(v) for k, v in value.items()}
+        if "__features__" in value:
+            return FeatureTable.from_json(value, tensors.pop(value["__features__"]).numpy())
+        return {k: _from_json(v, tensors) for k, v in value.items()}
     if isinstance(value, list):
-        return [_from_json(v) for v in value]
+        return [_from_json(v, tensors) for v in value]
     return value
 
 
@@ -76,7 +83,7 @@ def write_model(
     path
         The folder.
     description
-        What is not a tensor; anything that JSON can say, and numpy arrays.
+        What is not a tensor; anything that JSON can say, numpy arrays, and tables of features.
     tensors
         Tensors by name.
     overwrite
@@ -84,10 +91,12 @@ def write_model(
     """
     path = Path(path)
     _check_free(path, overwrite)
-    content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    tables: dict[str, Tensor] = {}
+    described = _to_json({"format": FORMAT, **description}, tables)
+    content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in {**tensors, **tables}.items()})
     digest = hashlib.sha256(content).hexdigest()
     file = path / f"tensors-{digest[:16]}.safetensors"
-    described = _to_json({"format": FORMAT, **description, "tensors": {"file": file.name, "sha256": digest}})
+    described["tensors"] = {"file": file.name, "sha256": digest}
     described["sha256"] = _digest(described)
     path.mkdir(parents=True, exist_ok=True)
     with only_writer(path / _LOCK):
@@ -154,7 +163,8 @@ def read_model(path: str | os.PathLike, class_name: str | None = None) -> tuple[
             except OSError:
                 content = b""
             if hashlib.sha256(content).hexdigest() == described["tensors"]["sha256"]:
-                return _from_json(described), safetensors.torch.load(content)
+                loaded = safetensors.torch.load(content)
+                return _from_json(described, loaded), loaded
             if described == before:
                 raise ValueError(f"{file.name} is missing, truncated or changed")
         before = described  # another model may have taken its place while it was read
