@@ -102,6 +102,26 @@ def test_the_unit_of_doses_does_not_matter():
     np.testing.assert_allclose(number(1.0), number(1000.0), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("number", "levels", "inside", "outside"),
+    [
+        (Number(), [1.0, 2.0, 3.0], [1.5, float(np.nextafter(3.0, 4.0))], [0.95, 3.05]),
+        (Number("log1p"), [1.0, 10.0, 100.0], [1.5], [0.0, 0.9, 101.0]),
+        (Number("log1p", of="drug"), [0.0, 1.0, 100.0], [0.01, 50.0], [101.0]),  # at 0 there is no effect
+        (Number(of="drug"), [1.0, 2.0, 3.0], [1.5], [0.0, 0.95]),  # and here no cell without one
+    ],
+)
+def test_numbers_outside_of_the_measured_range_give_a_warning(number, levels, inside, outside):
+    conditions = Conditions({"drug": ["A"], "x": levels}, kinds={"x": number})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x in (*levels, *inside):
+            conditions.encode({"x": x})
+    for x in outside:
+        with pytest.warns(UserWarning, match=rf"x={x} is beyond the numbers of training, which go from {levels[0]:g} to"):
+            conditions.encode({"x": x})
+
+
 def test_a_set_that_is_larger_than_all_measured_ones_is_compared_with_none(of_sets):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

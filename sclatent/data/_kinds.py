@@ -105,7 +105,7 @@ class Set:
 class Number:
     """A condition that is a number, such as a dose or a time.
 
-    Any value in the measured range can be asked for, and a little beyond it.
+    Any value in the measured range can be asked for. One outside of it is extrapolated, with a warning.
 
     Parameters
     ----------
@@ -113,7 +113,8 @@ class Number:
         ``"linear"``, or ``"log1p"`` where values go over several orders of magnitude: the logarithm of 1 + values in
         units of the smallest positive one of training, so that nM and µM are the same.
     of
-        Key that the number is a dose of: at 0 its effect vanishes, whatever the level.
+        Key that the number is a dose of: at 0 its effect vanishes, whatever the level. So between 0, if cells of the
+        control were measured there, and the lowest dose nothing is extrapolated.
 
     Examples
     --------

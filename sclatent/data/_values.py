@@ -17,7 +17,7 @@ from ._levels import code_of, level_key, plain_level, short_repr
 from ._warnings import warn_user
 
 LOCK = threading.Lock()  # of all values: a model can be copied
-BEYOND = 0.1  # of the range of the numbers of training, beyond which a warning says how far
+ROUNDING = 1e-6  # of the range of the numbers of training, by which one that is asked for may be rounded
 
 
 class ValueSpace:
@@ -47,12 +47,13 @@ class ValueSpace:
             self._codes.setdefault(self._identity(level), i)
         members = {m for level in levels for m in kind.members_of(level)} if isinstance(kind, Set) else set()
         self.members = sorted(members)
-        self.low, self.high, self._unit = 0.0, 1.0, 1.0
+        self.low, self.high, self._unit, self._lowest = 0.0, 1.0, 1.0, 0.0
         if isinstance(kind, Number):
             numbers = np.array([kind.value_of(level) for level in levels])
             self._unit = float(min(numbers[numbers > 0], default=1.0))
             scaled = kind.scaled(numbers, self._unit)
-            self.low, self.high = (0.0 if kind.of else float(scaled.min())), float(scaled.max())
+            self._lowest, self.high = float(scaled.min()), float(scaled.max())
+            self.low = 0.0 if kind.of else self._lowest  # where there is no effect, measured or not
         self._values: Values | None = None
 
     @property
@@ -106,13 +107,13 @@ class ValueSpace:
     def _check_known(self, level: Any, where: str, hint: str) -> None:
         if isinstance(self.kind, Number):
             scaled = float(self.kind.scaled(np.array(float(level)), self._unit))
-            x = (scaled - self.low) / max(self.high - self.low, 1e-300)
-            if not -BEYOND <= x <= 1 + BEYOND:
+            beyond = max(self._lowest - scaled, scaled - self.high) / max(self.high - self._lowest, 1e-300)
+            if beyond > ROUNDING:
                 known = [self.kind.value_of(level) for level in self.levels]
                 warn_user(
                     f"{self.key}={short_repr(plain_level(level))} is beyond the numbers of training, which go from "
-                    f"{min(known):g} to {max(known):g}: what is made of it is extrapolated, by "
-                    f"{max(-x, x - 1):.0%} of their range."
+                    f"{min(known):g} to {max(known):g}: what is made of it is extrapolated, by {beyond:.2%} of their "
+                    "range."
                 )
             return
         known_names = self.features.place if self.features is not None else {}
