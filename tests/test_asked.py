@@ -118,7 +118,7 @@ def test_numbers_outside_of_the_measured_range_give_a_warning(number, levels, in
         for x in (*levels, *inside):
             conditions.encode({"x": x})
     for x in outside:
-        with pytest.warns(UserWarning, match=rf"x={x} is beyond the numbers of training, which go from {levels[0]:g} to"):
+        with pytest.warns(UserWarning, match=rf"x={x} is beyond the numbers of training, which go from {levels[0]:g}"):
             conditions.encode({"x": x})
 
 

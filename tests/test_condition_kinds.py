@@ -16,7 +16,7 @@ from sclatent.baseline import MixedModel
 from sclatent.conditions import Category, Number, Set
 from sclatent.data import Conditions
 from sclatent.data._kinds import FeatureTable
-from sclatent.model import SCLDM, JointLDM
+from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 SMALL = {"n_tokens": 4, "token_dim": 8, "width": 32, "denoiser_width": 32, "denoiser_blocks": 1}
@@ -253,6 +253,13 @@ def test_changes_come_with_intervals_the_most_certain_first(of_sets):
         of_sets.predict_profile(["P0", "P1"])
 
 
+def test_a_change_that_is_certain_has_an_infinite_z(of_sets, monkeypatch):
+    monkeypatch.setattr(MixedModel, "covariance", lambda self, codes, values: np.zeros((2, 2)))
+    table = of_sets.predict_change("N0", "control")
+    assert (table["z"] == np.inf * np.sign(table["change"])).all()
+    assert (of_sets.predict_change("N0", "N0")["z"] == 0).all()
+
+
 def test_features_that_tell_nothing_do_not_make_an_unseen_member_certain():
     """What is not known of a member is as large as members differ, whether it shares features with others or not."""
     rng = np.random.default_rng(0)
@@ -372,6 +379,36 @@ def test_a_prediction_that_is_only_the_mean_of_the_others_gives_a_warning(of_set
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         of_sets.sample(2, "N0", progress_bar=False)
+
+
+@pytest.mark.parametrize("cls", [JointLDM, JointDiffusion, DAED])
+def test_models_of_embeddings_say_what_is_only_the_mean_of_the_others(cls, tmp_path):
+    rng = np.random.default_rng(0)
+    drugs = [f"D{i}" for i in range(12)]
+    known = pd.DataFrame(rng.standard_normal((13, 2)), index=[*drugs, "new"])
+    x = (3 * known.loc[drugs].to_numpy() @ rng.standard_normal((2, 6))).repeat(25, axis=0)
+    x = (x + rng.standard_normal(x.shape)).astype(np.float32)
+    obs = pd.DataFrame({"drug": np.repeat(drugs, 25)}, index=[f"c{i}" for i in range(len(x))])
+    noise = pd.DataFrame(rng.standard_normal((13, 2)), index=known.index)
+
+    def trained(features: pd.DataFrame):
+        adata = AnnData(x, obs=obs.copy())
+        cls.setup_anndata(adata, condition_keys={"drug": Category(features=features)})
+        model = cls(adata, baseline="mixed", denoiser_width=16, denoiser_blocks=1)
+        model.train(max_epochs=1, **QUIET)
+        return model
+
+    of_noise, of_known = trained(noise), trained(known)
+    with pytest.warns(UserWarning, match=r"\['new'\] differs from the mean of the others .* get_sources says what"):
+        made = of_noise.sample(conditions=["D3", "new"], progress_bar=False)
+    made.write_h5ad(tmp_path / "made.h5ad")
+    assert ad.read_h5ad(tmp_path / "made.h5ad").uns["sclatent"]["is_mean_of_others"].tolist() == [False, True]
+    with pytest.warns(UserWarning, match="differs from the mean of the others"):
+        moved = of_noise.counterfactual(of_noise.adata[:3].copy(), "new", noise_level=0.5, progress_bar=False)
+    assert moved.uns["sclatent"]["is_mean_of_others"] == [True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert of_known.sample(2, "new", progress_bar=False).uns["sclatent"]["is_mean_of_others"] == [False]
 
 
 # ---- faults that a reader found

@@ -18,7 +18,6 @@ class AskedMixin(DiffusionModel):
     def _warn_of_asked(self, codes: np.ndarray, weights: GuidanceWeights) -> None:
         """Warn of condition codes (cells, n_keys) that cells are to have, and of guidance."""
         self._warn_of_new_dose(codes)
-        self._warn_of_mean_response(self.conditions.without_dose(codes))
         for key, member, _ in weights.members:
             if (self.conditions.without_member(codes, key, member) == codes).all():
                 warn_user(
@@ -56,6 +55,3 @@ class AskedMixin(DiffusionModel):
                     f"{short_repr(levels)} has no {dose!r} above 0 in training: nothing is known of what it does, and "
                     f"what is predicted is the mean of the others. Ask for it at {{{dose!r}: 0.0}}."
                 )
-
-    def _warn_of_mean_response(self, codes: np.ndarray) -> None:
-        """Say it where what is predicted of a value that nobody measured is not more than the mean of the others."""

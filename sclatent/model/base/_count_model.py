@@ -26,14 +26,11 @@ from sclatent.data import (
     raw_counts_hint,
     short_repr,
 )
-from sclatent.data._warnings import warn_user
 from sclatent.domain import CountDomain
 from sclatent.module import CellDiffusion
 
 from ._columns import ConditionKeys, check_columns
 from ._latent_diffusion_model import LatentDiffusionModel
-
-MOST_UNSEEN = 20  # combinations that are looked at for a warning
 
 
 class CountModel(LatentDiffusionModel):
@@ -198,7 +195,7 @@ class CountModel(LatentDiffusionModel):
         pd.DataFrame
             One row per gene, the most certain change first: ``change`` (of the logarithm of 1 + mean counts per 10,000;
             :func:`~sclatent.metrics.evaluate_perturbation` has the mean of the logarithm), ``sd``, ``lower``, ``upper``
-            and ``z``, the change in standard deviations.
+            and ``z``, the change in standard deviations, infinite where these are 0.
 
         Examples
         --------
@@ -217,30 +214,15 @@ class CountModel(LatentDiffusionModel):
         sd = np.sqrt(variance * model.outcome_scale.cpu().numpy())
         reach = norm.ppf((1 + level) / 2) * sd
         change = one - other
-        z = np.divide(change, sd, out=np.zeros_like(change), where=sd > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.where(change == 0, 0.0, change / sd)
         table = {"change": change, "sd": sd, "lower": change - reach, "upper": change + reach, "z": z}
         frame = pd.DataFrame(table, index=self.genes)
         return frame.iloc[np.argsort(-np.abs(z), kind="stable")]
 
-    def _warn_of_mean_response(self, codes: np.ndarray) -> None:
-        if self.module.gene_means is None:
-            return
-        values, model, said = self.conditions.values(), self._gene_means, []
-        unseen = self.conditions.are_unseen_names(codes)
-        for combination in np.unique(codes[unseen.any(axis=1)], axis=0)[:MOST_UNSEEN]:
-            alike = self.conditions.levels_like(combination)
-            if not len(alike):
-                continue  # there are no others of this kind
-            change = model.predict(combination[None], values)[0] - model.predict(alike, values).mean(axis=0)
-            error = model.covariance(combination[None], values)[0, 0] * model.outcome_scale.cpu().numpy()
-            if np.square(change).mean() < error.mean():
-                row = self.conditions.decode(combination[None], pd.Index(["0"])).iloc[0]
-                said += [str(row[key]) for key in row.index[self.conditions.are_unseen_names(combination[None])[0]]]
-        if said:
-            warn_user(
-                f"What is predicted of {short_repr(sorted(set(said)))} differs from the mean of the others by less "
-                "than its standard error: what is known of it says little. predict_profile says how sure it is."
-            )
+    @property
+    def _model_of_means(self) -> MixedModel | None:
+        return self.module.gene_means or super()._model_of_means
 
     @property
     def _gene_means(self) -> MixedModel:

@@ -146,6 +146,7 @@ class LatentDiffusionModel(SourcesMixin):
         batches, batch_rule = self.batches.given_or_drawn(batch, seen, uniforms)
         self.batches.warn_of_unseen(seen, batches)
         self._warn_of_asked(codes, weights)
+        known = self._known_of(codes)
         if (seen != self.conditions.without_dose(codes)).any():
             batch_rule = {key: r if r == "given" else f"{r}, by {OF_UNSEEN}" for key, r in batch_rule.items()}
 
@@ -163,7 +164,7 @@ class LatentDiffusionModel(SourcesMixin):
         result = self.domain.collect(blocks, obs, library)
         result.uns["sclatent"] = self._provenance(
             "sample", seed=seed, guidance=weights.kind, guidance_weight=weight, solver=solver, n_steps=n_steps,
-            **self._training_cells_of(codes), **library_rule, **batch_rule,
+            **known, **library_rule, **batch_rule,
             **({"baseline_only": True} if baseline_only else {}),
         )  # fmt: skip
         return result
@@ -249,6 +250,7 @@ class LatentDiffusionModel(SourcesMixin):
         self.batches.warn_of_unseen(self.conditions.of_training(np.where(target == known, NULL, target)), batches)
 
         self._warn_of_asked(target, weights)
+        known_of_target = self._known_of(target)
         blocks, libraries = [], []
         for cells in self._blocks(len(rows), batch_size, "Counterfactuals", progress_bar):
             batch = rows[cells]
@@ -273,7 +275,7 @@ class LatentDiffusionModel(SourcesMixin):
         self.domain.add_difference(result, rows)
         result.uns["sclatent"] = self._provenance(
             "counterfactual", noise_level=noise_level, inversion=bool(inversion), seed=seed, guidance=weights.kind,
-            guidance_weight=weight, solver=solver, n_steps=n_steps, **self._training_cells_of(target),
+            guidance_weight=weight, solver=solver, n_steps=n_steps, **known_of_target,
         )  # fmt: skip
         return result
 

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 
 from sclatent.baseline import MixedModel, source_names, source_shares, variance_shares
+from sclatent.data import short_repr
+from sclatent.data._warnings import warn_user
 from sclatent.nn import NULL
 
 from ._asked import AskedMixin
 
 logger = logging.getLogger(__name__)
 
-MOST_COMBINATIONS = 100  # that uns names
+MOST_COMBINATIONS = 100  # that uns names, and that are looked at for a warning
 MOST_IN_A_LINE = 3  # combinations of a line of the log
 LEAST_SHARE = 0.01  # of a source that is named
 MOST_SOURCES = 4  # that repr names
@@ -90,14 +92,21 @@ class SourcesMixin(AskedMixin):
         model = self.module.denoiser.mean.model
         return model if model is not None and len(model.seen) else None
 
-    def _training_cells_of(self, codes: np.ndarray) -> dict[str, Any]:
-        """What uns says of the combinations that were asked for, and the log, too.
+    @property
+    def _model_of_means(self) -> MixedModel | None:
+        """The mixed model that says how sure predictions of means are, if there is one."""
+        return self._mean_tokens
+
+    def _known_of(self, codes: np.ndarray) -> dict[str, Any]:
+        """What uns says of the combinations that are asked for; the log says it, too, and a warning where it is little.
 
         How many training cells each has, and what those that have none are predicted from.
         """
         if not self.conditions.keys:
             return {}
         every = np.unique(codes, axis=0)
+        are_means = self._are_means_of_others(every)
+        self._warn_of_means_of_others(every[are_means])
         asked = every[:MOST_COMBINATIONS]
         names, n_cells = self._names_of(asked), self._n_training_cells(asked)
         predicted_from = [""] * len(asked)
@@ -116,7 +125,41 @@ class SourcesMixin(AskedMixin):
             "combinations": names,
             "n_training_cells": n_cells,
             "predicted_from": predicted_from,
+            **({} if self._model_of_means is None else {"is_mean_of_others": are_means[: len(asked)].tolist()}),
         }
+
+    def _are_means_of_others(self, codes: np.ndarray) -> np.ndarray:
+        """Which combinations (n, n_keys) have a value that nobody measured, and are only the mean of the others, (n,).
+
+        What is predicted differs from the mean of the levels that are like it by less than its standard error.
+        """
+        model, codes = self._model_of_means, self.conditions.without_dose(codes)
+        are_means = np.zeros(len(codes), dtype=bool)
+        rows = np.flatnonzero(self.conditions.are_unseen_names(codes).any(axis=1))[:MOST_COMBINATIONS]
+        if model is None or not len(rows):
+            return are_means
+        values, n_keys, scale = self._values(), self._n_keys, float(model.outcome_scale.mean())
+        predicted = model.predict(codes[rows, :n_keys], values)
+        variances = model.covariance(codes[rows, :n_keys], values).diagonal() * scale
+        for i, mean, variance in zip(rows, predicted, variances, strict=True):
+            alike = self.conditions.levels_like(codes[i])[:, :n_keys]
+            if len(alike):  # else there are no others of this kind
+                change = mean - model.predict(alike, values).mean(axis=0)
+                are_means[i] = np.square(change).mean() < variance
+        return are_means
+
+    def _warn_of_means_of_others(self, codes: np.ndarray) -> None:
+        if not len(codes):
+            return
+        unseen = self.conditions.are_unseen_names(self.conditions.without_dose(codes))
+        table = self.conditions.decode(codes, pd.RangeIndex(len(codes)).astype(str))
+        names = sorted({str(table.iloc[i, k]) for i, k in np.argwhere(unseen)})
+        method = "get_sources" if self._model_of_means is self._mean_tokens else "predict_profile"
+        warn_user(
+            f"What is predicted of {short_repr(names)} differs from the mean of the others by less than its standard "
+            f"error: what is known of it says little. {method} says "
+            f"{'what it is predicted from' if method == 'get_sources' else 'how sure it is'}."
+        )
 
     def _names_of(self, codes: np.ndarray) -> list[str]:
         table = self.conditions.decode(codes, pd.RangeIndex(len(codes)).astype(str))
