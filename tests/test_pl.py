@@ -282,6 +282,59 @@ def test_volcano_colours_certain_genes_and_names_the_most_certain(tmp_path):
     assert pl.volcano(table, n_labels=0).texts[:] == []
 
 
+def volcano_table(change, sd) -> pd.DataFrame:
+    """What predict_change returns of genes of such changes."""
+    change, sd = np.asarray(change, dtype=float), np.asarray(sd, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(change == 0, 0.0, change / sd)
+    names = [f"G{i}" for i in range(len(change))]
+    return pd.DataFrame({"change": change, "sd": sd, "lower": change - sd, "upper": change + sd, "z": z}, names)
+
+
+def points(ax) -> list[list[list[float]]]:
+    """Places of genes whose interval holds 0, of those that go down, and up."""
+    return [np.asarray(some.get_offsets()).tolist() for some in ax.collections[:3]]
+
+
+def test_volcano_of_genes_without_any_uncertainty():
+    held, down, up = points(ax := pl.volcano(volcano_table([1.0, -2.0, 0.0], [0.0, 0.0, 0.0])))
+    assert (held, [x for x, _ in down], [x for x, _ in up]) == ([[0.0, 0.0]], [-2.0], [1.0])
+    assert up[0][1] == down[0][1] > 0
+    assert [text.get_text() for text in ax.texts] == ["G0", "G1"]
+
+
+def test_volcano_leaves_out_genes_of_which_nothing_is_known():
+    table = volcano_table([1.0, np.nan, 2.0, np.inf], [0.1, 0.1, np.nan, 0.1])
+    ax = pl.volcano(table, n_labels=10)
+    assert [len(some) for some in points(ax)] == [0, 0, 1]
+    assert [text.get_text() for text in ax.texts] == ["G0"]
+    assert ax.get_legend_handles_labels()[1][0] == "interval holds 0 (0)"
+    nullable = volcano_table([1.0, -1.0], [0.1, 0.1]).astype("Float64")
+    nullable.loc["G1", "z"] = pd.NA
+    assert [len(some) for some in points(pl.volcano(nullable))] == [0, 0, 1]
+
+
+def test_volcano_of_one_gene_and_of_more_labels_than_genes():
+    ax = pl.volcano(volcano_table([0.5], [0.1]), n_labels=100)
+    assert [text.get_text() for text in ax.texts] == ["G0"]
+    assert pl.volcano(volcano_table([0.0], [0.1])).texts[:] == []
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (volcano_table([], []), "change has 0 genes, none of which has a finite change and a z to draw"),
+        (volcano_table([1.0, 2.0], [np.nan, np.nan]), "change has 2 genes, none of which"),
+        (volcano_table([1.0], [0.1]).assign(z="high"), r"change must have numbers in its columns .*'high'"),
+    ],
+)
+def test_volcano_of_nothing_says_so(table, message):
+    before = plt.get_fignums()
+    with pytest.raises(ValueError, match=message):
+        pl.volcano(table)
+    assert plt.get_fignums() == before
+
+
 def test_volcano_says_what_is_missing():
     table = pd.DataFrame({"change": [1.0], "lower": [0.5]})
     with pytest.raises(KeyError, match=r"change has no columns \['upper', 'z'\], but \['change', 'lower'\]"):

@@ -31,7 +31,7 @@ def volcano(
     ----------
     change
         What ``predict_change`` of a model returned: one row per gene, with ``change``, ``lower``, ``upper`` and ``z``.
-        Infinite z are drawn as high as the highest finite one.
+        Infinite z are drawn as high as the highest finite one; genes whose change or z is missing are not drawn.
     n_labels
         How many genes to name: the most certain ones.
     ax
@@ -48,6 +48,8 @@ def volcano(
     ------
     KeyError
         If the table lacks columns.
+    ValueError
+        If they are no numbers, or no gene has a change and a z.
 
     Examples
     --------
@@ -62,13 +64,14 @@ def volcano(
     >>> len(ax.texts)
     3
     """
-    table = _checked(change)
     n_labels = check_whole("n_labels", n_labels, least=0)
-    x, z = table["change"].to_numpy(dtype=float), np.abs(table["z"].to_numpy(dtype=float))
+    table = _checked(change)
+    x, lower, upper = (table[column].to_numpy() for column in ("change", "lower", "upper"))
+    z = table["z"].abs().to_numpy()
     height = -(np.log(2) + norm.logsf(z)) / np.log(10)  # of the logarithm, as p itself may be 0 in floating point
-    finite = height[np.isfinite(height)]
-    height = np.where(np.isposinf(height), finite.max() if len(finite) else 1.0, height)
-    is_up, is_down = (table["lower"] > 0).to_numpy(), (table["upper"] < 0).to_numpy()
+    highest = height[np.isfinite(height)].max(initial=0.0) or 1.0
+    height = np.where(np.isposinf(height), highest, height)
+    is_up, is_down = lower > 0, upper < 0
     color = np.where(is_up, COLORS["up"], np.where(is_down, COLORS["down"], COLORS["interval holds 0"]))
     given, ax = ax, axes_or_new(ax, (4.4, 3.8))
     ax.axvline(0, color="0.85", lw=0.8, zorder=0)
@@ -81,17 +84,26 @@ def volcano(
     ax.locator_params(axis="x", nbins=6)
     ax.legend(frameon=False, fontsize=7, handletextpad=0.1)
     order = np.argsort(-z, kind="stable")
-    named = order[z[order] > 0][:n_labels]  # not of genes that do not change, nor of missing values
+    named = order[z[order] > 0][:n_labels]  # not of genes that do not change
     name_points(ax, x, height, named, table.index[named].astype(str), color[named])
     save_figure(ax.figure, save, given)
     return ax
 
 
 def _checked(change: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of genes that can be drawn, as floats."""
     if not isinstance(change, pd.DataFrame):
         raise TypeError(f"change is of type {type(change).__name__}: the DataFrame of predict_change was expected.")
     if missing := [column for column in COLUMNS if column not in change]:
         raise KeyError(
             f"change has no columns {missing}, but {list(change.columns)}: give what predict_change has returned."
         )
-    return change
+    try:
+        numbers = change[list(COLUMNS)].to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"change must have numbers in its columns {list(COLUMNS)}: {error}.") from error
+    table = pd.DataFrame(numbers, change.index, COLUMNS)
+    is_drawn = np.isfinite(table["change"]) & table["z"].notna()
+    if not is_drawn.any():
+        raise ValueError(f"change has {len(change)} genes, none of which has a finite change and a z to draw.")
+    return table[is_drawn]
