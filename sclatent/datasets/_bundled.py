@@ -135,7 +135,7 @@ def gene_features() -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame
-        18,780 genes by symbol, 64 components, float32.
+        18,780 genes by symbol, 64 components, float32. Those of 856 genes without annotation are 0.
 
     Notes
     -----
