@@ -8,6 +8,8 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 
+from ._variances import orthonormal
+
 DENSE_COMBINATIONS = 2_000  # of more, equations are solved by conjugate gradients
 FEW_COLUMNS = 1_000  # of an effect that the preconditioner has in full: it takes time to the third power of their sum
 
@@ -80,14 +82,16 @@ def error_covariance(
     asked
         Columns of the fixed effects of what is predicted, (m, p).
     """
-    solved = solve_mixed(factors, variances, noise, np.hstack([design, shared.T]))
-    of_design, of_shared = np.split(solved, [design.shape[1]], axis=1)
-    apart = asked - shared @ of_design
-    information = np.linalg.pinv(design.T @ of_design, rcond=1e-9, hermitian=True)
     rows, beyond = design - design[0], asked - design[0]
     beyond -= beyond @ np.linalg.pinv(rows, rcond=1e-9) @ rows
     size = np.mean(sum(diagonals(factors, variances)))
-    return prior - shared @ of_shared + apart @ information @ apart.T + size * beyond @ beyond.T
+    basis = orthonormal(design)
+    solved = solve_mixed(factors, variances, noise, np.hstack([basis, shared.T]))
+    of_basis, of_shared = np.split(solved, [basis.shape[1]], axis=1)
+    determined = (asked - beyond) @ np.linalg.pinv(design, rcond=1e-9) @ basis
+    apart = determined - shared @ of_basis
+    of_fixed = apart @ np.linalg.solve(basis.T @ of_basis, apart.T)
+    return prior - shared @ of_shared + of_fixed + size * beyond @ beyond.T
 
 
 def preconditioner(few: Sequence[sparse.csr_matrix], rest: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -274,10 +274,6 @@ class FeatureTable:
         """Features of names, (n, n_features)."""
         return self.values[[self.place[name] for name in names]]
 
-    def are_known(self, names: list[str]) -> np.ndarray:
-        """Whether anything is known of names, (n,)."""
-        return np.isfinite(self.rows(names)).all(axis=1)
-
     @cached_property
     def place(self) -> dict[Any, int]:
         """Row of each name."""

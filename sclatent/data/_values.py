@@ -175,8 +175,10 @@ class ValueSpace:
         assert self.features is not None
         names = list(dict.fromkeys(name for of_set in sets for name in of_set))
         place = {name: i for i, name in enumerate(names)}
-        of_name, is_known = self.features.rows(names).astype(float), self.features.are_known(names)
-        is_known &= of_name.any(axis=1) | (not isinstance(self.kind, Set))  # a member that adds nothing says nothing
+        of_name = self.features.rows(names).astype(float)
+        is_known = np.isfinite(of_name).all(axis=1)
+        if isinstance(self.kind, Set):
+            is_known &= of_name.any(axis=1)  # a member that adds nothing says nothing
         n_training = len({name for of_set in sets[: self.n_levels] for name in of_set})
         of_training = of_name[:n_training][is_known[:n_training]]
         of_name[~is_known] = center = of_training.mean(axis=0)
