@@ -367,14 +367,16 @@ def test_uns_says_how_many_training_cells_a_combination_has(of_sets):
     assert n == {"perturbation=P0": int((is_training == "P0").sum()), "perturbation=P4+P7": 0}
 
 
-def test_a_prediction_that_is_only_the_mean_of_the_others_gives_a_warning(of_sets):
+@pytest.mark.parametrize(("gene_effects", "method"), [(True, "predict_profile"), (False, "get_sources")])
+def test_a_prediction_that_is_only_the_mean_of_the_others_gives_a_warning(of_sets, gene_effects, method):
     """Of a gene whose features have nothing to do with what genes do, nothing is known but the mean of the others."""
     adata = perturbed()
     noise = pd.DataFrame(np.random.default_rng(6).standard_normal(FEATURES.shape), index=FEATURES.index)
     SCLDM.setup_anndata(adata, condition_keys={"perturbation": Set(control="control", features=noise)})
-    model = SCLDM(adata, **SMALL)
+    model = SCLDM(adata, gene_effects=gene_effects, **SMALL)
     model.train(max_epochs=1, **QUIET)
-    with pytest.warns(UserWarning, match=r"What is predicted of \['N0'\] differs from the mean of the others by less"):
+    said = rf"What is predicted of \['N0'\] differs from the mean of the others by less.* {method} says"
+    with pytest.warns(UserWarning, match=said):
         model.sample(2, "N0", progress_bar=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

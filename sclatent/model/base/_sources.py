@@ -19,6 +19,7 @@ from ._asked import AskedMixin
 logger = logging.getLogger(__name__)
 
 MOST_COMBINATIONS = 100  # that uns names, and that are looked at for a warning
+MOST_ALIKE = 100  # levels that one is compared with
 MOST_IN_A_LINE = 3  # combinations of a line of the log
 LEAST_SHARE = 0.01  # of a source that is named
 MOST_SOURCES = 4  # that repr names
@@ -144,7 +145,8 @@ class SourcesMixin(AskedMixin):
         for i, mean, variance in zip(rows, predicted, variances, strict=True):
             alike = self.conditions.levels_like(codes[i])[:, :n_keys]
             if len(alike):  # else there are no others of this kind
-                change = mean - model.predict(alike, values).mean(axis=0)
+                some = alike[:: -(-len(alike) // MOST_ALIKE)]
+                change = mean - model.predict(some, values).mean(axis=0)
                 are_means[i] = np.square(change).mean() < variance
         return are_means
 
