@@ -17,13 +17,15 @@ N_OUTCOMES = 300
 class Fitted:
     """A mixed model of one key, of means of many cells."""
 
-    def __init__(self, kind: Kind, levels: list, means: np.ndarray, features: pd.DataFrame | None = None) -> None:
+    def __init__(
+        self, kind: Kind, levels: list, means: np.ndarray, features: pd.DataFrame | None = None, noise: float = 0.01
+    ) -> None:
         names = sorted({m for level in levels for m in kind.members_of(level)}) if isinstance(kind, Set) else levels
         tables = None if features is None else {"key": FeatureTable.of(features, "features", names)}
         self.conditions = Conditions({"key": levels}, kinds={"key": kind}, features=tables)
         n, codes = np.full(len(levels), 100), np.arange(len(levels))[:, None]
         values = self.conditions.values()
-        self.model = MixedModel([len(levels)], means.shape[1]).fit(codes, n, means, noise=0.01, values=values)
+        self.model = MixedModel([len(levels)], means.shape[1]).fit(codes, n, means, noise, values)
 
     def mean(self, level) -> np.ndarray:
         return self.model.predict(self.conditions.encode(level), self.conditions.values())[0]
@@ -58,6 +60,32 @@ def test_what_members_do_on_average_is_not_known_from_sets_of_one_size():
     with_control = Fitted(Set("+", control="no"), ["no", *names], np.vstack([base, base + effects]))
     assert with_control.sd("G0+G1+G2") < triple
     assert spread(with_control.mean("G0+G1+G2") - base - effects[:3].sum(axis=0)) < error
+
+
+def test_a_pair_is_the_sum_of_its_members_where_these_were_measured_one_by_one():
+    """Half of what a member does would be lost, if it were taken for what its set does for itself."""
+    rng = np.random.default_rng(1)
+    names = [f"G{i}" for i in range(20)]
+    effects = 0.3 + 0.5 * rng.standard_normal((20, N_OUTCOMES))
+    means = np.vstack([np.zeros(N_OUTCOMES), effects])
+    of_singles = Fitted(
+        Set("+", control="no"), ["no", *names], means + 0.1 * rng.standard_normal(means.shape), noise=1.0
+    )
+    errors = [of_singles.mean(f"G{i}+G{i + 1}") - effects[i] - effects[i + 1] for i in range(10)]
+    assert spread(errors) < 0.25
+    assert 0.7 * spread(errors) < of_singles.sd("G0+G1") < 1.4 * spread(errors)
+    assert [effect[0].map for effect in of_singles.model.effects] == ["members"]
+
+
+def test_what_sets_do_beside_their_members_is_known_from_sets_that_share_them():
+    rng = np.random.default_rng(2)
+    levels = [f"G{i}+G{j}" for i in range(8) for j in range(i)]
+    fitted = Fitted(Set("+"), levels, rng.standard_normal((len(levels), N_OUTCOMES)))
+    variances = {
+        effect[0].map: float(v) for effect, v in zip(fitted.model.effects, fitted.model.variances, strict=True)
+    }
+    assert variances["own"] > 0.8
+    assert variances["members"] + variances["together"] < 0.2
 
 
 def test_an_effect_that_no_value_has_gets_no_variance():

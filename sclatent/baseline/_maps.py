@@ -43,7 +43,8 @@ class KeyMaps(nn.Module):
       :math:`k(s, t) = \exp(-(s - t)^2 / 2 \ell^2)`, a smooth function that is 0 at 0 (Rasmussen and Williams 2006).
 
     Maps but ``own`` and ``members`` have a mean square length of 1 over the levels. A null condition has the mean of
-    the levels in their shares of the training cells.
+    the levels in their shares of the training cells. Where no member is in two sets, sets have neither ``own`` nor
+    ``together``: they do what their members do.
 
     Parameters
     ----------
@@ -106,6 +107,8 @@ class KeyMaps(nn.Module):
         for name in get_args(MapName):
             if name != "own":
                 self._scale(name, of_levels)
+        if not (of_levels.members[:, 1:].sum(dim=0) > 1).any():
+            self.null_together = _zeros(0)  # what a set does for itself cannot be told from what its members do
 
     @torch.no_grad()
     def fit_smooth(self, values: Values, length: float) -> None:
@@ -139,8 +142,9 @@ class KeyMaps(nn.Module):
     @property
     def names(self) -> list[MapName]:
         """Maps of which there is one."""
-        found: list[MapName] = [] if self.is_number else ["own"]
-        found += ["members", "size", "together"] if self.is_set else []
+        found: list[MapName] = [] if self.is_number or self.is_set else ["own"]
+        found += ["members", "size"] if self.is_set else []
+        found += ["together", "own"] if len(self.get_buffer("null_together")) else []
         found += ["likeness"] if self.likeness.shape[1] else []
         found += ["features"] if len(self.get_buffer("null_features")) else []
         found += ["similar"] if self.similar_weights.shape[1] else []
