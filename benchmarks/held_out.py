@@ -1,11 +1,12 @@
 """Three questions to real data, each about cells that were held out: SCLDM between floors and a ceiling.
 
 - `--donors`: three condition keys at once (cell type, donor, condition). The stimulated cells of one type of one donor
-  are held out, each with at least 20 cells in turn. Floors: those of the same type of the other donor, copied, or moved
-  by the difference of the two donors' control cells; the mean shift of the other types and donors.
+  are held out, each with at least 20 cells in turn. Floors: those of the type and donor with the nearest control cells,
+  such as the same type of the other donor, copied or as a change; the mean shift of the other types and donors.
 - `--lines`: weak effects. Nine knock-downs in three cell lines, each held out once in each line: a fold holds out every
   knock-down in one line (a Latin square), so that all stay in two. Floors: the knock-down in the other lines, as a
-  change or as cells; and the other knock-downs of the same line, which share its control cells and whatever guides do.
+  change or as cells; and the other knock-downs of the same line ("context mean"), which share its control cells and
+  whatever guides do.
 - `--times`: a condition that is a number. All cells of a window of time are held out, and each is predicted by its type
   and time. Floors: the cells of the windows of 60 minutes before and after, alone and mixed half and half, which do not
   know the types; and, which does, for each cell one of its type that is nearest in time. The energy distance is taken
@@ -51,11 +52,9 @@ WINDOWS, WIDTH = [(330, 390), (450, 510), (580, 650)], 60
 N_SPLITS = 20  # of the held-out cells into halves, for the ceiling of times
 METRICS = ["pearson", "pearson_top50", "mse", "energy"]
 WITHIN, WITHIN_AT_A_TIME = "within 90 %", "within 90 %, at a time"
-COPIED, MOVED = "same type of the other donor, copied", "same, moved by the donors' difference"
-OTHERS = "other knock-downs of the line, copied"
 MIXED = "neighbouring windows, mixed"
 TO_BEAT = {
-    "donors": [COPIED, MOVED, "mean shift"],
+    "donors": ["nearest group", "nearest shift", "mean shift"],
     "lines": ["mean shift", "cell mean", "control as it is"],
     "times": [MIXED],
 }
@@ -100,12 +99,12 @@ class Fold:
 def of_donors(path: Path) -> Iterator[Fold]:
     adata = read_h5ad(path)
     obs, keys = adata.obs, ["cell_type", "donor", "condition"]
-    obs["group"] = obs["cell_type"].astype(str) + ", " + obs["donor"].astype(str)
+    group = obs["cell_type"].astype(str) + ", " + obs["donor"].astype(str)
     is_treated = obs["condition"] != CONTROL
-    for group, n in obs.loc[is_treated, "group"].value_counts(sort=False).sort_index().items():
+    for name, n in group[is_treated].value_counts(sort=False).sort_index().items():
         if n >= MIN_CELLS:
-            held_out = (is_treated & (obs["group"] == group)).to_numpy()
-            yield Fold("donors", group, adata, held_out, keys, partial(compare_donors, keys=keys))
+            held_out = (is_treated & (group == name)).to_numpy()
+            yield Fold("donors", name, adata, held_out, keys, partial(compare_group, keys=keys))
 
 
 def of_lines(path: Path) -> Iterator[Fold]:
@@ -132,40 +131,18 @@ def between(adata: AnnData, low: float, high: float) -> np.ndarray:
     return ((adata.obs["embryo_time"] >= low) & (adata.obs["embryo_time"] < high)).to_numpy()
 
 
-def compare_donors(model: SCLDM, train: AnnData, real: AnnData, seed: int, keys: list[str]) -> pd.DataFrame:
-    own, obs = real.obs.iloc[0], train.obs
-    is_other = (obs["cell_type"] == own["cell_type"]) & (obs["donor"] != own["donor"])
-    other, other_control = (train[is_other & (obs["condition"] == c)].copy() for c in (own["condition"], CONTROL))
-    shift = log_normalize(other).mean(axis=0) - log_normalize(other_control).mean(axis=0)
-    other.obs["group"] = own["group"]
-    # moved by the difference of the control cells, the other donor's cells are own control cells and the other's change
-    return compare_group(model, train, real, seed, keys, "group", {COPIED: other, MOVED: shift.astype(float)})
-
-
 def compare_lines(model: SCLDM, train: AnnData, real: AnnData, seed: int, keys: list[str]) -> pd.DataFrame:
     groups = [real[real.obs["condition"] == knock_down].copy() for knock_down in sorted(real.obs["condition"].unique())]
-    tables = []
-    for group in groups:
-        in_line = (train.obs["cell_type"] == group.obs["cell_type"].iloc[0]) & (train.obs["condition"] != CONTROL)
-        floors = {OTHERS: train[in_line].copy()}  # the one that is predicted is not among them: it is held out
-        tables.append(compare_group(model, train, group, seed, keys, "cell_type", floors))
-    return pd.concat(tables)
+    return pd.concat([compare_group(model, train, group, seed, keys) for group in groups])
 
 
-def compare_group(
-    model: SCLDM,
-    train: AnnData,
-    real: AnnData,
-    seed: int,
-    keys: list[str],
-    groupby: str,
-    floors: dict[str, AnnData | np.ndarray],
-) -> pd.DataFrame:
-    """Compare predicted with real perturbed cells of one group, by its own control cells."""
-    target, group = real.obs[keys].iloc[0].to_dict(), real.obs[groupby].iloc[0]
-    to = {"condition": target["condition"]}
-    control, seen = (train[train.obs["condition"] == c].copy() for c in (CONTROL, target["condition"]))
-    to_move = control[control.obs[groupby] == group].copy()
+def compare_group(model: SCLDM, train: AnnData, real: AnnData, seed: int, keys: list[str]) -> pd.DataFrame:
+    """Compare predicted with real perturbed cells of one combination, by the control cells of its context."""
+    target = real.obs[keys].iloc[0].to_dict()
+    to, context = {"condition": target["condition"]}, [key for key in keys if key != "condition"]
+    is_control = (train.obs["condition"] == CONTROL).to_numpy()
+    control, seen = train[is_control].copy(), train[~is_control].copy()
+    to_move = control[np.all([control.obs[key] == target[key] for key in context], axis=0)].copy()
     options = {"seed": seed, "progress_bar": False}
     cells = {
         "SCLDM sample": model.sample(real.n_obs, target, **options),
@@ -173,20 +150,17 @@ def compare_group(
         "SCLDM sample, no network": model.sample(real.n_obs, target, baseline_only=True, **options),
         "SCLDM counterfactual, noise level 0, no network": model.counterfactual(to_move, to, noise_level=0, **options),
     }
-    for predicted in cells.values():
-        predicted.obs[groupby] = group
     change = model.predict_change(target, target | {"condition": CONTROL})["change"]
     mean = model.predict_profile(target)["mean"]
     changes = {
         "SCLDM predict_change, no network": change[real.var_names].to_numpy(),
         "SCLDM predict_profile less real control, no network": mean.to_numpy() - profile(to_move.X),
     }
-    predictions = {**cells, **changes, **floors}
-    table = evaluate_perturbation(real, predictions, control, groupby, seen, seed=seed, progress_bar=False)
-    table = table[table["condition"] == group].copy()
-    table.loc[table["source"].isin(floors), "kind"] = "floor"
+    table = evaluate_perturbation(real, cells | changes, control, keys, seen, seed=seed, progress_bar=False)
+    table = table[table["condition"] != "mean"]
     columns = ["source", "kind", "metric", "value", "better", "n_real"]
     interval = pd.DataFrame([within(model, target, real, WITHIN)])
+    group = ", ".join(target[key] for key in context)
     return pd.concat([table[columns], interval]).assign(group=group, target=target["condition"])
 
 

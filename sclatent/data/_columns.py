@@ -156,13 +156,15 @@ def check_size_factors(obs: pd.DataFrame, key: str) -> None:
         raise ValueError(f"size_factor_key: adata.obs[{key!r}] must be a positive finite number for every cell.")
 
 
-def check_keys(condition_keys: Sequence[str] | str | None) -> list[str]:
+def check_keys(condition_keys: Sequence[str] | str | None, argument: str = "condition_keys") -> list[str]:
     """Return condition keys as a list of different names.
 
     Parameters
     ----------
     condition_keys
         One name or several (a list, tuple, array or Index), or None.
+    argument
+        What a message calls the argument that they were given by.
 
     Raises
     ------
@@ -180,15 +182,15 @@ def check_keys(condition_keys: Sequence[str] | str | None) -> list[str]:
         return []
     if isinstance(condition_keys, Set | Mapping | pd.DataFrame):
         raise ValueError(
-            f"condition_keys={short_repr(condition_keys)} is of type {type(condition_keys).__name__}: a list of names "
+            f"{argument}={short_repr(condition_keys)} is of type {type(condition_keys).__name__}: a list of names "
             'was expected, whose order is that of the codes, such as ["cell_type", "condition"].'
         )
     several = isinstance(condition_keys, Sequence | np.ndarray | pd.Index | pd.Series)
     keys = list(condition_keys) if several and not isinstance(condition_keys, str | bytes) else [condition_keys]
     for key in keys:
-        check_column_name(key, "condition_keys")
+        check_column_name(key, argument)
     if len(set(keys)) < len(keys):
-        raise ValueError(f"condition_keys={short_repr(keys)} names a column twice.")
+        raise ValueError(f"{argument}={short_repr(keys)} names a column twice.")
     return [str(key) for key in keys]
 
 

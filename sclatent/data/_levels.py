@@ -131,6 +131,11 @@ def factorize(column: pd.Series) -> tuple[np.ndarray, list[Any]]:
     return codes, [plain_level(level) for level in np.asarray(levels)]
 
 
+def combination_name(levels: Mapping[str, Any]) -> str:
+    """Return what a combination of levels, by key, is called: ``"cell_type=B, donor=101"``."""
+    return ", ".join(f"{key}={level}" for key, level in levels.items())
+
+
 def check_levels(obs: pd.DataFrame, key: str, argument: str, unlabeled: Any = None) -> list[Any]:
     """Return the levels of a column in the order of their codes; raise unless a saved model can hold them exactly.
 

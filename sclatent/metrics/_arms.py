@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ from sclatent.data._levels import factorize
 
 from ._cells import CellGroups, LogNormalizedCells, check_anndata
 from ._differential import differentially_expressed
-from ._groups import share_controls
+from ._groups import levels_of, share_controls
 from ._projection import Projection
 from ._table import ALL
 
@@ -25,14 +25,19 @@ Source: TypeAlias = CellGroups | LogNormalizedCells | np.ndarray
 
 
 class Controls:
-    """Control cells of every group: its own, or the same for all.
+    """Control cells of every group: those of its context, or the same for all.
+
+    The context of a group is its levels of those keys of which control cells have levels of perturbed ones (cell type,
+    donor). Its levels of the other keys are its treatment.
 
     Parameters
     ----------
-    control, genes, groupby, layer
+    control, genes, layer
         As of :class:`CellGroups`.
+    keys
+        Columns of obs with the groups.
     groups
-        Groups of perturbed cells. Where the control cells have none of these, all groups share them.
+        Groups of perturbed cells. Where the control cells have levels of none of the keys, all groups share them.
     seed
         Seed of the order of their rows.
     """
@@ -41,28 +46,42 @@ class Controls:
         self,
         control: AnnData,
         genes: pd.Index,
-        groupby: str | None,
+        keys: Sequence[str],
         layer: str | None,
-        groups: Iterable[Hashable],
+        groups: Collection[Hashable],
         seed: int,
     ) -> None:
         check_anndata(control, "control")
-        self.shared = True
-        if groupby is not None and groupby in control.obs:
-            self.shared = share_controls(factorize(control.obs[groupby])[1], groups, groupby)
-        self.cells = CellGroups(control, genes, None if self.shared else groupby, "control", layer).shuffled(seed)
+        is_own = [False] * len(keys)
+        for k, key in enumerate(keys):
+            if key in control.obs:
+                levels = {levels_of(g)[k]: None for g in groups}
+                is_own[k] = not share_controls(factorize(control.obs[key])[1], levels, key)
+        self._own = np.flatnonzero(is_own).tolist()
+        self._others = np.flatnonzero(np.logical_not(is_own)).tolist()
+        self.keys = [keys[k] for k in self._own]
+        self.cells = CellGroups(control, genes, self.keys, "control", layer).shuffled(seed)
         self._means: dict[Hashable, np.ndarray] = {}
+
+    def context(self, group: Hashable) -> Hashable:
+        """Group of control cells that a group is compared with; "all" where they are shared."""
+        own = tuple(levels_of(group)[k] for k in self._own)
+        return own if len(own) > 1 else own[0] if own else ALL
+
+    def treatment(self, group: Hashable) -> tuple[Hashable, ...]:
+        """Levels of a group of the keys that control cells do not have; none where these are contexts alone."""
+        return tuple(levels_of(group)[k] for k in self._others)
 
     def rows(self, group: Hashable) -> np.ndarray:
         """Rows of a group in random order; none where it has no control cells."""
-        return self.cells.rows.get(ALL if self.shared else group, np.empty(0, dtype=int))
+        return self.cells.rows.get(self.context(group), np.empty(0, dtype=int))
 
     def mean(self, group: Hashable) -> np.ndarray:
         """Mean profile of a group, (genes,)."""
-        key = ALL if self.shared else group
-        if key not in self._means:
-            self._means[key] = self.cells.mean(self.rows(group))
-        return self._means[key]
+        context = self.context(group)
+        if context not in self._means:
+            self._means[context] = self.cells.mean(self.rows(group))
+        return self._means[context]
 
 
 class Means:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -32,7 +32,7 @@ BLOCK = 2**22  # dense values that are made together: memory does not grow with 
 
 
 class CellGroups:
-    """Log-normalised cells by the levels of a column of obs, computed from the counts when they are asked for.
+    """Log-normalised cells by the levels of columns of obs, computed from the counts when they are asked for.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ class CellGroups:
         Cells with raw counts.
     genes
         Genes to compare, in their order; ``adata`` may have more, in any order.
-    groupby
-        Column of obs with the groups; None for one group, ``"all"``.
+    keys
+        Column of obs with the groups, or several, whose combinations are the groups; none for one group, ``"all"``.
     argument
         What to call ``adata`` in a message.
     layer
@@ -52,7 +52,7 @@ class CellGroups:
     Attributes
     ----------
     rows
-        Rows of every group, by level.
+        Rows of every group, by level, or by the tuple of levels of several columns.
     n_genes
         Number of genes.
     """
@@ -61,7 +61,7 @@ class CellGroups:
         self,
         adata: AnnData,
         genes: pd.Index,
-        groupby: str | None,
+        keys: Sequence[str],
         argument: str,
         layer: str | None = None,
         whole: bool = True,
@@ -70,20 +70,8 @@ class CellGroups:
         self._matrix, self._columns = _counts(adata, genes, argument, layer, whole)
         self.n_genes = len(genes)
         self._argument = argument
-        if groupby is None:
-            self.rows: dict[Hashable, np.ndarray] = {ALL: np.arange(adata.n_obs)}
-        else:
-            check_categorical(adata.obs, groupby, f"groupby, {argument}")
-            codes, found = factorize(adata.obs[groupby].astype("category"))
-            levels = list(dict.fromkeys(found))
-            if reserved := {ALL, MEAN}.intersection(levels):
-                raise ValueError(
-                    f"groupby={groupby!r}: {argument} has the levels {sorted(reserved)}, which in the table are all "
-                    "cells and the mean over the groups: rename them."
-                )
-            codes = np.array([levels.index(level) for level in found])[codes]
-            order = np.argsort(codes, kind="stable")
-            self.rows = dict(zip(levels, np.split(order, np.cumsum(np.bincount(codes))[:-1]), strict=True))
+        self.rows: dict[Hashable, np.ndarray]
+        self.rows = _rows_of_groups(adata.obs, keys, argument) if keys else {ALL: np.arange(adata.n_obs)}
 
     def take(self, rows: Mapping[Hashable, np.ndarray]) -> CellGroups:
         """The same cells, but only some rows of every group."""
@@ -157,6 +145,33 @@ def take_turns(rows: Mapping[Hashable, np.ndarray], rng: np.random.Generator) ->
 def mean_log_normalized(blocks: Iterable[np.ndarray | sparse.csr_matrix], n_cells: int) -> np.ndarray:
     """Mean log-normalised profile, (genes,), of cells whose counts come in blocks."""
     return sum((totals(log_normalize_counts(counts), axis=0) for counts in blocks), start=np.zeros(())) / n_cells
+
+
+def _rows_of_groups(obs: pd.DataFrame, keys: Sequence[str], argument: str) -> dict[Hashable, np.ndarray]:
+    """Rows by level of one column of obs, or by the tuple of levels of several."""
+    codes, levels = zip(*(_codes_and_levels(obs, key, argument) for key in keys), strict=True)
+    shape = tuple(map(len, levels))
+    found, code = np.unique(np.ravel_multi_index(codes, shape), return_inverse=True)
+    rows = np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])
+    places = zip(*np.unravel_index(found, shape), strict=True)
+    combinations = [tuple(of_key[k] for of_key, k in zip(levels, place, strict=True)) for place in places]
+    if len(keys) > 1:
+        return dict(zip(combinations, rows, strict=True))
+    by_level = {level: r for (level,), r in zip(combinations, rows, strict=True)}
+    if reserved := {ALL, MEAN}.intersection(by_level):
+        raise ValueError(
+            f"groupby={keys[0]!r}: {argument} has the levels {sorted(reserved)}, which in the table are all cells and "
+            "the mean over the groups: rename them."
+        )
+    return by_level
+
+
+def _codes_and_levels(obs: pd.DataFrame, key: str, argument: str) -> tuple[np.ndarray, list[Hashable]]:
+    """Code of every cell, and the levels in the order of the codes, each of them once."""
+    check_categorical(obs, key, f"groupby, {argument}")
+    codes, found = factorize(obs[key].astype("category"))
+    levels = list(dict.fromkeys(found))
+    return np.array([levels.index(level) for level in found])[codes], levels
 
 
 def check_anndata(adata: AnnData, argument: str) -> None:

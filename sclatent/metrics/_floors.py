@@ -53,7 +53,7 @@ def independent_genes(
     """
     if n is not None and n < 1:
         raise ValueError(f"n={n} is not possible: at least 1 cell must be generated for every condition.")
-    cells = CellGroups(adata, adata.var_names, groupby, "adata", layer)
+    cells = CellGroups(adata, adata.var_names, [] if groupby is None else [groupby], "adata", layer)
     rng = random_stream(seed, "independent genes")
     sizes = {level: len(rows) if n is None else n for level, rows in cells.rows.items()}
     counts = [draw_independent_genes(cells, cells.rows[level], size, rng) for level, size in sizes.items()]
@@ -88,7 +88,7 @@ def cell_mean(adata: AnnData, groupby: str | None = None, layer: str | None = No
     >>> profiles.shape, list(profiles.index)
     ((2, 50), ['B', 'T'])
     """
-    cells = CellGroups(adata, adata.var_names, groupby, "adata", layer)
+    cells = CellGroups(adata, adata.var_names, [] if groupby is None else [groupby], "adata", layer)
     means = {level: cells.mean(rows) for level, rows in cells.rows.items()}
     return pd.DataFrame.from_dict(means, orient="index", columns=adata.var_names)
 

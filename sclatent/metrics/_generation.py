@@ -158,15 +158,15 @@ def evaluate_generation(
     if max_cells < MIN_CELLS:
         raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
     check_anndata(real, "real")
-    real_cells = CellGroups(real, real.var_names, groupby, "real", layer)
+    keys = [] if groupby is None else [groupby]
+    real_cells = CellGroups(real, real.var_names, keys, "real", layer)
     if train is None:
         real_cells, train_cells = _set_aside(real_cells, seed)
     else:
-        train_cells = CellGroups(train, real.var_names, groupby, "train", layer)
-        if groupby is not None:
-            warn_of_alike("train", train_cells.rows, real_cells.rows, groupby)
+        train_cells = CellGroups(train, real.var_names, keys, "train", layer)
+        warn_of_alike("train", train_cells.rows, real_cells.rows, keys)
     named = named_sources(generated, "generated", [*FLOORS, HALF])
-    sources = {name: CellGroups(adata, real.var_names, groupby, a) for name, (a, adata) in named.items()}
+    sources = {name: CellGroups(adata, real.var_names, keys, a) for name, (a, adata) in named.items()}
     levels = _levels(real_cells, sources, groupby)
     if floors and (without := [level for level in levels if level not in train_cells.rows]):
         warnings.warn(

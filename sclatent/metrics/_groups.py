@@ -5,6 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
 
+from sclatent.data._levels import combination_name
+
+
+def levels_of(group: Hashable) -> tuple[Hashable, ...]:
+    """Levels of a group, one a key: a group of several keys is the tuple of them, of one key the level itself."""
+    return group if isinstance(group, tuple) else (group,)
+
+
+def name_of(group: Hashable, keys: Sequence[str]) -> Hashable:
+    """What a group is called in a table: the level of one key, or ``"cell_type=B, donor=101"``."""
+    return combination_name(dict(zip(keys, group, strict=True))) if isinstance(group, tuple) else group
+
 
 def alike(names: Iterable[Hashable], others: Iterable[Hashable]) -> dict[Hashable, Hashable]:
     """Names that are written in another way among other names, and how: as a number, with blanks, in capitals.
@@ -19,29 +31,31 @@ def alike(names: Iterable[Hashable], others: Iterable[Hashable]) -> dict[Hashabl
     dict[Hashable, Hashable]
         By name, the other name; of names that are not among the others themselves.
     """
-    others = list(others)
+    others = dict.fromkeys(others)
     read = {_read(other): other for other in others}
     return {name: read[_read(name)] for name in names if name not in others and _read(name) in read}
 
 
-def warn_of_alike(argument: str, names: Iterable[Hashable], others: Iterable[Hashable], groupby: str) -> None:
+def warn_of_alike(argument: str, groups: Iterable[Hashable], others: Iterable[Hashable], keys: Sequence[str]) -> None:
     """Warn of groups of an argument that real cells write in another way.
 
     Parameters
     ----------
     argument
         The argument.
-    names, others
+    groups, others
         Its groups, and those of the real cells.
-    groupby
-        Column of obs with the groups.
+    keys
+        Columns of obs with the groups.
     """
-    if found := alike(names, others):
-        warnings.warn(
-            f"{argument}.obs[{groupby!r}] has {list(found)[:5]}, real has {list(found.values())[:5]}: these are "
-            f"different groups. {_cure(argument, groupby)}.",
-            stacklevel=3,
-        )
+    levels, other_levels = (list(map(levels_of, some)) for some in (groups, others))
+    for k, key in enumerate(keys):
+        if found := alike([of_group[k] for of_group in levels], [of_group[k] for of_group in other_levels]):
+            warnings.warn(
+                f"{argument}.obs[{key!r}] has {list(found)[:5]}, real has {list(found.values())[:5]}: these are "
+                f"different groups. {_cure(argument, key)}.",
+                stacklevel=3,
+            )
 
 
 def share_controls(names: Sequence[Hashable], groups: Iterable[Hashable], groupby: str) -> bool:
@@ -63,8 +77,8 @@ def share_controls(names: Sequence[Hashable], groups: Iterable[Hashable], groupb
     if len(names) > 1 or alike(names, groups):
         warnings.warn(
             f"control.obs[{groupby!r}] has the groups {list(names)[:5]}, and none of those of real, {groups[:5]}: all "
-            f"groups are compared with all control cells. {_cure('control', groupby)}; if groups share their control "
-            f"cells, remove the column: del control.obs[{groupby!r}].",
+            f"groups are compared with all control cells, whatever their {groupby}. {_cure('control', groupby)}; if "
+            f"groups share their control cells, remove the column: del control.obs[{groupby!r}].",
             stacklevel=4,
         )
     return True

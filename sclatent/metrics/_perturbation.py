@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
-from sclatent.data import TARGET_SUM, random_stream
+from sclatent.data import TARGET_SUM, check_keys, random_stream
 
-from ._arms import MIN_CELLS, Arm, Arms, Controls, Means, Source, kept
+from ._arms import MIN_CELLS, Arms, Controls, Means, Source, kept
 from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
-from ._change import pearson, spearman, top_responding
-from ._differential import direction_match, overlap_and_precision
-from ._distances import SCALES, energy_distance, median_squared_distance, mmd2
-from ._groups import warn_of_alike
+from ._distances import SCALES, median_squared_distance
+from ._groups import name_of, warn_of_alike
+from ._perturbation_floors import FLOORS, floors_of
+from ._perturbation_metrics import Rivals, metrics_of, rows_of
 from ._projection import Projection
-from ._shift import ridge_shift
 from ._table import finish, named_sources
 
-CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT = "control as it is", "cell mean", "mean shift", "linear shift"
 CEILING = "real half"
 LARGEST = np.log1p(TARGET_SUM) + 1e-3  # what a log-normalised value can be
-LOWER_IS_BETTER = {"mse", "energy", "mmd2"}
 
 Prediction: TypeAlias = AnnData | np.ndarray
 
@@ -37,7 +33,7 @@ def evaluate_perturbation(
     real: AnnData,
     predicted: Prediction | Mapping[str, Prediction],
     control: AnnData,
-    groupby: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     seen: AnnData | None = None,
     n_top: Sequence[int] = (20, 50, 100),
     n_components: int = 50,
@@ -74,7 +70,10 @@ def evaluate_perturbation(
         only written in another way.
     groupby
         Column of obs with the groups: cell types or patients under one perturbation, or perturbations. By default all
-        cells are one group, ``"all"``.
+        cells are one group, ``"all"``. Or several columns, whose combinations are the groups, called
+        ``"cell_type=B, donor=101"``. Each of them is looked up in ``control.obs`` as one alone is: those of which
+        control cells have levels (cell type, donor) are the context of a group, which is compared with the control
+        cells of the same context; those of the others (a drug, a gene knocked out) are its treatment.
     seen
         Perturbed cells that were there to learn from, for the floors and the components, with their groups in
         ``groupby``; a group that is predicted enters neither its own floors nor the components. By default the floors
@@ -121,16 +120,27 @@ def evaluate_perturbation(
           expressed genes among all genes in the precision.
         - ``discrimination``: share of the other groups of ``real`` and ``seen`` whose real change is farther from the
           predicted one than that of the right group, by the L1 distance over genes (ties count half): 1 is best, 0.5 is
-          chance. The Virtual Cell Challenge (Roohani et al. 2025) divides the rank by the number of groups and not by
-          that of the others, and leaves out the gene that is perturbed. Where groups have control cells of their own,
-          these are in the predicted and in the right change, and favour it: see what "cell mean" reaches.
+          chance. The others are those of the same context, or all where it has no other. The Virtual Cell Challenge
+          (Roohani et al. 2025) divides the rank by the number of groups and not by that of the others, and leaves out
+          the gene that is perturbed. Where all groups have control cells of their own, these are in the predicted and
+          in the right change, and favour it: see what "cell mean" reaches.
 
-        Floors:
+        Floors, of which the other groups are those of the same treatment in other contexts; where there are none, the
+        other treatments of the same context; and where there are none of these, all:
 
         - ``control as it is``: nothing changes.
         - ``cell mean``: the perturbed cells of the other groups, every group with the same weight.
         - ``mean shift``: the mean over the other groups of their changes, as of :func:`mean_shift`.
-        - ``linear shift``: as of :func:`linear_shift`, where groups have control cells of their own.
+
+        And where the treatment was seen in other contexts:
+
+        - ``linear shift``: as of :func:`linear_shift`.
+        - ``nearest group``: the perturbed cells of the group of the same treatment whose mean control profile is
+          nearest (squared distance, over genes, to that of the group that is predicted), as they are.
+        - ``nearest shift``: the change of that group. Its mean is that of these perturbed cells, moved by the
+          difference of the two groups' control cells.
+        - ``context mean``: the perturbed cells of the other treatments of the same context, every one with the same
+          weight, where ``groupby`` tells both.
 
         Ceiling: ``real half``, one half of the real cells as a prediction of the other. It has the noise of half as
         many cells as the real cells that predictions are compared with: the fewer the cells and the weaker the effect,
@@ -160,23 +170,30 @@ def evaluate_perturbation(
     ['generated', 'control as it is', 'cell mean']
     >>> bool(figures.loc["pearson", "generated"] < 0.3 < figures.loc["pearson", "real half"])  # nothing of the change
     True
+
+    Several treatments in several types: each is predicted from the same type and from the same treatment.
+
+    >>> real = adata[adata.obs["condition"] != "control"].copy()
+    >>> table = evaluate_perturbation(real, real, control, groupby=["cell_type", "condition"])
+    >>> table["condition"].unique()[0]
+    'cell_type=type_0, condition=stimulated'
     """
-    if seen is not None and groupby is None:
+    keys = check_keys(groupby, "groupby")
+    if seen is not None and not keys:
         raise ValueError("seen needs groupby, the column of obs that tells its groups from the one that is predicted.")
     if max_cells < MIN_CELLS:
         raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
     check_anndata(real, "real")
     genes = real.var_names
-    truth = CellGroups(real, genes, groupby, "real", layer).shuffled(seed)
+    truth = CellGroups(real, genes, keys, "real", layer).shuffled(seed)
     seen_cells = truth
-    if seen is not None and groupby is not None:
-        seen_cells = CellGroups(seen, genes, groupby, "seen", layer).shuffled(seed)
-        warn_of_alike("seen", seen_cells.rows, truth.rows, groupby)
+    if seen is not None:
+        seen_cells = CellGroups(seen, genes, keys, "seen", layer).shuffled(seed)
+        warn_of_alike("seen", seen_cells.rows, truth.rows, keys)
     all_groups = {**truth.rows, **seen_cells.rows}
-    controls = Controls(control, genes, groupby, layer, all_groups, seed)
-    if groupby is not None and not controls.shared:
-        warn_of_alike("control", controls.cells.rows, all_groups, groupby)
-    sources = _sources(predicted, genes, groupby, list(truth.rows))
+    controls = Controls(control, genes, keys, layer, all_groups, seed)
+    warn_of_alike("control", controls.cells.rows, map(controls.context, all_groups), controls.keys)
+    sources = _sources(predicted, genes, keys, list(truth.rows))
     groups = _groups_to_compare(truth, controls, sources)
     n_top = [n for n in n_top if n <= len(genes)]
 
@@ -187,8 +204,7 @@ def evaluate_perturbation(
     halves = {g: np.array_split(truth.rows[g], 2) for g in groups}
     # the ceiling is told from changes that are as noisy as its own, that is of halves
     half_changes = changes | {g: truth.mean(halves[g][0]) - controls.mean(g) for g in groups}
-    place = {g: k for k, g in enumerate(changes)}
-    all_changes, all_half_changes = (np.array(list(of.values())) for of in (changes, half_changes))
+    rivals, half_rivals = (Rivals(of, controls) for of in (changes, half_changes))
 
     records: list[dict[str, object]] = []
     for i, g in enumerate(tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)):
@@ -200,15 +216,16 @@ def evaluate_perturbation(
             for name, p in sources.items()
         }
         if floors:
-            found = _floors(g, arms, seen_means, controls, random_stream(seed, "cells of the floors", i))
+            found = floors_of(g, arms, seen_means, controls, random_stream(seed, "cells of the floors", i))
             predictions |= {("floor", name): arm for name, arm in found.items()}
         predictions["ceiling", CEILING] = other_half
 
         bandwidths = [scale * median_squared_distance(half.cells, other_half.cells) for scale in SCALES]
         for (kind, name), arm in predictions.items():
-            real_arm, known = (half, all_half_changes) if kind == "ceiling" else (whole, all_changes)
-            values = _metrics(real_arm, arm, known, place[g], n_top, bandwidths)
-            records += _rows(values, real_arm, arm, space, condition=g, source=name, kind=kind, seed=seed)
+            real_arm, others = (half, half_rivals) if kind == "ceiling" else (whole, rivals)
+            values = metrics_of(real_arm, arm, others.of(g), n_top, bandwidths)
+            about = {"condition": name_of(g, keys), "source": name, "kind": kind, "seed": seed}
+            records += rows_of(values, real_arm, arm, space, **about)
     return finish(records)
 
 
@@ -232,84 +249,15 @@ def _space(
     return Projection(np.concatenate(values), n_components, seed)
 
 
-def _floors(group: Hashable, arms: Arms, seen: Means, controls: Controls, rng: np.random.Generator) -> dict[str, Arm]:
-    """Floors of a group, by name, from what was seen of the other groups."""
-    floors = {CONTROL: arms.of_change(np.zeros_like(arms.control_mean))}
-    others = [g for g in seen.changes if g != group]
-    if not others:
-        return floors
-    rows = {g: seen.cells.rows[g] for g in others}
-    some = take_turns({g: kept(r) for g, r in rows.items()}, rng)
-    cell_mean = arms.of_cells(seen.cells, some, np.mean([seen.means[g] for g in others], axis=0))
-    floors[CELL_MEAN] = replace(cell_mean, n=sum(map(len, rows.values())))
-    changes = np.array([seen.changes[g] for g in others])
-    floors[MEAN_SHIFT] = arms.of_change(changes.mean(axis=0))
-    if not controls.shared:
-        control_means = np.array([controls.mean(g) for g in others])
-        floors[LINEAR_SHIFT] = arms.of_change(ridge_shift(control_means, changes, arms.control_mean))
-    return floors
-
-
-def _metrics(
-    real: Arm, predicted: Arm, changes: np.ndarray, group: int, n_top: Sequence[int], bandwidths: list[float]
-) -> dict[str, float]:
-    """Every metric of a prediction; ``changes`` are the real ones, (groups, genes), its own at ``group``."""
-    change, predicted_change = real.change, predicted.change
-    values = {}
-    for name, correlation in (("pearson", pearson), ("spearman", spearman)):
-        values[name] = correlation(change, predicted_change)
-        for n in n_top:
-            genes = top_responding(change, n)
-            values[f"{name}_top{n}"] = correlation(change[genes], predicted_change[genes])
-    values["mse"] = float(np.mean((change - predicted_change) ** 2))
-    values["energy"] = energy_distance(real.cells, predicted.cells)
-    values["mmd2"] = mmd2(real.cells, predicted.cells, bandwidths)
-    values["direction"] = direction_match(change, predicted_change, real.de)
-    for n in n_top:
-        overlap, precision = overlap_and_precision(change, real.de, predicted_change, predicted.de, n)
-        values |= {f"de_overlap_{n}": overlap, f"de_precision_{n}": precision}
-    if len(changes) > 1:
-        values["discrimination"] = _discrimination(predicted_change, changes, group)
-    return values
-
-
-def _discrimination(predicted: np.ndarray, changes: np.ndarray, group: int) -> float:
-    """Share of the other real changes, of (groups, genes), that are farther from the predicted one than the right."""
-    away = cdist(predicted[None], changes, "cityblock")[0]
-    others = np.delete(away, group)
-    return float(np.mean(others > away[group]) + np.mean(others == away[group]) / 2)
-
-
-def _rows(
-    values: Mapping[str, float], real: Arm, predicted: Arm, space: Projection, **about: object
-) -> Iterator[dict[str, object]]:
-    """Rows of the table: every metric of a prediction, and what it was computed from."""
-    for metric, value in values.items():
-        of_means = metric.startswith(("pearson", "spearman")) or metric in ("mse", "discrimination")
-        in_components = metric in ("energy", "mmd2")
-        n_genes = int(metric.split("_top")[1]) if "_top" in metric else len(real.change)
-        yield {
-            **about,
-            "metric": metric,
-            "value": value,
-            "better": "lower" if metric in LOWER_IS_BETTER else "higher",
-            "space": space.name if in_components else f"log1p CP10k, {n_genes} genes",
-            "n_components": space.n_components if in_components else None,
-            "n_real": real.n if of_means else len(real.cells),
-            "n_generated": predicted.n if of_means else len(predicted.cells),
-            "n_available": predicted.n,
-        }
-
-
 def _sources(
-    predicted: Prediction | Mapping[str, Prediction], genes: pd.Index, groupby: str | None, groups: Sequence[Hashable]
+    predicted: Prediction | Mapping[str, Prediction], genes: pd.Index, keys: Sequence[str], groups: Sequence[Hashable]
 ) -> dict[str, Source]:
     """Predictions by name, checked."""
-    named = named_sources(predicted, "predicted", [CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT, CEILING])
+    named = named_sources(predicted, "predicted", [*FLOORS, CEILING])
     sources: dict[str, Source] = {}
     for name, (argument, prediction) in named.items():
         if not isinstance(prediction, np.ndarray):
-            sources[name] = CellGroups(prediction, genes, groupby, argument)
+            sources[name] = CellGroups(prediction, genes, keys, argument)
             continue
         if len(groups) > 1:
             raise ValueError(

@@ -88,11 +88,11 @@ def evaluate_reconstruction(
     [1.0, 0.8]
     """
     check_anndata(real, "real")
-    cells = CellGroups(real, real.var_names, groupby, "real", layer)
+    cells = CellGroups(real, real.var_names, [] if groupby is None else [groupby], "real", layer)
     sources = {}
     named = named_sources(reconstructed, "reconstructed", [FLOOR], name="reconstructed")
     for name, (argument, adata) in named.items():
-        source = CellGroups(adata, real.var_names, None, argument, whole=False)
+        source = CellGroups(adata, real.var_names, [], argument, whole=False)
         sources[name] = source, _partners(real.obs_names, adata.obs_names, argument)
 
     conditions = {**cells.rows, ALL: np.arange(real.n_obs)}

@@ -163,7 +163,7 @@ def _arms(
     layer: str | None,
 ) -> tuple[CellGroups, dict[Hashable, list[np.ndarray]]]:
     """Cells, and for every group the rows of its control and of its treated cells."""
-    cells = CellGroups(adata, adata.var_names, group_key, "adata", layer)
+    cells = CellGroups(adata, adata.var_names, [group_key], "adata", layer)
     check_categorical(adata.obs, condition_key, "condition_key")
     if plain_level(held_out) not in cells.rows:
         written = alike([held_out], cells.rows)

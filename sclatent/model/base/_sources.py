@@ -11,6 +11,7 @@ import pandas as pd
 
 from sclatent.baseline import MixedModel, source_names, source_shares, variance_shares
 from sclatent.data import short_repr
+from sclatent.data._levels import combination_name
 from sclatent.data._warnings import warn_user
 from sclatent.nn import NULL
 
@@ -166,10 +167,10 @@ class SourcesMixin(AskedMixin):
     def _names_of(self, codes: np.ndarray) -> list[str]:
         table = self.conditions.decode(codes, pd.RangeIndex(len(codes)).astype(str))
         given = [
-            [f"{key}={row[key]}" for key, code in zip(self.conditions.keys, one, strict=True) if code != NULL]
+            {key: row[key] for key, code in zip(self.conditions.keys, one, strict=True) if code != NULL}
             for one, (_, row) in zip(codes, table.iterrows(), strict=True)
         ]
-        return [", ".join(of_keys) or ALL_NULL for of_keys in given]
+        return [combination_name(of_keys) or ALL_NULL for of_keys in given]
 
     def _n_training_cells(self, codes: np.ndarray) -> list[int]:
         """How many training cells have the conditions of each combination (n, n_keys) that are not null."""

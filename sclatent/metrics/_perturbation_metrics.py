@@ -1,0 +1,108 @@
+"""Metrics of a prediction of perturbed cells."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from ._arms import Arm, Controls
+from ._change import pearson, spearman, top_responding
+from ._differential import direction_match, overlap_and_precision
+from ._distances import energy_distance, mmd2
+from ._projection import Projection
+
+LOWER_IS_BETTER = {"mse", "energy", "mmd2"}
+
+
+class Rivals:
+    """Real changes that a predicted one is compared with, to see whether it is nearest to that of its own group.
+
+    They are those of the other treatments of the same context, or of all groups where a context has one alone.
+
+    Parameters
+    ----------
+    changes
+        Real change over control of every group, (genes,).
+    controls
+        Control cells, which tell the contexts.
+    """
+
+    def __init__(self, changes: Mapping[Hashable, np.ndarray], controls: Controls) -> None:
+        self._values = np.array(list(changes.values()))
+        self._place = {g: k for k, g in enumerate(changes)}
+        self._of_context: dict[Hashable, list[int]] = {}
+        for g, k in self._place.items():
+            self._of_context.setdefault(controls.context(g), []).append(k)
+        self._controls = controls
+
+    def of(self, group: Hashable) -> tuple[np.ndarray, int]:
+        """Real changes, (groups, genes), and which of them is that of the group."""
+        place, among = self._place[group], self._of_context[self._controls.context(group)]
+        if len(among) in (1, len(self._values)):
+            return self._values, place
+        return self._values[among], among.index(place)
+
+
+def metrics_of(
+    real: Arm, predicted: Arm, rivals: tuple[np.ndarray, int], n_top: Sequence[int], bandwidths: Sequence[float]
+) -> dict[str, float]:
+    """Every metric of a prediction.
+
+    Parameters
+    ----------
+    real, predicted
+        Real and predicted cells.
+    rivals
+        Real changes, (groups, genes), and which of them is the right one.
+    n_top
+        Numbers of genes for the metrics of few genes.
+    bandwidths
+        Those of :func:`mmd2`.
+    """
+    change, predicted_change = real.change, predicted.change
+    values = {}
+    for name, correlation in (("pearson", pearson), ("spearman", spearman)):
+        values[name] = correlation(change, predicted_change)
+        for n in n_top:
+            genes = top_responding(change, n)
+            values[f"{name}_top{n}"] = correlation(change[genes], predicted_change[genes])
+    values["mse"] = float(np.mean((change - predicted_change) ** 2))
+    values["energy"] = energy_distance(real.cells, predicted.cells)
+    values["mmd2"] = mmd2(real.cells, predicted.cells, bandwidths)
+    values["direction"] = direction_match(change, predicted_change, real.de)
+    for n in n_top:
+        overlap, precision = overlap_and_precision(change, real.de, predicted_change, predicted.de, n)
+        values |= {f"de_overlap_{n}": overlap, f"de_precision_{n}": precision}
+    if len(rivals[0]) > 1:
+        values["discrimination"] = discrimination(predicted_change, *rivals)
+    return values
+
+
+def discrimination(predicted: np.ndarray, changes: np.ndarray, group: int) -> float:
+    """Share of the other real changes, of (groups, genes), that are farther from the predicted one than the right."""
+    away = cdist(predicted[None], changes, "cityblock")[0]
+    others = np.delete(away, group)
+    return float(np.mean(others > away[group]) + np.mean(others == away[group]) / 2)
+
+
+def rows_of(
+    values: Mapping[str, float], real: Arm, predicted: Arm, space: Projection, **about: object
+) -> Iterator[dict[str, object]]:
+    """Rows of the table: every metric of a prediction, and what it was computed from."""
+    for metric, value in values.items():
+        of_means = metric.startswith(("pearson", "spearman")) or metric in ("mse", "discrimination")
+        in_components = metric in ("energy", "mmd2")
+        n_genes = int(metric.split("_top")[1]) if "_top" in metric else len(real.change)
+        yield {
+            **about,
+            "metric": metric,
+            "value": value,
+            "better": "lower" if metric in LOWER_IS_BETTER else "higher",
+            "space": space.name if in_components else f"log1p CP10k, {n_genes} genes",
+            "n_components": space.n_components if in_components else None,
+            "n_real": real.n if of_means else len(real.cells),
+            "n_generated": predicted.n if of_means else len(predicted.cells),
+            "n_available": predicted.n,
+        }
