@@ -548,6 +548,16 @@ def few_predicted(model, cells):
     evaluate_perturbation(real, predicted, control, groupby="patient_id", **QUICK)
 
 
+@message("More than 5% of the real change")
+def few_controls(cells):
+    real, control = response(cells, "PW034")
+    few = control[control.obs["patient_id"] == "PW034"][:20].copy()
+    yield lambda: evaluate_perturbation(real, few, few, groupby="patient_id", **QUICK)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="More than 5%")
+        evaluate_perturbation(real, few, few, groupby="patient_id", **QUICK, disjoint_controls=True)
+
+
 @message("adata.obsm['...'] looks like flat images")
 def flat_images(nuclei):
     adata = nuclei.copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from ._groups import levels_of, share_controls
 from ._projection import Projection
 from ._table import ALL
 
+NO_NAMES = pd.Index([])
 MIN_CELLS = 10  # of control cells, of predicted ones, and of each half of the real ones
 
 Source: TypeAlias = CellGroups | LogNormalizedCells | np.ndarray
@@ -62,6 +64,19 @@ class Controls:
         self.keys = [keys[k] for k in self._own]
         self.cells = CellGroups(control, genes, self.keys, "control", layer).shuffled(seed)
         self._means: dict[Hashable, np.ndarray] = {}
+        self._noise: dict[Hashable, np.ndarray] = {}
+        self._halves: dict[Hashable, tuple[Controls, Controls]] = {}
+
+    def halves(self, group: Hashable) -> tuple[Controls, Controls]:
+        """The same twice, each with one half of the control cells of a group."""
+        context, rows = self.context(group), self.rows(group)
+        if context not in self._halves:
+            first, second = copy(self), copy(self)
+            for half, some in ((first, rows[::2]), (second, rows[1::2])):
+                half.cells = self.cells.take(self.cells.rows | {context: some})
+                half._means, half._noise = ({c: of[c] for c in of if c != context} for of in (self._means, self._noise))
+            self._halves[context] = first, second
+        return self._halves[context]
 
     def context(self, group: Hashable) -> Hashable:
         """Group of control cells that a group is compared with; "all" where they are shared."""
@@ -76,6 +91,10 @@ class Controls:
         """Rows of a group in random order; none where it has no control cells."""
         return self.cells.rows.get(self.context(group), np.empty(0, dtype=int))
 
+    def names(self, group: Hashable) -> pd.Index:
+        """Names of the control cells of a group."""
+        return self.cells.names[self.rows(group)]
+
     def mean(self, group: Hashable) -> np.ndarray:
         """Mean profile of a group, (genes,)."""
         context = self.context(group)
@@ -83,23 +102,21 @@ class Controls:
             self._means[context] = self.cells.mean(self.rows(group))
         return self._means[context]
 
+    def noise(self, group: Hashable) -> np.ndarray:
+        """Sampling variance of that mean, (genes,)."""
+        context = self.context(group)
+        if context not in self._noise:
+            self._noise[context] = self.cells.noise(self.rows(group))
+        return self._noise[context]
 
-class Means:
-    """Mean profiles of the perturbed cells of every group, and their changes over control.
 
-    Groups with fewer than 10 perturbed or control cells are left out.
-
-    Parameters
-    ----------
-    cells, controls
-        Perturbed and control cells.
-    """
-
-    def __init__(self, cells: CellGroups, controls: Controls) -> None:
-        self.cells = cells
-        enough = [g for g, rows in cells.rows.items() if min(len(rows), len(controls.rows(g))) >= MIN_CELLS]
-        self.means = {g: cells.mean(cells.rows[g]) for g in enough}
-        self.changes = {g: mean - controls.mean(g) for g, mean in self.means.items()}
+def group_means(cells: CellGroups, controls: Controls, n_control: int) -> dict[Hashable, np.ndarray]:
+    """Mean profiles, (genes,), of the groups with at least 10 perturbed and ``n_control`` control cells."""
+    return {
+        g: cells.mean(rows)
+        for g, rows in cells.rows.items()
+        if len(rows) >= MIN_CELLS and len(controls.rows(g)) >= n_control
+    }
 
 
 @dataclass(frozen=True)
@@ -127,10 +144,20 @@ class Arms:
         Where distances are taken.
     n_control, n_cells
         Control cells, and perturbed cells of an arm, at most.
+    left_out
+        Names of control cells. Predicted cells that are called so were made from them, and are left out.
     """
 
-    def __init__(self, controls: Controls, group: Hashable, space: Projection, n_control: int, n_cells: int) -> None:
-        self.space, self.n_cells = space, n_cells
+    def __init__(
+        self,
+        controls: Controls,
+        group: Hashable,
+        space: Projection,
+        n_control: int,
+        n_cells: int,
+        left_out: pd.Index = NO_NAMES,
+    ) -> None:
+        self.space, self.n_cells, self._left_out = space, n_cells, left_out
         self.control_mean = controls.mean(group)  # of all there are
         self._control = controls.cells.values(controls.rows(group)[:n_control])
         self._to_move = self._control[: len(kept(controls.rows(group)))]
@@ -150,7 +177,9 @@ class Arms:
         """Arm of predicted cells, the same ones whichever predictions stand beside them, or of a predicted change."""
         if isinstance(prediction, np.ndarray):
             return self.of_change(prediction)
-        return self.of_cells(prediction, rng.permutation(prediction.rows[group]))
+        rows = prediction.rows[group]
+        others = rows[~prediction.names[rows].isin(self._left_out)]
+        return self.of_cells(prediction, rng.permutation(others if len(others) else rows))
 
 
 def kept(rows: np.ndarray) -> np.ndarray:

@@ -55,6 +55,8 @@ class CellGroups:
         Rows of every group, by level, or by the tuple of levels of several columns.
     n_genes
         Number of genes.
+    names
+        Names of the cells.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class CellGroups:
         check_anndata(adata, argument)
         self._matrix, self._columns = _counts(adata, genes, argument, layer, whole)
         self.n_genes = len(genes)
+        self.names: pd.Index = adata.obs_names
         self._argument = argument
         self.rows: dict[Hashable, np.ndarray]
         self.rows = _rows_of_groups(adata.obs, keys, argument) if keys else {ALL: np.arange(adata.n_obs)}
@@ -110,6 +113,15 @@ class CellGroups:
         """Mean log-normalised profile of some rows, (genes,)."""
         return mean_log_normalized((counts for _, counts in self.blocks(rows)), len(rows))
 
+    def noise(self, rows: np.ndarray) -> np.ndarray:
+        """Sampling variance of the mean of some rows, (genes,): the variance over cells, divided by their number."""
+        total, squares = np.zeros((2, self.n_genes))
+        for _, counts in self.blocks(rows):
+            values = log_normalize_counts(counts)
+            total += totals(values, axis=0)
+            squares += totals(values * values if isinstance(values, np.ndarray) else values.multiply(values), axis=0)
+        return np.maximum(squares - total**2 / len(rows), 0) / (len(rows) * (len(rows) - 1))
+
 
 class LogNormalizedCells:
     """The same of cells that are log-normalised already, all of one group.
@@ -125,6 +137,7 @@ class LogNormalizedCells:
     def __init__(self, values: np.ndarray, group: Hashable) -> None:
         self._values = values
         self.rows = {group: np.arange(len(values))}
+        self.names = pd.Index([None] * len(values))
 
     def values(self, rows: np.ndarray) -> np.ndarray:
         """Log-normalised cells of some rows, (rows, genes)."""

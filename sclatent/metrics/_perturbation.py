@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -14,17 +13,17 @@ from tqdm.auto import tqdm
 
 from sclatent.data import TARGET_SUM, check_keys, random_stream
 
-from ._arms import MIN_CELLS, Arms, Controls, Means, Source, kept
+from ._arms import MIN_CELLS, Controls, Source, kept
 from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
-from ._distances import SCALES, median_squared_distance
 from ._groups import name_of, warn_of_alike
-from ._perturbation_floors import FLOORS, floors_of
-from ._perturbation_metrics import Rivals, metrics_of, rows_of
+from ._perturbation_comparison import CEILING, Comparison
+from ._perturbation_floors import FLOORS
 from ._projection import Projection
 from ._table import finish, named_sources
 
-CEILING = "real half"
 LARGEST = np.log1p(TARGET_SUM) + 1e-3  # what a log-normalised value can be
+
+NOISE_SHARE = 0.05  # by convention, as of the false discovery rate
 
 Prediction: TypeAlias = AnnData | np.ndarray
 
@@ -42,6 +41,7 @@ def evaluate_perturbation(
     seed: int = 0,
     progress_bar: bool = True,
     layer: str | None = None,
+    disjoint_controls: bool = False,
 ) -> pd.DataFrame:
     """Compare predicted with real perturbed cells, by what changes over control, between floors and a ceiling.
 
@@ -94,6 +94,13 @@ def evaluate_perturbation(
         Whether to show progress over the groups.
     layer
         Layer of ``real``, ``control`` and ``seen`` that has the counts; X by default. Predicted cells have them in X.
+    disjoint_controls
+        Whether the change of real cells and that of predicted ones, of the floors and of the ceiling are taken over
+        control cells of which none is in both: halves at random, of which each is once that of the real cells. Values
+        are means over the two assignments. Else both changes are over all control cells and share their sampling
+        noise, by which weak effects correlate for no reason. Halves have twice the noise, which brings correlations
+        down. Predicted cells that have the name of a control cell, as counterfactuals have, are compared with the half
+        that they were made from; give others that were made from ``control`` as a change.
 
     Returns
     -------
@@ -106,7 +113,9 @@ def evaluate_perturbation(
           change in one direction and by as much, little is left to correlate, as the ceiling shows. The real change and
           that of predicted cells share their control cells, whose sampling noise correlates: with few control cells or
           weak effects these correlations are too high, also those of "cell mean" and the ceiling. "mean shift" and
-          predictions that are a change do not share it, and are compared with them at a disadvantage.
+          predictions that are a change do not share it, and are compared with them at a disadvantage. A warning names
+          the groups in which this noise is more than 5 % of the mean square of the real change, and the correlation by
+          chance, which is the root of this share; ``disjoint_controls`` is without it.
         - ``mse``: mean squared error of the change, over genes.
         - ``energy``, ``mmd2``: distance of predicted from real cells, :func:`energy_distance` and :func:`mmd2` in
           principal components. A prediction that is only a change moves control cells by it.
@@ -150,7 +159,7 @@ def evaluate_perturbation(
     ------
     ValueError
         If predictions and real cells have no group in common or none with enough cells (20 real, 10 predicted and 10
-        control cells), if genes are missing, or if values are no counts.
+        control cells, or 20 that are halved), if genes are missing, or if values are no counts.
 
     Examples
     --------
@@ -194,39 +203,38 @@ def evaluate_perturbation(
     controls = Controls(control, genes, keys, layer, all_groups, seed)
     warn_of_alike("control", controls.cells.rows, map(controls.context, all_groups), controls.keys)
     sources = _sources(predicted, genes, keys, list(truth.rows))
-    groups = _groups_to_compare(truth, controls, sources)
+    groups = _groups_to_compare(truth, controls, sources, MIN_CELLS * (2 if disjoint_controls else 1))
     n_top = [n for n in n_top if n <= len(genes)]
 
     space = _space(controls, None if seen is None else seen_cells, groups, n_components, max_cells, seed)
-    real_means = Means(truth, controls)
-    seen_means = real_means if seen is None else Means(seen_cells, controls)
-    changes = {**seen_means.changes, **real_means.changes}
-    halves = {g: np.array_split(truth.rows[g], 2) for g in groups}
-    # the ceiling is told from changes that are as noisy as its own, that is of halves
-    half_changes = changes | {g: truth.mean(halves[g][0]) - controls.mean(g) for g in groups}
-    rivals, half_rivals = (Rivals(of, controls) for of in (changes, half_changes))
-
-    records: list[dict[str, object]] = []
-    for i, g in enumerate(tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)):
-        arms = Arms(controls, g, space, max_cells, n_cells=min(len(halves[g][1]), max_cells))
-        half, other_half = (arms.of_cells(truth, rows) for rows in halves[g])
-        whole = replace(half, change=changes[g], n=len(truth.rows[g]))
-        predictions = {
-            ("generated", name): arms.of_prediction(p, g, random_stream(seed, "predicted cells", i))
-            for name, p in sources.items()
-        }
-        if floors:
-            found = floors_of(g, arms, seen_means, controls, random_stream(seed, "cells of the floors", i))
-            predictions |= {("floor", name): arm for name, arm in found.items()}
-        predictions["ceiling", CEILING] = other_half
-
-        bandwidths = [scale * median_squared_distance(half.cells, other_half.cells) for scale in SCALES]
-        for (kind, name), arm in predictions.items():
-            real_arm, others = (half, half_rivals) if kind == "ceiling" else (whole, rivals)
-            values = metrics_of(real_arm, arm, others.of(g), n_top, bandwidths)
-            about = {"condition": name_of(g, keys), "source": name, "kind": kind, "seed": seed}
-            records += rows_of(values, real_arm, arm, space, **about)
+    comparison = Comparison(
+        truth, seen_cells, controls, sources, groups, space, n_top, max_cells, seed, disjoint_controls
+    )
+    if not disjoint_controls:
+        _warn_of_control_noise({g: comparison.share_of_control_noise(g) for g in groups}, controls, keys)
+    records = [
+        {"condition": name_of(group, keys), **row}
+        for group in tqdm(groups, desc="perturbation", unit=" groups", disable=not progress_bar)
+        for row in comparison.rows(group, floors)
+    ]
     return finish(records)
+
+
+def _warn_of_control_noise(shares: Mapping[Hashable, float], controls: Controls, keys: Sequence[str]) -> None:
+    """Warn of groups of which the noise of shared control cells is more than 5 % of the real change."""
+    noisy = sorted((g for g, share in shares.items() if share > NOISE_SHARE), key=lambda g: -shares[g])
+    if noisy:
+        named = [
+            f"{name_of(g, keys)!r} ({len(controls.rows(g))} control cells): {min(shares[g], 1) ** 0.5:.2f}"
+            for g in noisy[:5]
+        ]
+        more = [f"and {len(noisy) - 5} more"] if len(noisy) > 5 else []
+        warnings.warn(
+            f"More than {NOISE_SHARE:.0%} of the real change is sampling noise of the control cells, which the change "
+            "of predicted cells has, too. Cells that do not respond at all are expected to correlate with it, by "
+            f"chance: {', '.join([*named, *more])}. Give disjoint_controls=True, or more control cells.",
+            stacklevel=3,
+        )
 
 
 def _space(
@@ -278,7 +286,9 @@ def _sources(
     return sources
 
 
-def _groups_to_compare(truth: CellGroups, controls: Controls, sources: dict[str, Source]) -> list[Hashable]:
+def _groups_to_compare(
+    truth: CellGroups, controls: Controls, sources: dict[str, Source], n_control: int
+) -> list[Hashable]:
     """Groups of real cells that all predictions have, with enough cells everywhere."""
     cells = {name: source for name, source in sources.items() if not isinstance(source, np.ndarray)}
     shared = [g for g in truth.rows if all(g in source.rows for source in cells.values())]
@@ -300,10 +310,11 @@ def _groups_to_compare(truth: CellGroups, controls: Controls, sources: dict[str,
         g
         for g in shared
         if len(truth.rows[g]) >= 2 * MIN_CELLS
-        and all(len(rows) >= MIN_CELLS for rows in (controls.rows(g), *(source.rows[g] for source in cells.values())))
+        and len(controls.rows(g)) >= n_control
+        and all(len(source.rows[g]) >= MIN_CELLS for source in cells.values())
     ]
     few = [g for g in shared if g not in enough]
-    message = f"{few} have too few cells: {2 * MIN_CELLS} real, {MIN_CELLS} predicted and {MIN_CELLS} control cells"
+    message = f"{few} have too few cells: {2 * MIN_CELLS} real, {MIN_CELLS} predicted and {n_control} control cells"
     if not enough:
         raise ValueError(f"{message} are needed.")
     if few:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from ._arms import Arm, Arms, Controls, Means, kept
-from ._cells import take_turns
+from ._arms import Arm, Arms, Controls, kept
+from ._cells import CellGroups, take_turns
 from ._shift import ridge_shift
 
 CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT = "control as it is", "cell mean", "mean shift", "linear shift"
@@ -16,42 +16,51 @@ NEAREST_GROUP, NEAREST_SHIFT, CONTEXT_MEAN = "nearest group", "nearest shift", "
 FLOORS = [CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT, NEAREST_GROUP, NEAREST_SHIFT, CONTEXT_MEAN]
 
 
-def floors_of(group: Hashable, arms: Arms, seen: Means, controls: Controls, rng: np.random.Generator) -> dict[str, Arm]:
+def floors_of(
+    group: Hashable,
+    arms: Arms,
+    seen: CellGroups,
+    means: Mapping[Hashable, np.ndarray],
+    controls: Controls,
+    rng: np.random.Generator,
+) -> dict[str, Arm]:
     """Floors of a group, by name.
 
     Parameters
     ----------
     group, arms
         The group, and what makes its arms.
-    seen, controls
-        Perturbed cells of all groups, and control cells.
+    seen, means
+        Perturbed cells, and the mean profiles of the groups that floors are made from, (genes,).
+    controls
+        Control cells.
     rng
         Random numbers of the choice of cells.
     """
     floors = {CONTROL: arms.of_change(np.zeros_like(arms.control_mean))}
-    others = [g for g in seen.changes if g != group]
+    others = [g for g in means if g != group]
     of_treatment = [g for g in others if controls.treatment(g) == controls.treatment(group)]
     of_context = [g for g in others if controls.context(g) == controls.context(group)]
     others = of_treatment or of_context or others
     if not others:
         return floors
-    floors[CELL_MEAN] = _cell_mean(others, arms, seen, rng)
-    changes = np.array([seen.changes[g] for g in others])
+
+    def cell_mean(groups: Sequence[Hashable]) -> Arm:
+        """Cells of groups as they are, every group with the same weight."""
+        rows = {g: seen.rows[g] for g in groups}
+        some = take_turns({g: kept(r) for g, r in rows.items()}, rng)
+        arm = arms.of_cells(seen, some, np.mean([means[g] for g in groups], axis=0))
+        return replace(arm, n=sum(map(len, rows.values())))
+
+    floors[CELL_MEAN] = cell_mean(others)
+    changes = np.array([means[g] - controls.mean(g) for g in others])
     floors[MEAN_SHIFT] = arms.of_change(changes.mean(axis=0))
     if of_treatment:  # in other contexts
         control_means = np.array([controls.mean(g) for g in of_treatment])
         floors[LINEAR_SHIFT] = arms.of_change(ridge_shift(control_means, changes, arms.control_mean))
         nearest = np.square(control_means - arms.control_mean).sum(axis=1).argmin()
-        floors[NEAREST_GROUP] = _cell_mean([of_treatment[nearest]], arms, seen, rng)
+        floors[NEAREST_GROUP] = cell_mean([of_treatment[nearest]])
         floors[NEAREST_SHIFT] = arms.of_change(changes[nearest])
         if of_context:
-            floors[CONTEXT_MEAN] = _cell_mean(of_context, arms, seen, rng)
+            floors[CONTEXT_MEAN] = cell_mean(of_context)
     return floors
-
-
-def _cell_mean(groups: Sequence[Hashable], arms: Arms, seen: Means, rng: np.random.Generator) -> Arm:
-    """Cells of groups as they are, every group with the same weight."""
-    rows = {g: seen.cells.rows[g] for g in groups}
-    some = take_turns({g: kept(r) for g, r in rows.items()}, rng)
-    arm = arms.of_cells(seen.cells, some, np.mean([seen.means[g] for g in groups], axis=0))
-    return replace(arm, n=sum(map(len, rows.values())))

@@ -16,33 +16,26 @@ from ._projection import Projection
 LOWER_IS_BETTER = {"mse", "energy", "mmd2"}
 
 
-class Rivals:
+def rivals_of(group: Hashable, means: Mapping[Hashable, np.ndarray], controls: Controls) -> tuple[np.ndarray, int]:
     """Real changes that a predicted one is compared with, to see whether it is nearest to that of its own group.
 
     They are those of the other treatments of the same context, or of all groups where a context has one alone.
 
     Parameters
     ----------
-    changes
-        Real change over control of every group, (genes,).
-    controls
-        Control cells, which tell the contexts.
+    group
+        The group.
+    means, controls
+        Mean profiles of the real cells of every group, (genes,), and control cells.
+
+    Returns
+    -------
+    tuple[np.ndarray, int]
+        Changes, (groups, genes), and which of them is that of the group.
     """
-
-    def __init__(self, changes: Mapping[Hashable, np.ndarray], controls: Controls) -> None:
-        self._values = np.array(list(changes.values()))
-        self._place = {g: k for k, g in enumerate(changes)}
-        self._of_context: dict[Hashable, list[int]] = {}
-        for g, k in self._place.items():
-            self._of_context.setdefault(controls.context(g), []).append(k)
-        self._controls = controls
-
-    def of(self, group: Hashable) -> tuple[np.ndarray, int]:
-        """Real changes, (groups, genes), and which of them is that of the group."""
-        place, among = self._place[group], self._of_context[self._controls.context(group)]
-        if len(among) in (1, len(self._values)):
-            return self._values, place
-        return self._values[among], among.index(place)
+    among = [g for g in means if controls.context(g) == controls.context(group)]
+    among = among if len(among) > 1 else list(means)
+    return np.array([means[g] - controls.mean(g) for g in among]), among.index(group)
 
 
 def metrics_of(
