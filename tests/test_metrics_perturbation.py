@@ -20,10 +20,11 @@ from sclatent.metrics import (
     mean_change,
     mean_shift,
     pearson_of_change,
+    slope_of_change,
     summarize,
 )
 from sclatent.metrics._differential import differentially_expressed, direction_match, overlap_and_precision
-from sclatent.metrics._perturbation_metrics import discrimination
+from sclatent.metrics._perturbation_metrics import share_farther
 from sclatent.metrics._shift import ridge_shift
 
 KEYS = ("condition", "ctrl", "panobinostat", "patient_id", "PW034")
@@ -107,9 +108,9 @@ def test_direction_overlap_and_precision_by_hand():
 
 
 def test_discrimination_by_hand():
-    changes = np.array([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]])
+    changes = np.array([0.0, 1.0, 5.0])
     for group, predicted, expected in ((0, 0.1, 1), (0, 0.9, 0.5), (0, 9, 0), (2, 9, 1), (0, 0.5, 0.75)):
-        assert discrimination(np.array([predicted, 0.0]), changes, group) == expected
+        assert share_farther(np.abs(changes - predicted), group) == expected
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -124,6 +125,12 @@ def test_correlations_and_error_are_those_of_scipy(glio, grouped):
     assert value(table, "pearson", condition=condition) == pytest.approx(pearsonr(x - c, y - c).statistic)
     assert value(table, "spearman", condition=condition) == pytest.approx(spearmanr(x - c, y - c).statistic)
     assert value(table, "mse", condition=condition) == pytest.approx(((x - y) ** 2).mean())
+    of_x, of_y = (log_normalize(a).var(axis=0, ddof=1, dtype=float) / a.n_obs for a in (real, predicted))
+    unbiased = ((x - y) ** 2 - of_x - of_y).mean()
+    assert value(table, "mse_unbiased", condition=condition) == pytest.approx(unbiased, rel=1e-4)
+    slope = ((x - c) * (y - c)).sum() / ((x - c) ** 2 - of_x).sum()
+    assert value(table, "slope", condition=condition) == pytest.approx(slope, rel=1e-4)
+    assert slope_of_change(real, predicted, control) == pytest.approx(slope, rel=1e-4)
     for n in (20, 50, 100):
         top = np.argsort(-np.abs(x - c))[:n]
         at = {"condition": condition}
@@ -154,13 +161,15 @@ def test_every_row_says_what_it_is(glio_table):
 def test_real_cells_of_the_held_out_patient_beat_the_floors(glio_table):
     rows = glio_table[(glio_table["condition"] == "mean") & (glio_table["source"] == "generated")].set_index("metric")
     higher = rows[rows["better"] == "higher"]
-    ties = ["de_precision_20", "discrimination"]  # both are 1
+    higher = higher.drop("slope")  # which is right at 1, and above it no better
+    ties = ["de_precision_20", "discrimination", "discrimination_cosine"]  # all are 1
     assert (higher["value"] >= higher["floor"]).all()
     assert (higher["value"] > higher["floor"] + 0.05).drop(ties).all()
     assert (higher["value"] > higher["ceiling"] - 0.1).all()
     lower = rows[rows["better"] == "lower"]
-    assert sorted(lower.index) == ["energy", "mmd2", "mse"]
-    assert (lower["value"] < 0.1 * lower["floor"]).all()
+    assert sorted(lower.index) == ["energy", "lfc_nmae", "mmd2", "mse", "mse_unbiased"]
+    assert (lower["value"] < 0.5 * lower["floor"]).all()
+    assert (lower["value"] < 0.1 * lower["floor"]).drop("lfc_nmae").all()
 
 
 def test_the_mean_shift_beats_control_as_it_is(glio_table):
@@ -291,7 +300,7 @@ def test_predictions_may_be_arrays(glio, glio_table):
     table = evaluate(real, predictions, glio["control"], "patient_id", glio["seen"])
     wide, expected = summarize(table, ["mean"]), summarize(glio_table, ["mean"])["generated"]
     pd.testing.assert_series_equal(wide["cells"], expected, check_names=False)
-    of_means = expected.index.str.contains("pearson|spearman|mse|discrimination")
+    of_means = expected.index.str.contains("pearson|spearman|mse$|discrimination")
     np.testing.assert_allclose(wide.loc[of_means, "change"], expected[of_means], rtol=1e-5)
     assert expected["energy"] < wide.loc["energy", "change"] < wide.loc["energy", "nothing"]
     pd.testing.assert_series_equal(wide["nothing"], wide["control as it is"], check_names=False)
@@ -343,7 +352,7 @@ def test_no_effect_leaves_nothing_to_find():
     treated = (adata.obs["condition"] == "stimulated").to_numpy()
     control, real = adata[~treated], adata[treated]
     table = evaluate(real[::2], real[1::2], control)
-    of_genes = table[table["metric"].str.startswith(("direction", "de_"))]
+    of_genes = table[table["metric"].str.startswith(("direction", "de_", "lfc_"))]
     assert of_genes["value"].isna().all()
     assert np.isfinite(table.loc[~table.index.isin(of_genes.index), "value"]).all()
     assert "pearson_top100" not in set(table["metric"])  # there are 60 genes

@@ -1,6 +1,6 @@
 """Metrics, beside the floors and the ceiling without which a figure says nothing."""
 
-from ._change import mean_change, pearson_of_change, top_responding
+from ._change import mean_change, pearson_of_change, slope_of_change, top_responding
 from ._classifiers import random_forest_auc, transfer_accuracy
 from ._distances import (
     energy_distance,
@@ -42,6 +42,7 @@ __all__ = [
     "precision_recall",
     "random_forest_auc",
     "sinkhorn_divergence",
+    "slope_of_change",
     "summarize",
     "top_responding",
     "transfer_accuracy",

@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from sclatent.data._levels import factorize
 
-from ._cells import CellGroups, LogNormalizedCells, check_anndata
+from ._cells import CellGroups, LogNormalizedCells, Profile, check_anndata
 from ._differential import differentially_expressed
 from ._groups import levels_of, share_controls
 from ._projection import Projection
@@ -63,8 +63,7 @@ class Controls:
         self._others = np.flatnonzero(np.logical_not(is_own)).tolist()
         self.keys = [keys[k] for k in self._own]
         self.cells = CellGroups(control, genes, self.keys, "control", layer).shuffled(seed)
-        self._means: dict[Hashable, np.ndarray] = {}
-        self._noise: dict[Hashable, np.ndarray] = {}
+        self._profiles: dict[Hashable, Profile] = {}
         self._halves: dict[Hashable, tuple[Controls, Controls]] = {}
 
     def halves(self, group: Hashable) -> tuple[Controls, Controls]:
@@ -74,7 +73,7 @@ class Controls:
             first, second = copy(self), copy(self)
             for half, some in ((first, rows[::2]), (second, rows[1::2])):
                 half.cells = self.cells.take(self.cells.rows | {context: some})
-                half._means, half._noise = ({c: of[c] for c in of if c != context} for of in (self._means, self._noise))
+                half._profiles = {c: profile for c, profile in self._profiles.items() if c != context}
             self._halves[context] = first, second
         return self._halves[context]
 
@@ -95,25 +94,18 @@ class Controls:
         """Names of the control cells of a group."""
         return self.cells.names[self.rows(group)]
 
-    def mean(self, group: Hashable) -> np.ndarray:
-        """Mean profile of a group, (genes,)."""
+    def profile(self, group: Hashable) -> Profile:
+        """Mean profile of a group."""
         context = self.context(group)
-        if context not in self._means:
-            self._means[context] = self.cells.mean(self.rows(group))
-        return self._means[context]
-
-    def noise(self, group: Hashable) -> np.ndarray:
-        """Sampling variance of that mean, (genes,)."""
-        context = self.context(group)
-        if context not in self._noise:
-            self._noise[context] = self.cells.noise(self.rows(group))
-        return self._noise[context]
+        if context not in self._profiles:
+            self._profiles[context] = self.cells.profile(self.rows(group))
+        return self._profiles[context]
 
 
-def group_means(cells: CellGroups, controls: Controls, n_control: int) -> dict[Hashable, np.ndarray]:
-    """Mean profiles, (genes,), of the groups with at least 10 perturbed and ``n_control`` control cells."""
+def profiles_of_groups(cells: CellGroups, controls: Controls, n_control: int) -> dict[Hashable, Profile]:
+    """Mean profiles of the groups with at least 10 perturbed and ``n_control`` control cells."""
     return {
-        g: cells.mean(rows)
+        g: cells.profile(rows)
         for g, rows in cells.rows.items()
         if len(rows) >= MIN_CELLS and len(controls.rows(g)) >= n_control
     }
@@ -125,12 +117,17 @@ class Arm:
 
     change: np.ndarray
     """Change over control of the mean of all cells, (genes,)."""
+    noise: np.ndarray
+    """Sampling variance of that mean, without that of the control mean, (genes,); 0 for a change that is none of cells.
+    """
     n: int
-    """How many cells that mean is of; 0 for a change that is no mean of cells."""
+    """How many cells that mean is of; 0 for a change that is none of cells."""
     cells: np.ndarray
     """The cells in principal components, or some of them, (cells, components)."""
     de: np.ndarray
     """Whether a gene is differentially expressed in these cells, boolean, (genes,)."""
+    control: Profile | None
+    """The control cells that the change is over; None for a change that is none of cells."""
 
 
 class Arms:
@@ -158,20 +155,21 @@ class Arms:
         left_out: pd.Index = NO_NAMES,
     ) -> None:
         self.space, self.n_cells, self._left_out = space, n_cells, left_out
-        self.control_mean = controls.mean(group)  # of all there are
+        self.control = controls.profile(group)  # of all there are
         self._control = controls.cells.values(controls.rows(group)[:n_control])
         self._to_move = self._control[: len(kept(controls.rows(group)))]
 
-    def of_cells(self, cells: CellGroups | LogNormalizedCells, rows: np.ndarray, mean: np.ndarray | None = None) -> Arm:
-        """Arm of rows in random order; their mean is computed unless it is given."""
+    def of_cells(self, cells: CellGroups | LogNormalizedCells, rows: np.ndarray, profile: Profile | None = None) -> Arm:
+        """Arm of rows in random order; their mean profile is computed unless it is given."""
         values = cells.values(rows[: self.n_cells])
-        change = (cells.mean(rows) if mean is None else mean) - self.control_mean
-        return Arm(change, len(rows), self.space.transform(values), differentially_expressed(values, self._control))
+        mean, noise, n = profile or cells.profile(rows)
+        de = differentially_expressed(values, self._control)
+        return Arm(mean - self.control.mean, noise, n, self.space.transform(values), de, self.control)
 
     def of_change(self, change: np.ndarray) -> Arm:
         """Arm of control cells moved by a change; all genes count as differentially expressed, or none without any."""
         points = self.space.transform(self._to_move + change)
-        return Arm(change, 0, points, np.full(len(change), change.any()))
+        return Arm(change, np.zeros(len(change)), 0, points, np.full(len(change), change.any()), None)
 
     def of_prediction(self, prediction: Source, group: Hashable, rng: np.random.Generator) -> Arm:
         """Arm of predicted cells, the same ones whichever predictions stand beside them, or of a predicted change."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,17 @@ from ._projection import log_normalize_dense
 from ._table import ALL, MEAN
 
 BLOCK = 2**22  # dense values that are made together: memory does not grow with the cells
+
+
+class Profile(NamedTuple):
+    """Mean log-normalised profile of cells."""
+
+    mean: np.ndarray
+    """Mean over cells, (genes,)."""
+    noise: np.ndarray
+    """Sampling variance of the mean: the unbiased variance over cells, divided by their number, (genes,)."""
+    n: int
+    """How many cells."""
 
 
 class CellGroups:
@@ -109,18 +120,13 @@ class CellGroups:
         """Log-normalised cells of some rows, dense (rows, genes), float32."""
         return log_normalize_dense(self.counts(rows))
 
-    def mean(self, rows: np.ndarray) -> np.ndarray:
-        """Mean log-normalised profile of some rows, (genes,)."""
-        return mean_log_normalized((counts for _, counts in self.blocks(rows)), len(rows))
+    def profile(self, rows: np.ndarray) -> Profile:
+        """Mean log-normalised profile of some rows."""
+        return profile_of((counts for _, counts in self.blocks(rows)), len(rows))
 
-    def noise(self, rows: np.ndarray) -> np.ndarray:
-        """Sampling variance of the mean of some rows, (genes,): the variance over cells, divided by their number."""
-        total, squares = np.zeros((2, self.n_genes))
-        for _, counts in self.blocks(rows):
-            values = log_normalize_counts(counts)
-            total += totals(values, axis=0)
-            squares += totals(values * values if isinstance(values, np.ndarray) else values.multiply(values), axis=0)
-        return np.maximum(squares - total**2 / len(rows), 0) / (len(rows) * (len(rows) - 1))
+    def mean(self, rows: np.ndarray) -> np.ndarray:
+        """The mean of that profile alone, (genes,)."""
+        return self.profile(rows).mean
 
 
 class LogNormalizedCells:
@@ -143,9 +149,9 @@ class LogNormalizedCells:
         """Log-normalised cells of some rows, (rows, genes)."""
         return self._values[rows]
 
-    def mean(self, rows: np.ndarray) -> np.ndarray:
-        """Mean log-normalised profile of some rows, (genes,)."""
-        return self._values[rows].mean(axis=0, dtype=np.float64)
+    def profile(self, rows: np.ndarray) -> Profile:
+        """Mean log-normalised profile of some rows."""
+        return profile_of_values(self._values[rows])
 
 
 def take_turns(rows: Mapping[Hashable, np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -155,9 +161,26 @@ def take_turns(rows: Mapping[Hashable, np.ndarray], rng: np.random.Generator) ->
     return np.concatenate(shuffled)[np.argsort(turn, kind="stable")]
 
 
-def mean_log_normalized(blocks: Iterable[np.ndarray | sparse.csr_matrix], n_cells: int) -> np.ndarray:
-    """Mean log-normalised profile, (genes,), of cells whose counts come in blocks."""
-    return sum((totals(log_normalize_counts(counts), axis=0) for counts in blocks), start=np.zeros(())) / n_cells
+def profile_of(blocks: Iterable[np.ndarray | sparse.csr_matrix], n_cells: int) -> Profile:
+    """Mean log-normalised profile of cells whose counts come in blocks."""
+    total = squares = np.zeros(())
+    for counts in blocks:
+        values = log_normalize_counts(counts)
+        total = total + totals(values, axis=0)
+        squares = squares + totals(values**2 if isinstance(values, np.ndarray) else values.power(2), axis=0)
+    mean = total / n_cells
+    return Profile(mean, _noise(np.maximum(squares / n_cells - mean**2, 0), n_cells), n_cells)
+
+
+def profile_of_values(values: np.ndarray) -> Profile:
+    """Mean profile of cells that are log-normalised already, (cells, genes)."""
+    variance = values.var(axis=0, dtype=np.float64)
+    return Profile(values.mean(axis=0, dtype=np.float64), _noise(variance, len(values)), len(values))
+
+
+def _noise(variance: np.ndarray, n_cells: int) -> np.ndarray:
+    """Sampling variance of a mean, from the variance of cells around it; not known of one cell."""
+    return variance / (n_cells - 1) if n_cells > 1 else np.full_like(variance, np.nan)
 
 
 def _rows_of_groups(obs: pd.DataFrame, keys: Sequence[str], argument: str) -> dict[Hashable, np.ndarray]:

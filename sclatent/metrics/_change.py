@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from sclatent.data import by_rows, get_matrix, row_blocks
 
-from ._cells import check_values, mean_log_normalized
+from ._cells import Profile, check_values, profile_of, profile_of_values
 
 Cells: TypeAlias = AnnData | np.ndarray
 """Cells x genes: an AnnData of counts, or an array that is log-normalised already."""
@@ -51,11 +51,8 @@ def mean_change(cells: Cells, control: Cells) -> np.ndarray:
 
 def change_of(cells: Cells, control: Cells, argument: str) -> np.ndarray:
     """Return :func:`mean_change`, with what to call the cells in a message."""
-    if isinstance(cells, AnnData) and isinstance(control, AnnData) and not cells.var_names.equals(control.var_names):
-        raise ValueError(
-            f"{argument} and control differ in their genes or in the order of them: use adata[:, genes] on one."
-        )
-    return _mean(cells, argument) - _mean(control, "control")
+    of_cells, of_control = _profiles(cells, control, argument)
+    return of_cells.mean - of_control.mean
 
 
 def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
@@ -92,6 +89,54 @@ def pearson_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
     )
 
 
+def slope_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
+    r"""Slope of the predicted on the real change over control: how much a response is attenuated.
+
+    Least squares through the origin, with the sampling noise of the real change taken out of its sum of squares
+    (errors in variables, by the method of moments):
+
+    .. math:: \hat\beta = \frac{\sum_g \Delta_g \hat\Delta_g}{\sum_g (\Delta_g^2 - \sigma_g^2)}
+
+    with the real change :math:`\Delta_g` of gene g and its sampling variance :math:`\sigma_g^2`, that of the mean of
+    the real cells. A change that is given as such does not share the noise of the control cells, and their sampling
+    variance is in :math:`\sigma_g^2`, too. Without this a perfect prediction would seem attenuated, the more the fewer
+    the cells.
+
+    Parameters
+    ----------
+    real, control
+        Treated and control cells, as in :func:`mean_change`.
+    predicted
+        Predicted treated cells, or the predicted change itself, (genes,).
+
+    Returns
+    -------
+    float
+        1 where responses are as large as the real ones, below 1 where they are attenuated, 0 where nothing is
+        predicted. NaN where the real change is no larger than its noise. It says nothing of genes that are predicted to
+        change and do not.
+
+    Examples
+    --------
+    >>> import sclatent
+    >>> from sclatent.metrics import mean_change, slope_of_change
+    >>> adata = sclatent.datasets.simulate(400, 50, library_size=500)
+    >>> is_control = adata.obs["condition"] == "control"
+    >>> real, control = adata[~is_control], adata[is_control]
+    >>> whole = slope_of_change(real[::2], real[1::2], control)  # two halves of the same cells
+    >>> 0.9 < whole < 1.1
+    True
+    >>> attenuated = slope_of_change(real[::2], 0.5 * mean_change(real[1::2], control), control)
+    >>> 0.4 < attenuated < 0.6
+    True
+    """
+    of_real, of_control = _profiles(real, control, "real")
+    change = of_real.mean - of_control.mean
+    if isinstance(predicted, np.ndarray) and predicted.ndim == 1:
+        return slope(change, predicted, of_real.noise + of_control.noise)
+    return slope(change, change_of(predicted, control, "predicted"), of_real.noise)
+
+
 def top_responding(change: np.ndarray, n_genes: int) -> np.ndarray:
     """Find the genes that respond the most.
 
@@ -125,17 +170,45 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
+def slope(change: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
+    """Slope of the predicted on the real change, as of :func:`slope_of_change`.
+
+    Parameters
+    ----------
+    change, predicted
+        Real and predicted change, (genes,).
+    noise
+        Sampling variance of the real change that the predicted one does not share, (genes,).
+
+    Returns
+    -------
+    float
+        The slope; NaN where there is no more than noise.
+    """
+    signal = change @ change - noise.sum()
+    return float(change @ predicted / signal) if signal > 0 else np.nan
+
+
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman correlation, (genes,) each; 0 where one of them is constant."""
     return pearson(rankdata(a), rankdata(b))
 
 
-def _mean(cells: Cells, argument: str) -> np.ndarray:
+def _profiles(cells: Cells, control: Cells, argument: str) -> tuple[Profile, Profile]:
+    """Mean profiles of cells and of control cells, of which the genes are the same."""
+    if isinstance(cells, AnnData) and isinstance(control, AnnData) and not cells.var_names.equals(control.var_names):
+        raise ValueError(
+            f"{argument} and control differ in their genes or in the order of them: use adata[:, genes] on one."
+        )
+    return _profile(cells, argument), _profile(control, "control")
+
+
+def _profile(cells: Cells, argument: str) -> Profile:
     values = get_matrix(cells, None) if isinstance(cells, AnnData) else np.asarray(cells)
     if len(values.shape) != 2 or not values.shape[0]:
         raise ValueError(f"Cells x genes with at least one cell were expected, not an array of shape {values.shape}.")
     if not isinstance(cells, AnnData):
-        return values.mean(axis=0, dtype=np.float64)
+        return profile_of_values(values)
     matrix = by_rows(values, f"{argument}.X")
     check_values(matrix, None, argument, f"{argument}.X")
-    return mean_log_normalized((counts for _, counts in row_blocks(matrix)), values.shape[0])
+    return profile_of((counts for _, counts in row_blocks(matrix)), values.shape[0])

@@ -91,6 +91,38 @@ def overlap_and_precision(
     return float(overlap), float(precision)
 
 
+def jaccard(de: np.ndarray, predicted_de: np.ndarray) -> float:
+    """Jaccard index of the differentially expressed genes.
+
+    Parameters
+    ----------
+    de, predicted_de
+        Which genes are differentially expressed, really and as predicted, boolean, (genes,).
+
+    Returns
+    -------
+    float
+        How many are so in both, of those that are so in one of them. NaN if no gene really is.
+    """
+    return float((de & predicted_de).sum() / (de | predicted_de).sum()) if de.any() else np.nan
+
+
+def scaled_error(change: np.ndarray, predicted: np.ndarray, de: np.ndarray) -> float:
+    """Mean absolute error of the change of differentially expressed genes, by their mean absolute change.
+
+    Parameters
+    ----------
+    change, predicted, de
+        As of :func:`direction_match`.
+
+    Returns
+    -------
+    float
+        0 is perfect, 1 is that of no change. NaN if there are no such genes.
+    """
+    return float(np.abs(predicted - change)[de].sum() / np.abs(change[de]).sum()) if de.any() else np.nan
+
+
 def _ranked(change: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Positions of the genes of a boolean array, the largest change first."""
     genes = np.flatnonzero(among)

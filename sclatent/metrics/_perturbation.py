@@ -116,7 +116,12 @@ def evaluate_perturbation(
           predictions that are a change do not share it, and are compared with them at a disadvantage. A warning names
           the groups in which this noise is more than 5 % of the mean square of the real change, and the correlation by
           chance, which is the root of this share; ``disjoint_controls`` is without it.
-        - ``mse``: mean squared error of the change, over genes.
+        - ``slope``: of the predicted on the real change, as of :func:`slope_of_change`: 1 is right, below 1 the response
+          is attenuated, above 1 it is too large, which is no better. With weak effects it is noisy.
+        - ``mse``: mean squared error of the change, over genes. ``mse_unbiased``: the same without sampling noise, less
+          the analytic variances of the means (of each gene over cells, divided by their number) of real and predicted
+          cells, and of control cells where the two changes do not share them: 0 in expectation where these are of one
+          distribution, however few they are.
         - ``energy``, ``mmd2``: distance of predicted from real cells, :func:`energy_distance` and :func:`mmd2` in
           principal components. A prediction that is only a change moves control cells by it.
         - ``direction``: share of the differentially expressed genes that are predicted to change in the right
@@ -127,12 +132,17 @@ def evaluate_perturbation(
           genes, ranked by absolute change. Predicted cells have a test of their own against the same control cells; for
           a prediction that is only a change all genes count as predicted. Guessing reaches the share of differentially
           expressed genes among all genes in the precision.
+        - ``de_jaccard``: genes that are differentially expressed in real and in predicted cells, over those that are in
+          either (``sig_jaccard`` of cell-eval2). With as many predicted as real cells the tests are as strong.
+        - ``lfc_nmae``: mean absolute error of the change of the differentially expressed genes, over their mean
+          absolute real change: 0 is best, 1 is that of no change.
         - ``discrimination``: share of the other groups of ``real`` and ``seen`` whose real change is farther from the
           predicted one than that of the right group, by the L1 distance over genes (ties count half): 1 is best, 0.5 is
           chance. The others are those of the same context, or all where it has no other. The Virtual Cell Challenge
           (Roohani et al. 2025) divides the rank by the number of groups and not by that of the others, and leaves out
           the gene that is perturbed. Where all groups have control cells of their own, these are in the predicted and
-          in the right change, and favour it: see what "cell mean" reaches.
+          in the right change, and favour it: see what "cell mean" reaches. ``discrimination_cosine``: the same by
+          cosine similarity (``pds_cosine``), which does not see how large the change is.
 
         Floors, of which the other groups are those of the same treatment in other contexts; where there are none, the
         other treatments of the same context; and where there are none of these, all:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sclatent.data import random_stream
 
-from ._arms import MIN_CELLS, Arms, Controls, Source, group_means
+from ._arms import MIN_CELLS, Arms, Controls, Source, profiles_of_groups
 from ._cells import CellGroups
 from ._distances import SCALES, median_squared_distance
 from ._perturbation_floors import floors_of
@@ -55,12 +55,12 @@ class Comparison:
         self._space, self._n_top, self._max_cells, self._seed = space, n_top, max_cells, seed
         self._disjoint = disjoint_controls
         n_control = MIN_CELLS * (2 if disjoint_controls else 1)
-        real_means = group_means(truth, controls, n_control)
-        self._seen_means = real_means if seen is truth else group_means(seen, controls, n_control)
-        self._means = {**self._seen_means, **real_means}
+        of_real = profiles_of_groups(truth, controls, n_control)
+        self._seen_profiles = of_real if seen is truth else profiles_of_groups(seen, controls, n_control)
+        self._profiles = {**self._seen_profiles, **of_real}
         self._halves = {g: np.array_split(truth.rows[g], 2) for g in groups}
         # the ceiling is told from changes that are as noisy as its own, that is of halves
-        self._half_means = self._means | {g: truth.mean(self._halves[g][0]) for g in groups}
+        self._half_profiles = self._profiles | {g: truth.profile(self._halves[g][0]) for g in groups}
         self._place = {g: i for i, g in enumerate(groups)}
 
     def share_of_control_noise(self, group: Hashable) -> float:
@@ -68,8 +68,9 @@ class Comparison:
 
         Its root is the correlation by chance of many cells that do not respond at all, whose change is this noise.
         """
-        change = self._means[group] - self._controls.mean(group)
-        return float(self._controls.noise(group).mean() / max(np.square(change).mean(), np.finfo(float).tiny))
+        control = self._controls.profile(group)
+        square = np.square(self._profiles[group].mean - control.mean).mean()
+        return float(control.noise.mean() / max(square, np.finfo(float).tiny))
 
     def rows(self, group: Hashable, floors: bool) -> list[dict[str, object]]:
         """Rows of the table, without the name of the condition."""
@@ -91,20 +92,22 @@ class Comparison:
         real_arms = arms = Arms(real_controls, group, space, *sizes)
         if controls is not real_controls:
             arms = Arms(controls, group, space, *sizes, left_out=real_controls.names(group))
-        half, other_half = real_arms.of_cells(self._truth, halves[0]), arms.of_cells(self._truth, halves[1])
-        whole = replace(half, change=self._means[group] - real_arms.control_mean, n=len(self._truth.rows[group]))
+        half = real_arms.of_cells(self._truth, halves[0], self._half_profiles[group])
+        other_half = arms.of_cells(self._truth, halves[1])
+        mean, noise, n = self._profiles[group]
+        whole = replace(half, change=mean - real_arms.control.mean, noise=noise, n=n)
         predictions = {
             ("generated", name): arms.of_prediction(p, group, random_stream(self._seed, "predicted cells", place))
             for name, p in self._sources.items()
         }
         if floors:
             rng = random_stream(self._seed, "cells of the floors", place)
-            found = floors_of(group, arms, self._seen, self._seen_means, controls, rng)
+            found = floors_of(group, arms, self._seen, self._seen_profiles, controls, rng)
             predictions |= {("floor", name): arm for name, arm in found.items()}
         predictions["ceiling", CEILING] = other_half
 
-        rivals = rivals_of(group, self._means, real_controls)
-        half_rivals = rivals_of(group, self._half_means, real_controls)
+        rivals = rivals_of(group, self._profiles, real_controls)
+        half_rivals = rivals_of(group, self._half_profiles, real_controls)
         bandwidths = [scale * median_squared_distance(half.cells, other_half.cells) for scale in SCALES]
         records: list[dict[str, object]] = []
         for (kind, name), arm in predictions.items():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from ._arms import Arm, Arms, Controls, kept
-from ._cells import CellGroups, take_turns
+from ._cells import CellGroups, Profile, take_turns
 from ._shift import ridge_shift
 
 CONTROL, CELL_MEAN, MEAN_SHIFT, LINEAR_SHIFT = "control as it is", "cell mean", "mean shift", "linear shift"
@@ -20,7 +19,7 @@ def floors_of(
     group: Hashable,
     arms: Arms,
     seen: CellGroups,
-    means: Mapping[Hashable, np.ndarray],
+    profiles: Mapping[Hashable, Profile],
     controls: Controls,
     rng: np.random.Generator,
 ) -> dict[str, Arm]:
@@ -30,15 +29,15 @@ def floors_of(
     ----------
     group, arms
         The group, and what makes its arms.
-    seen, means
-        Perturbed cells, and the mean profiles of the groups that floors are made from, (genes,).
+    seen, profiles
+        Perturbed cells, and the mean profiles of the groups that floors are made from.
     controls
         Control cells.
     rng
         Random numbers of the choice of cells.
     """
-    floors = {CONTROL: arms.of_change(np.zeros_like(arms.control_mean))}
-    others = [g for g in means if g != group]
+    floors = {CONTROL: arms.of_change(np.zeros_like(arms.control.mean))}
+    others = [g for g in profiles if g != group]
     of_treatment = [g for g in others if controls.treatment(g) == controls.treatment(group)]
     of_context = [g for g in others if controls.context(g) == controls.context(group)]
     others = of_treatment or of_context or others
@@ -47,18 +46,18 @@ def floors_of(
 
     def cell_mean(groups: Sequence[Hashable]) -> Arm:
         """Cells of groups as they are, every group with the same weight."""
-        rows = {g: seen.rows[g] for g in groups}
-        some = take_turns({g: kept(r) for g, r in rows.items()}, rng)
-        arm = arms.of_cells(seen, some, np.mean([means[g] for g in groups], axis=0))
-        return replace(arm, n=sum(map(len, rows.values())))
+        some = take_turns({g: kept(seen.rows[g]) for g in groups}, rng)
+        means, noise, n = zip(*(profiles[g] for g in groups), strict=True)
+        profile = Profile(np.mean(means, axis=0), np.mean(noise, axis=0) / len(groups), sum(n))
+        return arms.of_cells(seen, some, profile)
 
     floors[CELL_MEAN] = cell_mean(others)
-    changes = np.array([means[g] - controls.mean(g) for g in others])
+    changes = np.array([profiles[g].mean - controls.profile(g).mean for g in others])
     floors[MEAN_SHIFT] = arms.of_change(changes.mean(axis=0))
     if of_treatment:  # in other contexts
-        control_means = np.array([controls.mean(g) for g in of_treatment])
-        floors[LINEAR_SHIFT] = arms.of_change(ridge_shift(control_means, changes, arms.control_mean))
-        nearest = np.square(control_means - arms.control_mean).sum(axis=1).argmin()
+        control_means = np.array([controls.profile(g).mean for g in of_treatment])
+        floors[LINEAR_SHIFT] = arms.of_change(ridge_shift(control_means, changes, arms.control.mean))
+        nearest = np.square(control_means - arms.control.mean).sum(axis=1).argmin()
         floors[NEAREST_GROUP] = cell_mean([of_treatment[nearest]])
         floors[NEAREST_SHIFT] = arms.of_change(changes[nearest])
         if of_context:

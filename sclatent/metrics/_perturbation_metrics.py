@@ -8,15 +8,17 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from ._arms import Arm, Controls
-from ._change import pearson, spearman, top_responding
-from ._differential import direction_match, overlap_and_precision
+from ._cells import Profile
+from ._change import pearson, slope, spearman, top_responding
+from ._differential import direction_match, jaccard, overlap_and_precision, scaled_error
 from ._distances import energy_distance, mmd2
 from ._projection import Projection
 
-LOWER_IS_BETTER = {"mse", "energy", "mmd2"}
+LOWER_IS_BETTER = {"mse", "mse_unbiased", "energy", "mmd2", "lfc_nmae"}
+OF_MEANS = {"slope", "mse", "mse_unbiased", "discrimination", "discrimination_cosine"}  # beside the correlations
 
 
-def rivals_of(group: Hashable, means: Mapping[Hashable, np.ndarray], controls: Controls) -> tuple[np.ndarray, int]:
+def rivals_of(group: Hashable, profiles: Mapping[Hashable, Profile], controls: Controls) -> tuple[np.ndarray, int]:
     """Real changes that a predicted one is compared with, to see whether it is nearest to that of its own group.
 
     They are those of the other treatments of the same context, or of all groups where a context has one alone.
@@ -25,17 +27,17 @@ def rivals_of(group: Hashable, means: Mapping[Hashable, np.ndarray], controls: C
     ----------
     group
         The group.
-    means, controls
-        Mean profiles of the real cells of every group, (genes,), and control cells.
+    profiles, controls
+        Mean profiles of the real cells of every group, and control cells.
 
     Returns
     -------
     tuple[np.ndarray, int]
         Changes, (groups, genes), and which of them is that of the group.
     """
-    among = [g for g in means if controls.context(g) == controls.context(group)]
-    among = among if len(among) > 1 else list(means)
-    return np.array([means[g] - controls.mean(g) for g in among]), among.index(group)
+    among = [g for g in profiles if controls.context(g) == controls.context(group)]
+    among = among if len(among) > 1 else list(profiles)
+    return np.array([profiles[g].mean - controls.profile(g).mean for g in among]), among.index(group)
 
 
 def metrics_of(
@@ -61,23 +63,41 @@ def metrics_of(
         for n in n_top:
             genes = top_responding(change, n)
             values[f"{name}_top{n}"] = correlation(change[genes], predicted_change[genes])
+    noise, predicted_noise = noise_apart(real, predicted)
+    values["slope"] = slope(change, predicted_change, noise)
     values["mse"] = float(np.mean((change - predicted_change) ** 2))
+    values["mse_unbiased"] = values["mse"] - float(np.mean(noise + predicted_noise))
     values["energy"] = energy_distance(real.cells, predicted.cells)
     values["mmd2"] = mmd2(real.cells, predicted.cells, bandwidths)
     values["direction"] = direction_match(change, predicted_change, real.de)
     for n in n_top:
         overlap, precision = overlap_and_precision(change, real.de, predicted_change, predicted.de, n)
         values |= {f"de_overlap_{n}": overlap, f"de_precision_{n}": precision}
-    if len(rivals[0]) > 1:
-        values["discrimination"] = discrimination(predicted_change, *rivals)
+    values["de_jaccard"] = jaccard(real.de, predicted.de)
+    values["lfc_nmae"] = scaled_error(change, predicted_change, real.de)
+    changes, place = rivals
+    if len(changes) > 1:
+        values["discrimination"] = share_farther(cdist(predicted_change[None], changes, "cityblock")[0], place)
+        cosine = changes @ predicted_change / np.maximum(np.linalg.norm(changes, axis=1), np.finfo(float).tiny)
+        values["discrimination_cosine"] = share_farther(-cosine, place)
     return values
 
 
-def discrimination(predicted: np.ndarray, changes: np.ndarray, group: int) -> float:
-    """Share of the other real changes, of (groups, genes), that are farther from the predicted one than the right."""
-    away = cdist(predicted[None], changes, "cityblock")[0]
-    others = np.delete(away, group)
-    return float(np.mean(others > away[group]) + np.mean(others == away[group]) / 2)
+def noise_apart(real: Arm, predicted: Arm) -> tuple[np.ndarray, np.ndarray]:
+    """Sampling variance, (genes,), of the real change that the predicted one does not share, and the other way round.
+
+    Over the same control cells it is that of the perturbed cells alone. Otherwise it is that of the control cells, too.
+    """
+    if predicted.control is real.control:
+        return real.noise, predicted.noise
+    noise, predicted_noise = (a.noise + (0.0 if a.control is None else a.control.noise) for a in (real, predicted))
+    return noise, predicted_noise
+
+
+def share_farther(distances: np.ndarray, group: int) -> float:
+    """Share of the other distances, of (groups,), that are above that of the right group; ties count half."""
+    others = np.delete(distances, group)
+    return float(np.mean(others > distances[group]) + np.mean(others == distances[group]) / 2)
 
 
 def rows_of(
@@ -85,7 +105,7 @@ def rows_of(
 ) -> Iterator[dict[str, object]]:
     """Rows of the table: every metric of a prediction, and what it was computed from."""
     for metric, value in values.items():
-        of_means = metric.startswith(("pearson", "spearman")) or metric in ("mse", "discrimination")
+        of_means = metric.startswith(("pearson", "spearman")) or metric in OF_MEANS
         in_components = metric in ("energy", "mmd2")
         n_genes = int(metric.split("_top")[1]) if "_top" in metric else len(real.change)
         yield {
