@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from matplotlib.lines import AxLine
 
 from sclatent import pl
 from sclatent.datasets import glioblastoma, simulate
-from sclatent.metrics import log_normalize, mean_change, top_responding
+from sclatent.metrics import log_normalize, mean_change, slope_of_change, top_responding
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +107,22 @@ def test_response_names_the_top_genes(arms, tmp_path):
     assert [ax.get_title() for ax in axes] == ["cells", "itself"]
     written = {text.get_text() for text in axes[1].texts}
     assert set(arms["real"].var_names[top_responding(change, 3)]) < written
-    assert "r = 1.000" in written
+    slope = slope_of_change(arms["real"], change, arms["control"])
+    assert f"r = 1.000\nslope = {slope:.2f}" in written
     assert axes[0].get_xlim() == axes[1].get_xlim() == axes[1].get_ylim()
     assert (tmp_path / "response.png").stat().st_size > 0
+
+
+def test_an_attenuated_response_has_a_flatter_line_than_the_identity(arms):
+    change = mean_change(arms["real"], arms["control"])
+    predicted = {"half": change / 2, "nothing": 0 * change}
+    for ax, factor in zip(pl.response(arms["real"], predicted, arms["control"]), (0.5, 0), strict=True):
+        expected = slope_of_change(arms["real"], factor * change, arms["control"])
+        identity, fitted = (line.get_slope() for line in ax.lines if isinstance(line, AxLine))
+        assert identity == 1
+        assert fitted == pytest.approx(expected)
+    ax = pl.response(arms["control"][:20], arms["real"], arms["control"])[0]  # a real change that is noise alone
+    assert not any("slope" in text.get_text() for text in ax.texts)
 
 
 def test_names_overlap_neither_each_other_nor_the_edge():

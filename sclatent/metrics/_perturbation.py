@@ -116,8 +116,8 @@ def evaluate_perturbation(
           predictions that are a change do not share it, and are compared with them at a disadvantage. A warning names
           the groups in which this noise is more than 5 % of the mean square of the real change, and the correlation by
           chance, which is the root of this share; ``disjoint_controls`` is without it.
-        - ``slope``: of the predicted on the real change, as of :func:`slope_of_change`: 1 is right, below 1 the response
-          is attenuated, above 1 it is too large, which is no better. With weak effects it is noisy.
+        - ``slope``: of the predicted on the real change, as of :func:`slope_of_change`: at 1 responses are as large as
+          the real ones, below 1 they are attenuated, above 1 too large, which is no better. Noisy with weak effects.
         - ``mse``: mean squared error of the change, over genes. ``mse_unbiased``: the same without sampling noise, less
           the analytic variances of the means (of each gene over cells, divided by their number) of real and predicted
           cells, and of control cells where the two changes do not share them: 0 in expectation where these are of one

@@ -10,7 +10,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from sclatent.data import by_rows, get_matrix
-from sclatent.metrics import concordance, log_normalize, pearson_of_change, top_responding
+from sclatent.metrics import concordance, log_normalize, slope_of_change, top_responding
 from sclatent.metrics._cells import check_values
 from sclatent.metrics._change import change_of, pearson
 from sclatent.metrics._groups import share_controls
@@ -70,6 +70,10 @@ def response(
 ) -> np.ndarray:
     """Draw the predicted change over control against the real one, and name the genes that respond the most.
 
+    Changes on the grey line are predicted as large as they are. The orange line has the slope of the predicted on the
+    real change, of all genes (:func:`sclatent.metrics.slope_of_change`); where it is flatter, the response is
+    attenuated. There is none where the real change is no larger than its noise.
+
     Parameters
     ----------
     real, control
@@ -111,15 +115,19 @@ def response(
         for name, prediction in predictions.items():
             y = _change(prediction, base, name)
             title = name if groupby is None else group if len(predictions) == 1 else f"{group}, {name}"
-            panels.append((title, x, y, pearson_of_change(cells, y, base)))
+            panels.append((title, x, y, slope_of_change(cells, prediction, base)))
     columns = len(predicted) if len(predicted) > 1 else None
     figure, axes = grid(len(panels), (3.2, 3.3), columns)
     n = len(predicted)
-    for i, (ax, (title, x, y, r)) in enumerate(zip(axes, panels, strict=True)):
+    for i, (ax, (title, x, y, slope)) in enumerate(zip(axes, panels, strict=True)):
         _, xs, ys, _ = zip(*panels[i // n * n : (i // n + 1) * n], strict=True)  # the same limits for one group
         _scatter(ax, x, y, np.concatenate([*xs, *ys]))
         ax.set_title(title)
-        _say(ax, f"r = {r:.3f}")
+        said = f"r = {pearson(x, y):.3f}"
+        if np.isfinite(slope):
+            ax.axline((0, 0), slope=slope, color="tab:orange", lw=1, zorder=0)
+            said += f"\nslope = {slope:.2f}"
+        _say(ax, said)
     figure.supxlabel("real change over control")
     figure.supylabel("predicted change")
     for ax, (_, x, y, _) in zip(axes, panels, strict=True):
