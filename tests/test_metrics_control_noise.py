@@ -54,14 +54,16 @@ def test_a_clear_response_is_found_with_disjoint_control_cells_as_well():
     )
 
 
-def test_cells_made_from_control_cells_are_compared_with_the_half_they_were_made_from(no_effect):
-    """Of all of them the change over one half would be the noise of the other, with the sign turned."""
+def test_cells_made_from_control_cells_are_compared_with_those_they_were_made_from(no_effect):
+    """The change of all of them over one half would be the noise of the other, with the sign turned."""
     real, _, control = no_effect
     moved = control.copy()
     moved.obs["condition"] = NAMES[0]
     one = real[real.obs["condition"] == NAMES[0]]
-    named = summarize(evaluate(one, moved, control, "condition", disjoint_controls=True))
-    assert named.loc["mse", "generated"] == pytest.approx(named.loc["mse", "control as it is"])
+    for some in (moved, moved[5:25].copy()):
+        named = summarize(evaluate(one, some, control, "condition", disjoint_controls=True))
+        for metric in ("mse", "mse_unbiased"):
+            assert named.loc[metric, "generated"] == pytest.approx(named.loc[metric, "control as it is"])
     moved.obs_names = [f"moved {i}" for i in range(moved.n_obs)]
     unnamed = summarize(evaluate(one, moved, control, "condition", disjoint_controls=True))
     assert unnamed.loc["pearson", "generated"] < -0.2

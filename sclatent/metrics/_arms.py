@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -19,7 +19,6 @@ from ._groups import levels_of, share_controls
 from ._projection import Projection
 from ._table import ALL
 
-NO_NAMES = pd.Index([])
 MIN_CELLS = 10  # of control cells, of predicted ones, and of each half of the real ones
 
 Source: TypeAlias = CellGroups | LogNormalizedCells | np.ndarray
@@ -127,7 +126,7 @@ class Arm:
     de: np.ndarray
     """Whether a gene is differentially expressed in these cells, boolean, (genes,)."""
     control: Profile | None
-    """The control cells that the change is over; None for a change that is none of cells."""
+    """The control cells of which the noise is in the change; None where it is in none of it."""
 
 
 class Arms:
@@ -141,8 +140,8 @@ class Arms:
         Where distances are taken.
     n_control, n_cells
         Control cells, and perturbed cells of an arm, at most.
-    left_out
-        Names of control cells. Predicted cells that are called so were made from them, and are left out.
+    others
+        The other half of the control cells, where the real change is over them.
     """
 
     def __init__(
@@ -152,9 +151,10 @@ class Arms:
         space: Projection,
         n_control: int,
         n_cells: int,
-        left_out: pd.Index = NO_NAMES,
+        others: Controls | None = None,
     ) -> None:
-        self.space, self.n_cells, self._left_out = space, n_cells, left_out
+        self.space, self.n_cells = space, n_cells
+        self._controls, self._others = controls, others
         self.control = controls.profile(group)  # of all there are
         self._control = controls.cells.values(controls.rows(group)[:n_control])
         self._to_move = self._control[: len(kept(controls.rows(group)))]
@@ -175,9 +175,22 @@ class Arms:
         """Arm of predicted cells, the same ones whichever predictions stand beside them, or of a predicted change."""
         if isinstance(prediction, np.ndarray):
             return self.of_change(prediction)
-        rows = prediction.rows[group]
-        others = rows[~prediction.names[rows].isin(self._left_out)]
-        return self.of_cells(prediction, rng.permutation(others if len(others) else rows))
+        rows = rng.permutation(prediction.rows[group])
+        if self._others is not None:
+            own, names = self._controls.names(group), prediction.names[rows]
+            is_own = names.isin(own)
+            if is_own.sum() > 1 and (is_own | names.isin(self._others.names(group))).all():
+                first = ~own.duplicated()
+                origins = self._controls.rows(group)[first][own[first].get_indexer(names[is_own])]
+                return self._of_moved(prediction, rows[is_own], origins)
+        return self.of_cells(prediction, rows)
+
+    def _of_moved(self, cells: CellGroups | LogNormalizedCells, rows: np.ndarray, origins: np.ndarray) -> Arm:
+        """Arm of cells that were made from control cells, over these: their noise is in both, and in no change."""
+        arm = self.of_cells(cells, rows)
+        change = arm.change + self.control.mean - self._controls.cells.profile(origins).mean
+        moves = cells.values(rows[: self.n_cells]) - self._controls.cells.values(origins[: self.n_cells])
+        return replace(arm, change=change, noise=moves.var(axis=0, ddof=1) / len(rows), control=None)
 
 
 def kept(rows: np.ndarray) -> np.ndarray:

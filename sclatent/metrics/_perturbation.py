@@ -22,7 +22,6 @@ from ._projection import Projection
 from ._table import finish, named_sources
 
 LARGEST = np.log1p(TARGET_SUM) + 1e-3  # what a log-normalised value can be
-
 NOISE_SHARE = 0.05  # by convention, as of the false discovery rate
 
 Prediction: TypeAlias = AnnData | np.ndarray
@@ -99,8 +98,8 @@ def evaluate_perturbation(
         control cells of which none is in both: halves at random, of which each is once that of the real cells. Values
         are means over the two assignments. Else both changes are over all control cells and share their sampling
         noise, by which weak effects correlate for no reason. Halves have twice the noise, which brings correlations
-        down. Predicted cells that have the name of a control cell, as counterfactuals have, are compared with the half
-        that they were made from; give others that were made from ``control`` as a change.
+        down. Predicted cells that all have names of control cells of the group, as counterfactuals have, are compared
+        with those that they were made from; give others that were made from ``control`` as a change.
 
     Returns
     -------

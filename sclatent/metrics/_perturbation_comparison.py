@@ -91,7 +91,7 @@ class Comparison:
         sizes = self._max_cells, min(len(halves[1]), self._max_cells)
         real_arms = arms = Arms(real_controls, group, space, *sizes)
         if controls is not real_controls:
-            arms = Arms(controls, group, space, *sizes, left_out=real_controls.names(group))
+            arms = Arms(controls, group, space, *sizes, others=real_controls)
         half = real_arms.of_cells(self._truth, halves[0], self._half_profiles[group])
         other_half = arms.of_cells(self._truth, halves[1])
         mean, noise, n = self._profiles[group]
