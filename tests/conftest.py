@@ -10,18 +10,20 @@ import pytest
 from anndata import AnnData
 
 from sclatent.datasets import glioblastoma, simulate
+from sclatent.diffusion import DEFAULT_STEPS
 from sclatent.model import SCLDM
 
 HELD_OUT = ("PW034", "panobinostat")
-SPREAD = ("test_tutorials", "test_examples", "test_guides")  # files whose tests train nothing that they share
+SPREAD = ("test_tutorials", "test_guides")  # files whose tests train nothing that they share
+TOGETHER = dict.fromkeys(("test_scldm", "test_interop", "test_set_autoencoder"), "glio_model")  # which train one model
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, so that the models that they share are trained once."""
+    """Keep tests that share trained models, such as those of a file, in one process, where they are trained once."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if item.path.stem not in SPREAD:
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+                item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +44,12 @@ def small() -> dict:
 def quiet() -> dict:
     """Arguments of train() for a test."""
     return {"accelerator": "cpu", "progress_bar": False}
+
+
+@pytest.fixture
+def few_steps(monkeypatch) -> None:
+    """Two steps by default, for tests that do not look at how good the cells are."""
+    monkeypatch.setitem(DEFAULT_STEPS, "heun", 2)
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ def glio() -> AnnData:
 @pytest.fixture(scope="session")
 def glio_model(glio, small, quiet) -> SCLDM:
     model = SCLDM(glio, **{**small, "n_tokens": 8, "token_dim": 16, "denoiser_width": 64, "denoiser_blocks": 2})
-    model.train(max_epochs={"autoencoder": 30, "diffusion": 30}, **quiet)
+    model.train(max_epochs={"autoencoder": 20, "diffusion": 15}, **quiet)
     return model
 
 
@@ -100,5 +108,5 @@ def sim() -> AnnData:
 @pytest.fixture(scope="session")
 def sim_model(sim, small, quiet) -> SCLDM:
     model = SCLDM(sim, **small)
-    model.train(max_epochs={"autoencoder": 40, "diffusion": 25}, **quiet)
+    model.train(max_epochs={"autoencoder": 25, "diffusion": 15}, **quiet)
     return model

@@ -12,6 +12,8 @@ from sclatent import pl, pp, tl
 from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 FEATURE_MODELS = [DAED, JointDiffusion, JointLDM]
 MODELS = [SCLDM, *FEATURE_MODELS]
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
@@ -435,12 +437,11 @@ def test_columns_that_turning_writes_are_not_written_over():
         pp.turn_images(adata, "image")
 
 
-@pytest.mark.parametrize("key", ["cells", "shown"])
-def test_a_umap_shows_the_column_that_was_asked_for(key):
+def test_a_umap_shows_the_column_that_was_asked_for():
     real, generated = counts(), counts()
     for adata in (real, generated):
-        adata.obs[key] = pd.Categorical(adata.obs["cell_type"])
-    for arguments in ({"color": key}, {"groupby": key}):
+        adata.obs["cells"] = adata.obs["shown"] = pd.Categorical(adata.obs["cell_type"])
+    for arguments in ({argument: key} for argument in ("color", "groupby") for key in ("cells", "shown")):
         axes = pl.umap(real, generated, **arguments)
         shown = {ax.get_title() for ax in axes} | {
             text.get_text() for ax in axes if ax.get_legend() for text in ax.get_legend().get_texts()

@@ -18,6 +18,8 @@ from sclatent.data import Conditions
 from sclatent.domain import LibrarySizes
 from sclatent.model import SCLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 SMALL = {
     "n_tokens": 2, "token_dim": 4, "width": 8, "n_blocks": 1, "n_heads": 2, "denoiser_width": 8, "denoiser_blocks": 1,

@@ -10,6 +10,8 @@ from scipy import sparse
 
 from sclatent.model import SCLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 KEYS = ["cell_type", "condition"]
 
 

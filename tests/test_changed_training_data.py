@@ -11,6 +11,8 @@ from sclatent.data import check_counts, check_finite
 from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 ROW = 1_090  # beyond the first block that is encoded
 VALUES = [

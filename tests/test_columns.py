@@ -14,6 +14,8 @@ from sclatent.data import Conditions
 from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 FEATURE_MODELS = [DAED, JointDiffusion, JointLDM]
 TINY = {
     "n_tokens": 2, "token_dim": 4, "width": 8, "n_blocks": 1, "n_heads": 2, "denoiser_width": 8, "denoiser_blocks": 1,

@@ -10,6 +10,8 @@ from scipy import sparse
 
 from sclatent.model import DAED, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUIET = {"progress_bar": False}
 MODELS = [DAED, JointDiffusion, JointLDM]
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)

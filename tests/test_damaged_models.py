@@ -20,6 +20,8 @@ from sclatent.conditions import Set
 from sclatent.datasets import simulate
 from sclatent.model import SCLDM, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUIET = {"max_epochs": 1, "accelerator": "cpu", "progress_bar": False}
 ABSENT = object()
 OTHERS = (ABSENT, None, "x", -1, 10**30, math.nan, [], {}, True)

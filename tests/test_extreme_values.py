@@ -8,6 +8,8 @@ from scipy import sparse
 from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 FEATURE_MODELS = [DAED, JointDiffusion, JointLDM]
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 TINY = {"denoiser_width": 8, "denoiser_blocks": 1, "n_heads": 2}

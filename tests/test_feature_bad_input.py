@@ -7,6 +7,8 @@ from anndata import AnnData
 
 from sclatent.model import DAED, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 MODELS = [DAED, JointDiffusion, JointLDM]
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
 QUIET = {"accelerator": "cpu", "progress_bar": False}

@@ -11,6 +11,8 @@ from anndata import AnnData
 from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 MODELS = [DAED, JointDiffusion, JointLDM]
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
 QUIET = {"accelerator": "cpu", "progress_bar": False}

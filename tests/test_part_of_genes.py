@@ -8,6 +8,8 @@ from scipy import sparse, stats
 
 from sclatent.model import SCLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 @pytest.fixture(scope="module")
 def cells() -> AnnData:

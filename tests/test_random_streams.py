@@ -21,6 +21,8 @@ from sclatent.module import DiT, SetAutoencoder
 from sclatent.nn import Dropout
 from sclatent.train import AutoencoderPlan, DiffusionPlan, JointPlan
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 SMALL = {"n_tokens": 4, "token_dim": 8, "width": 32, "denoiser_width": 32, "denoiser_blocks": 1}
 

@@ -15,6 +15,8 @@ from sclatent.metrics import log_normalize, mean_change, pearson_of_change
 from sclatent.model import DAED, SCLDM, JointLDM
 from sclatent.pl import gene_statistics, response
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 QUIET = {"accelerator": "cpu", "progress_bar": False}
 
 

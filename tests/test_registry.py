@@ -10,6 +10,8 @@ from scvi.model.base import BaseModelClass
 from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 def counts() -> AnnData:
     return simulate(60, 12, cell_types=["B", "T"], n_batches=2, library_size=200, seed=1)

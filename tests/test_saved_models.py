@@ -15,6 +15,8 @@ from anndata import AnnData
 from sclatent.datasets import simulate
 from sclatent.model import SCLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 TREATED = {"condition": "stimulated"}
 
 

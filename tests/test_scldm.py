@@ -189,8 +189,7 @@ def counts_of(model: SCLDM, n: int = 40, **kwargs) -> np.ndarray:
 )
 def test_the_same_seed_gives_the_same_cells_whatever_the_batch_size(sim_model, how):
     reference = counts_of(sim_model, seed=3, **how)
-    for batch_size in (1, 7):
-        np.testing.assert_array_equal(counts_of(sim_model, seed=3, batch_size=batch_size, **how), reference)
+    np.testing.assert_array_equal(counts_of(sim_model, seed=3, batch_size=13, **how), reference)  # the last one alone
     np.testing.assert_array_equal(counts_of(sim_model, n=15, seed=3, **how), reference[:15])
     other = counts_of(sim_model, seed=4, **how)
     assert (other != reference).any(axis=1).all()
@@ -417,7 +416,7 @@ def types_in_line() -> AnnData:
 def graded(types_in_line, small, quiet) -> SCLDM:
     SCLDM.setup_anndata(types_in_line, condition_keys=["cell_type", "condition"])
     model = SCLDM(types_in_line, **small)
-    model.train(max_epochs={"autoencoder": 20, "diffusion": 10}, **quiet)
+    model.train(max_epochs={"autoencoder": 15, "diffusion": 6}, **quiet)
     return model
 
 
@@ -427,7 +426,7 @@ def test_an_unseen_combination_is_predicted_from_types_like_it(graded, types_in_
     base, slope, response = rng.normal(size=n_genes), rng.normal(size=n_genes), rng.random(n_genes)
     stimulated = rng.poisson(np.exp(base + slope) + 3 * 1.3 * response, size=(400, n_genes))
     additive = SCLDM(types_in_line, **small, baseline="additive")
-    additive.train(max_epochs={"autoencoder": 20, "diffusion": 1}, **quiet)
+    additive.train(max_epochs={"autoencoder": 15, "diffusion": 1}, **quiet)
     controls = graded.adata[graded.adata.obs["cell_type"] == "5"].copy()
     change = log_mean(stimulated) - log_mean(controls.X)
     errors = []
@@ -479,6 +478,7 @@ def test_whatever_cells_are_an_unseen_combination_is_predicted(types_in_line, fi
 
 @pytest.mark.parametrize("noise_level", [1.0, 0.5])
 def test_with_more_noise_a_cell_still_moves_the_right_way(glio_model, controls, real_change, noise_level):
+    controls = controls[:150]
     moved = glio_model.counterfactual(controls, TREATED, noise_level=noise_level, progress_bar=False)
     assert correlation(log_mean(moved.X) - log_mean(controls.X), real_change) > 0.4
 
@@ -597,13 +597,13 @@ def test_reconstruction_beats_the_best_model_without_a_latent(glio_model, glio):
 
 
 def test_history_has_an_epoch_a_row(glio_model):
-    for stage in ("autoencoder", "diffusion"):
+    for stage, n_epochs in (("autoencoder", 20), ("diffusion", 15)):
         for split in ("train", "validation"):
             key = f"{stage}_loss_{split}"
             frame = glio_model.history[key]
             assert list(frame.columns) == [key]
             assert frame.index.name == "epoch"
-            assert list(frame.index) == list(range(30))
+            assert list(frame.index) == list(range(n_epochs))
             assert np.isfinite(frame.to_numpy()).all()
             assert frame[key].iloc[-3:].mean() < frame[key].iloc[0]
 
@@ -699,7 +699,7 @@ def test_likelihood_and_data_must_fit(cells, gene_likelihood, is_count_data):
 
 def test_a_kl_weight_draws_the_tokens_to_the_prior(cells, fit):
     """A large weight leaves nothing of the cells in the tokens, but N(0, I); a small one leaves them wide apart."""
-    models = [fit(cells, 20, kl_weight=w, train={"stage": "autoencoder", "batch_size": 32}) for w in (1e-3, 100.0)]
+    models = [fit(cells, 12, kl_weight=w, train={"stage": "autoencoder", "batch_size": 32}) for w in (1e-3, 100.0)]
     rows = models[0]._rows()
     divergence, spread = [], []
     for model in models:

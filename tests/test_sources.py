@@ -18,6 +18,8 @@ from sclatent.data._kinds import FeatureTable
 from sclatent.datasets import simulate
 from sclatent.model import SCLDM, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 TYPES = [f"T{i}" for i in range(6)]
 UNSEEN = {"cell_type": "T0", "condition": "stimulated"}
 NAME = "cell_type=T0, condition=stimulated"

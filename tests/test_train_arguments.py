@@ -16,6 +16,8 @@ from scvi.train import SaveCheckpoint
 from sclatent.datasets import simulate
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 MODELS = [SCLDM, JointLDM, JointDiffusion, DAED]
 each_model = pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
 QUIET = {"accelerator": "cpu", "progress_bar": False}

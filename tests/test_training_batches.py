@@ -12,6 +12,8 @@ from sclatent.data import Conditions, TrainingBatches
 from sclatent.domain import LibrarySizes
 from sclatent.model import DAED, SCLDM, JointDiffusion, JointLDM
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 RULES = TrainingBatches.RULES
 
 
