@@ -54,7 +54,7 @@ def small() -> dict:
 def model(pca_flow, cells, small):
     pca_flow.setup_anndata(cells, obsm_key="X_embedding", labels_key="label")
     model = pca_flow(cells, **small)
-    model.train(max_epochs=80, plan_kwargs={"diffusion": {"lr": 3e-3}}, **QUIET)
+    model.train(max_epochs=40, batch_size=64, plan_kwargs={"diffusion": {"lr": 5e-3}}, **QUIET)
     return model
 
 
@@ -133,7 +133,7 @@ def test_the_variations_of_the_page_are_models_too(pca_flow, cells, small):
     for cls in variations[1:]:
         cls.setup_anndata(cells, obsm_key="X_embedding", labels_key="label")
         model = cls(cells, **small)
-        model.train(max_epochs=15, plan_kwargs={"diffusion": {"lr": 3e-3}}, **QUIET)
+        model.train(max_epochs=8, plan_kwargs={"diffusion": {"lr": 5e-3}}, **QUIET)
         assert model.trained_stages == set(cls.STAGES)
         loss = model.history["diffusion_loss_validation"].iloc[:, 0]
         if not model.module.denoiser.has_baseline:  # a Gaussian a label is all there is to these cells

@@ -36,18 +36,20 @@ def features() -> dict[type, object]:
     """Models of two keys: a treatment, which all cells have, and a label, which some lack."""
     models = {}
     for cls in OF_FEATURES:
-        adata = embeddings(800, seed=0)
+        adata = embeddings(500, seed=0)
         cls.setup_anndata(adata, condition_keys="treatment", labels_key="kind")
         more = {"baseline": "mixed"} if cls is JointDiffusion else {}
         model = cls(adata, denoiser_width=32, denoiser_blocks=2, **more)
-        model.train(max_epochs=30, plan_kwargs={"diffusion": {"lr": 3e-3}}, **QUIET)
+        epochs = {stage: 4 if stage == "autoencoder" else 15 for stage in cls.STAGES}
+        plans = {stage: {"lr": 3e-3 if stage == "autoencoder" else 1e-2} for stage in cls.STAGES}
+        model.train(epochs, batch_size=64, plan_kwargs=plans, **QUIET)
         models[cls] = model
     return models
 
 
 @pytest.fixture(scope="module")
 def counts() -> SCLDM:
-    adata = sclatent.datasets.simulate(900, 60, cell_types=["B", "T", "NK"], library_size=500, seed=1)
+    adata = sclatent.datasets.simulate(600, 60, cell_types=["B", "T", "NK"], library_size=500, seed=1)
     SCLDM.setup_anndata(adata, condition_keys=["cell_type", "condition"])
     model = SCLDM(adata, width=32, denoiser_width=32, denoiser_blocks=1)
     model.train(max_epochs=8, **QUIET)

@@ -39,12 +39,12 @@ def fit(cls, adata, max_epochs, obsm_key="image", **kwargs):
 
 @pytest.fixture(scope="module")
 def joint(nuclei) -> JointDiffusion:
-    return fit(JointDiffusion, nuclei, 60)
+    return fit(JointDiffusion, nuclei, 40)
 
 
 @pytest.fixture(scope="module")
 def daed(nuclei) -> DAED:
-    return fit(DAED, nuclei, {"denoiser": 30, "diffusion": 1}, width=32, n_blocks=2)
+    return fit(DAED, nuclei, {"denoiser": 25, "diffusion": 1}, width=32, n_blocks=2, patch=4)
 
 
 @pytest.fixture(scope="module")
