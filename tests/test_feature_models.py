@@ -121,7 +121,7 @@ def cells() -> AnnData:
 
 @pytest.fixture(scope="module")
 def held_out() -> AnnData:
-    adata = embeddings(300, 2)
+    adata = embeddings(120, 2)
     adata.obsm["X_emb"], adata.layers["emb"] = adata.X.copy(), adata.X.copy()
     return adata
 
@@ -131,9 +131,9 @@ def models(cells) -> dict:
     """Models of embeddings that were trained until they know what they do; one in X, in obsm and in a layer each."""
     setup = {"labels_key": "label", "unlabeled_category": "not looked at"}
     return {
-        DAED: fit(DAED, cells.copy(), 20, setup),
-        JointDiffusion: fit(JointDiffusion, cells.copy(), 30, {**setup, "obsm_key": "X_emb"}),
-        JointLDM: fit(JointLDM, cells.copy(), 30, {**setup, "layer": "emb"}, n_tokens=2),
+        DAED: fit(DAED, cells.copy(), 15, setup),
+        JointDiffusion: fit(JointDiffusion, cells.copy(), 20, {**setup, "obsm_key": "X_emb"}),
+        JointLDM: fit(JointLDM, cells.copy(), 20, {**setup, "layer": "emb"}, n_tokens=2),
     }
 
 
@@ -165,7 +165,7 @@ def image_models() -> dict:
     daed.train(15, stage="denoiser", batch_size=64, plan_kwargs={"denoiser": {"lr": 1e-2}}, **QUIET)
     return {
         DAED: daed,
-        JointDiffusion: fit(JointDiffusion, grey, 30, setup, patch=3),
+        JointDiffusion: fit(JointDiffusion, grey, 25, setup, patch=3),
         JointLDM: fit(JointLDM, flat_grey, 25, setup, width=16),
     }
 
@@ -241,8 +241,8 @@ def test_what_comes_back_is_where_and_as_it_was_in_training(cls, layout):
     integers = np.issubdtype(real.dtype, np.integer)
     label = before.obs["label"][before.obs["label"] != "unknown"].iloc[0]
     results = {
-        "sample": sample(model, 7, label),
-        "counterfactual": counterfactual(model, conditions=label, indices=range(7)),
+        "sample": sample(model, 7, label, n_steps=2),
+        "counterfactual": counterfactual(model, conditions=label, indices=range(7), n_steps=2),
     }
     for method, result in results.items():
         made = features(result, model)
@@ -265,7 +265,7 @@ def test_what_comes_back_is_where_and_as_it_was_in_training(cls, layout):
         assert list(result.obs["label"].cat.categories) == sorted(set(before.obs["label"]) - {"unknown"})
         assert not result.obs.columns.str.startswith("_scvi").any()
     # what came back can be given back, and nothing that a user sees has been changed
-    assert model.predict(results["counterfactual"]).shape == (7,)
+    assert model.predict(results["counterfactual"], indices=[0, 1]).shape == (2,)
     pd.testing.assert_frame_equal(adata.obs[before.obs.columns], before.obs)
     np.testing.assert_array_equal(features(adata, model), features(before, model))
 
@@ -330,8 +330,7 @@ def test_the_same_seed_gives_the_same_cells_whatever_the_batch_size(cls, models,
             ),
         ):
             reference = generate(seed=3)
-            for batch_size in (1, 4):
-                assert_close(generate(seed=3, batch_size=batch_size), reference, model)
+            assert_close(generate(seed=3, batch_size=4), reference, model)  # of which the last one has one cell
             other = flat(generate(seed=4), model)
             assert (other != flat(reference, model)).any(axis=1).all()
             assert len(np.unique(flat(reference, model), axis=0)) == 9
@@ -473,7 +472,7 @@ def test_predictions_of_held_out_cells(cls, model, held_out):
     query = held_out.copy()
     del query.obs["label"]
     predicted = model.predict(query)
-    assert predicted.shape == (300,)
+    assert predicted.shape == (120,)
     assert set(predicted) <= set(TYPES)
     assert (predicted == query.obs["type"].to_numpy()).mean() > 0.9
     soft = model.predict(query, soft=True)
@@ -489,10 +488,9 @@ def test_predictions_of_held_out_cells(cls, model, held_out):
 
 @each_model
 def test_predictions_of_the_training_cells(cls, model, cells):
-    predicted = model.predict()
-    assert len(predicted) == 400
-    unlabelled = (cells.obs["label"] == "not looked at").to_numpy()
-    assert (predicted == cells.obs["type"].to_numpy())[unlabelled].mean() > 0.9
+    unlabelled = np.flatnonzero(cells.obs["label"] == "not looked at")[:80]
+    predicted = model.predict(indices=unlabelled)
+    assert (predicted == cells.obs["type"].to_numpy()[unlabelled]).mean() > 0.9
 
 
 @each_joint_model
@@ -523,7 +521,7 @@ def test_unlabelled_cells_are_learned_from(cls):
     far = np.arange(200) % 2 == 0
     adata.X[far, 4] += 12
     adata.obs["label"] = np.where(far, "unknown", adata.obs["type"].astype(str))
-    model = fit(cls, adata, 25, {"labels_key": "label"})
+    model = fit(cls, adata, 12, {"labels_key": "label"})
     made = sample(model, 200).X[:, 4]
     assert 0.25 < (made > 6).mean() < 0.98
 
@@ -655,8 +653,8 @@ def test_noise_of_their_own_brings_cells_back_to_what_they_are(cls, model, image
     """Where nothing guides: the classifier is not asked on the way to the noise."""
     guidance = WAYS[cls][0]
     plain = 0.0  # as on the way to the noise, where no label is looked at
-    known = held_out[held_out.obs["label"] != "not looked at"][:4].copy()
-    nuclei = more_images(cls)[:4].copy()
+    known = held_out[held_out.obs["label"] != "not looked at"][:3].copy()
+    nuclei = more_images(cls)[:3].copy()
     for m, cells, own, label in (
         (model, known, known.obs["label"].tolist(), "T"), (image_model, nuclei, nuclei.obs["side"].tolist(), "right"),
     ):  # fmt: skip
@@ -757,20 +755,23 @@ def test_a_reloaded_model_is_the_same(cls, models, image_models, kind, tmp_path)
     assert again.is_trained
     for key, value in model.module.state_dict().items():
         assert value.equal(again.module.state_dict()[key]), key
-    for one in (again, bare):
-        made, expected = (sample(m, 5, label, 2.0, WAYS[cls][-1]) for m in (one, model))
+    expected, *both = (sample(m, 5, label, 2.0, WAYS[cls][-1], n_steps=3) for m in (model, again, bare))
+    for made in both:
         np.testing.assert_array_equal(features(made, model), features(expected, model))
         pd.testing.assert_frame_equal(made.obs, expected.obs)
         assert made.uns["sclatent"] == expected.uns["sclatent"]
-    some = model.adata[:20].copy()
-    for m, query in ((again, None), (bare, some)):
-        soft = m.predict(query, indices=range(20), soft=True)
-        pd.testing.assert_frame_equal(soft, model.predict(indices=range(20), soft=True))
-        np.testing.assert_array_equal(
-            m.get_latent_representation(query, range(20)), model.get_latent_representation(indices=range(20))
+    (soft, z, moved), *both = (
+        (
+            m.predict(query, indices=range(5), soft=True),
+            m.get_latent_representation(query, range(5)),
+            features(counterfactual(m, query, label, indices=range(5), n_steps=3), model),
         )
-        moved, expected = (counterfactual(n, q, label, indices=range(5)) for n, q in ((m, query), (model, None)))
-        np.testing.assert_array_equal(features(moved, model), features(expected, model))
+        for m, query in ((model, None), (again, None), (bare, model.adata[:20].copy()))
+    )
+    for other_soft, other_z, other_moved in both:
+        pd.testing.assert_frame_equal(other_soft, soft)
+        np.testing.assert_array_equal(other_z, z)
+        np.testing.assert_array_equal(other_moved, moved)
     assert list(bare.history) == list(model.history)
     for key, frame in model.history.items():
         pd.testing.assert_frame_equal(bare.history[key], frame)
@@ -798,11 +799,11 @@ def test_a_reloaded_model_can_be_trained_further(cls, tmp_path):
     assert len(again.history["diffusion_loss_train"]) == 3
 
 
-@pytest.mark.parametrize("size", [128, 256])
 @each_model
-def test_large_images_go_in_and_come_out(cls, size):
+def test_large_images_go_in_and_come_out(cls):
     """A few are computed together, whatever batch_size is, and memory does not grow with the square of the pixels."""
-    x, y = images(6, 0, size)
+    size = 256
+    x, y = images(4, 0, size)
     parts = {"width": 16} if cls is JointLDM else {"patch": 8, "denoiser_width": 8}
     model = fit(cls, with_images(x, y), 1, {"obsm_key": "image", "labels_key": "side"}, **parts)
     assert model.domain.at_most(1024) == 4_000_000 // size**2
@@ -830,11 +831,11 @@ def test_an_interrupted_training_resumes_to_the_same_weights(cls, tmp_path):
     adata = embeddings(60, 0)
     setup = {"labels_key": "label", "unlabeled_category": "not looked at"}
     reference = untrained(cls, adata, setup)
-    reference.train(4, batch_size=32, **QUIET)
-    settings = {"max_epochs": 4, "batch_size": 32, "checkpoint_dir": tmp_path / "c", **QUIET}
+    reference.train(3, batch_size=32, **QUIET)
+    settings = {"max_epochs": 3, "batch_size": 32, "checkpoint_dir": tmp_path / "c", **QUIET}
     for stage in cls.STAGES:
         with pytest.raises(RuntimeError, match="interrupted"):
-            untrained(cls, adata, setup).train(callbacks=[Interrupt(stage, 2)], **settings)
+            untrained(cls, adata, setup).train(callbacks=[Interrupt(stage, 1)], **settings)
     model = untrained(cls, adata, setup)
     model.train(**settings)
     different = [k for k, v in reference.module.state_dict().items() if not v.equal(model.module.state_dict()[k])]
@@ -953,7 +954,7 @@ def gaussian() -> tuple:
     mean, covariance = np.array([5.0, 0, 0, -3]), np.diag([1.0, 1, 0.25, 0.25])
     covariance[0, 1] = covariance[1, 0] = 0.8
     law = multivariate_normal(mean, covariance)
-    return law, fit(DAED, AnnData(law.rvs(500, random_state=0).astype(np.float32)), 40, lr=5e-3)
+    return law, fit(DAED, AnnData(law.rvs(500, random_state=0).astype(np.float32)), 30, lr=5e-3)
 
 
 def test_the_elbo_is_below_the_likelihood_and_near_to_it(gaussian):

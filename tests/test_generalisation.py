@@ -134,7 +134,8 @@ def test_genes_that_hardly_vary_are_found_to(fit):
     rng = np.random.default_rng(0)
     x = rng.poisson(rng.gamma(300.0, 60 / 300, size=(600, 40)))
     adata = AnnData(sparse.csr_matrix(x.astype(np.float32)))
-    model = fit(adata, {"autoencoder": 30, "diffusion": 1}, setup={}, train={"batch_size": 32})
+    train = {"batch_size": 32, "stage": "autoencoder", "plan_kwargs": {"autoencoder": {"lr": 3e-3}}}
+    model = fit(adata, 16, setup={}, train=train)
     assert np.median(model.module.autoencoder.likelihood.log_theta.detach().exp().numpy()) > 20
 
 
@@ -166,7 +167,10 @@ def test_what_a_cell_expresses_goes_with_its_library_size(fit):
     library = np.where(rng.random(600) < 0.5, 200, 2_000) * rng.uniform(0.8, 1.25, size=600)
     share = np.where(library[:, None] > 800, np.repeat([0.045, 0.005], 20), np.repeat([0.005, 0.045], 20))
     x = rng.poisson(library[:, None] * share).astype(np.float32)
-    model = fit(AnnData(sparse.csr_matrix(x)), {"autoencoder": 40, "diffusion": 60}, setup={})
+    plans = {"autoencoder": {"lr": 3e-3}, "diffusion": {"lr": 3e-3}}
+    model = fit(
+        AnnData(sparse.csr_matrix(x)), {"autoencoder": 20, "diffusion": 25}, setup={}, train={"plan_kwargs": plans}
+    )
 
     def of_first_half(cells: AnnData) -> np.ndarray:
         return np.asarray(cells.X[:, :20].sum(axis=1) / cells.X.sum(axis=1)).ravel()
