@@ -16,6 +16,8 @@ from ._mixed_model import MixedModel
 
 Baseline = Literal["none", "additive", "mixed"]
 BASELINES: tuple[Baseline, ...] = ("none", "additive", "mixed")
+Residuals = Literal["noise", "gaussian", "mixture"]
+RESIDUALS: tuple[Residuals, ...] = ("noise", "gaussian", "mixture")
 
 
 def common_slope(group: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 from sclatent.diffusion import Process
-from sclatent.nn import NULL, CombinationTable
+from sclatent.nn import NULL, CombinationTable, Context
 
 MIN_VARIANCE = 1e-3  # of standardised tokens: coordinates that do not vary have a velocity, too
 MAX_ENTRIES = 2**24  # of the principal components of images of many pixels, and of the axes of many conditions: 64 MiB
@@ -56,10 +56,11 @@ class GaussianVelocity(nn.Module):
     >>> import torch
     >>> from sclatent.baseline import GaussianVelocity
     >>> from sclatent.diffusion import LinearFlow, solve
+    >>> from sclatent.nn import Context
     >>> gaussian = GaussianVelocity([2], (1, 2), LinearFlow())
-    >>> tokens, codes = torch.randn(1000, 1, 2) * torch.tensor([3.0, 0.5]), torch.tensor([[0], [1]]).repeat(500, 1)
-    >>> gaussian.fit(tokens, codes, means=torch.zeros(1000, 1, 2))
-    >>> cells = solve(lambda x, t: gaussian(x, t, codes), torch.randn(1000, 1, 2), n_steps=50)
+    >>> tokens, context = torch.randn(1000, 1, 2) * torch.tensor([3.0, 0.5]), Context(torch.zeros(1000, 1).long())
+    >>> gaussian.fit(tokens, context, torch.zeros(1000, 1, 2), torch.zeros(1000, 1, 2))
+    >>> cells = solve(lambda x, t: gaussian(x, t, context), torch.randn(1000, 1, 2), n_steps=50)
     >>> bool((cells[:, 0].std(dim=0) / tokens[:, 0].std(dim=0) - 1).abs().max() < 0.15)
     True
     """
@@ -81,8 +82,10 @@ class GaussianVelocity(nn.Module):
         self.register_buffer("rest", torch.ones(()))
 
     @torch.no_grad()
-    def fit(self, tokens: Tensor, codes: Tensor, means: Tensor, noise_level: float = 0.0) -> None:
-        r"""Take the covariances from tokens (cells, n_tokens, token_dim) of mean 0.
+    def fit(
+        self, tokens: Tensor, context: Context, means: Tensor, null_means: Tensor, noise_level: float = 0.0
+    ) -> None:
+        r"""Take the covariances from the tokens of all cells.
 
         That of a combination is shrunk to the one that all share, and that to the covariance of all cells, by an
         inverse Wishart prior (:func:`shrink_covariances`).
@@ -90,15 +93,16 @@ class GaussianVelocity(nn.Module):
         Parameters
         ----------
         tokens
-            Of all cells.
-        codes
-            Condition codes, (cells, n_keys); cells that lack one count in the covariance of all cells alone.
-        means
-            Of the conditions of each cell, (cells, n_tokens, token_dim).
+            (cells, n_tokens, token_dim).
+        context
+            What the cells are conditioned on; those that lack a condition count in the covariance of all cells alone.
+        means, null_means
+            Of the conditions of each cell, and where all are null, (cells, n_tokens, token_dim).
         noise_level
             Variance of noise that comes on top of these tokens in training.
         """
-        z, deviations = tokens.flatten(1).double(), (tokens - means).flatten(1).double()
+        codes = context.codes
+        z, deviations = ((tokens - m).flatten(1).double() for m in (null_means, means))
         known = (codes != NULL).all(dim=1) if codes.shape[1] else torch.zeros(len(codes), dtype=torch.bool)
         seen, group = torch.unique(codes[known], dim=0, return_inverse=True) if known.any() else (codes[:0], None)
         n_entries = 3 + 2 * len(seen)
@@ -131,7 +135,7 @@ class GaussianVelocity(nn.Module):
         self.axes = axes.float().contiguous()  # as they are after loading, so that results are equal to the bit
         self.entry.fit_combinations(seen, torch.arange(1.0, 1 + len(seen)))
 
-    def forward(self, u: Tensor, t: Tensor, codes: Tensor, pushed_to: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, t: Tensor, context: Context) -> Tensor:
         """Velocity (cells, n_tokens, token_dim).
 
         Parameters
@@ -140,13 +144,11 @@ class GaussianVelocity(nn.Module):
             Noisy tokens less the mean of their conditions, (cells, n_tokens, token_dim).
         t
             Times in [0, 1], (cells,); 0 is noise, 1 is data.
-        codes
-            Condition codes, (cells, n_keys), -1 where the condition is null.
-        pushed_to
-            Combinations (cells, n_keys) that guidance pushes to where their conditions are null in ``codes``. All cells
-            are taken to be as wide as these; cells that have a part of their conditions have their covariance.
+        context
+            What the cells are conditioned on. Where guidance makes conditions null that it pushes to, all cells are
+            taken to be as wide as these; cells that have a part of the conditions have their covariance.
         """
-        x = u.flatten(1)
+        x, codes, pushed_to = u.flatten(1), context.codes, context.pushed_to
         if not self.variances.shape[1]:  # not fitted: of variance 1 in all directions
             return (self.process.gaussian_gain(t, torch.ones_like(x)) * x).view_as(u)
         entry = self._entry(codes)

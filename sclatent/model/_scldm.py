@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from anndata import AnnData
 
-from sclatent.baseline import Baseline
+from sclatent.baseline import Baseline, Residuals
 from sclatent.data import is_number, short_repr
 from sclatent.module import LIKELIHOODS, POOLINGS, DiT, ResidualDenoiser, SetAutoencoder
 from sclatent.train import AutoencoderPlan, StagePlan
@@ -42,8 +42,12 @@ class SCLDM(CountModel):
         Width and number of blocks of the Diffusion Transformer.
     baseline
         The closed form that the Diffusion Transformer is added to: ``"mixed"``, a linear mixed model of the mean tokens
-        of conditions (:class:`~sclatent.baseline.MixedModel`) with their covariance around it; ``"additive"``, the same
-        without interactions; or ``"none"``, the network of the paper alone.
+        of conditions (:class:`~sclatent.baseline.MixedModel`); ``"additive"``, the same without interactions; or
+        ``"none"``, the network of the paper alone.
+    residuals
+        How cells lie around the mean of the baseline: ``"mixture"``, a mixture of Gaussians whose number of components
+        held-out cells decide (:class:`~sclatent.baseline.MixtureVelocity`); ``"gaussian"``, with a covariance for each
+        combination of conditions (:class:`~sclatent.baseline.GaussianVelocity`); or ``"noise"`` of variance 1.
     gene_effects
         Whether counterfactuals move the mean of a gene by the mean of two predictions: what the decoder makes of the
         mean tokens of conditions, and a mixed model of the genes themselves. It takes a baseline.
@@ -119,6 +123,7 @@ class SCLDM(CountModel):
         denoiser_width: int = 128,
         denoiser_blocks: int = 4,
         baseline: Baseline = "mixed",
+        residuals: Residuals = "mixture",
         gene_effects: bool = True,
         pooling: Literal["linear", "attention"] = "linear",
         process: Literal["linear", "variance_preserving"] = "linear",
@@ -134,7 +139,7 @@ class SCLDM(CountModel):
             raise ValueError(f"kl_weight={kl_weight!r} must be 0 (a plain autoencoder) or above.")
         if not isinstance(gene_likelihood, str) or gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
-        check_baseline(baseline)
+        check_baseline(baseline, residuals)
         if not isinstance(gene_effects, bool | np.bool_):
             raise ValueError(f"gene_effects={short_repr(gene_effects)} must be True or False.")
         if not isinstance(pooling, str) or pooling not in POOLINGS:
@@ -143,8 +148,8 @@ class SCLDM(CountModel):
         super().__init__(
             adata, registry, n_tokens=n_tokens, token_dim=token_dim, width=width, n_blocks=n_blocks, n_heads=n_heads,
             gene_likelihood=gene_likelihood, kl_weight=kl_weight, denoiser_width=denoiser_width,
-            denoiser_blocks=denoiser_blocks, baseline=baseline, gene_effects=bool(gene_effects), pooling=pooling,
-            process=process, seed=seed,
+            denoiser_blocks=denoiser_blocks, baseline=baseline, residuals=residuals, gene_effects=bool(gene_effects),
+            pooling=pooling, process=process, seed=seed,
         )  # fmt: skip
 
     def _new_autoencoder(self) -> SetAutoencoder:
@@ -167,7 +172,7 @@ class SCLDM(CountModel):
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
         values, of = self.conditions.values(), self.conditions.of
         trunk = DiT(*shape, self.conditions.n_levels, *size, has_size=True, values=values)
-        return ResidualDenoiser(trunk, shape, self.process, p["baseline"], values=values, of=of)
+        return ResidualDenoiser(trunk, shape, self.process, p["baseline"], p["residuals"], values, of)
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "autoencoder":

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sclatent.baseline import Baseline
+from sclatent.baseline import Baseline, Residuals
 from sclatent.diffusion import Process
 from sclatent.nn import NULL, Context, Dropout, Values
 
@@ -38,7 +38,7 @@ class JointDenoiser(ResidualDenoiser):
 
     Parameters
     ----------
-    trunk, shape, process, baseline, covariance, values, of
+    trunk, shape, process, baseline, residuals, values, of
         As in :class:`ResidualDenoiser`.
     n_labels
         Number of labels.
@@ -73,14 +73,14 @@ class JointDenoiser(ResidualDenoiser):
         n_labels: int,
         process: Process,
         baseline: Baseline = "mixed",
-        covariance: bool = True,
+        residuals: Residuals = "gaussian",
         head_width: int = 512,
         dropout: float = 0.5,
         label_gradient: float = 0.01,
         values: Sequence[Values] | None = None,
         of: Sequence[int | None] | None = None,
     ) -> None:
-        super().__init__(trunk, shape, process, baseline, covariance, values, of)
+        super().__init__(trunk, shape, process, baseline, residuals, values, of)
         self.label_gradient = label_gradient
         self.register_buffer("variance", torch.ones(shape))
         latent, width = shape[0] * shape[1], trunk.width

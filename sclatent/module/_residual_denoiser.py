@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sclatent.baseline import Baseline, ConditionMean, GaussianVelocity
+from sclatent.baseline import Baseline, ConditionMean, GaussianVelocity, MixtureVelocity, Residuals
 from sclatent.diffusion import Process
 from sclatent.nn import NULL, Context, Values
 
@@ -21,9 +21,10 @@ class ResidualDenoiser(nn.Module):
 
     .. math:: v(x_t, t, c) = \dot a_t \, m(c) + g(u, t, c) + f(u, t, c), \qquad u = x_t - a_t \, m(c),
 
-    with m the mean tokens of the context c (:class:`~sclatent.baseline.ConditionMean`), g the velocity of Gaussian
-    cells around it (:class:`~sclatent.baseline.GaussianVelocity`) and f the network, which sees cells of all conditions
-    around one centre. So a combination of conditions that nobody measured is in distribution for the network, and
+    with m the mean tokens of the context c (:class:`~sclatent.baseline.ConditionMean`), g the velocity of cells around
+    it that are Gaussian (:class:`~sclatent.baseline.GaussianVelocity`) or a mixture of Gaussians
+    (:class:`~sclatent.baseline.MixtureVelocity`), and f the network, which sees cells of all conditions around one
+    centre. So a combination of conditions that nobody measured is in distribution for the network, and
     guidance knows the mean from the first step on. With ``baseline="none"`` it is the network alone.
 
     Parameters
@@ -36,8 +37,9 @@ class ResidualDenoiser(nn.Module):
         Whose :math:`x_t` the denoiser sees.
     baseline
         ``"mixed"``, ``"additive"`` or ``"none"``.
-    covariance
-        Whether the baseline has the covariance of cells around their mean; else they lie around it like noise.
+    residuals
+        How cells lie around the mean of the baseline: ``"mixture"`` of Gaussians, ``"gaussian"`` with a covariance for
+        each combination of conditions, or ``"noise"`` of variance 1.
     values, of
         What is known of the values of each key, and of which key it is a dose; by default which they are alone.
 
@@ -61,18 +63,20 @@ class ResidualDenoiser(nn.Module):
         shape: tuple[int, int],
         process: Process,
         baseline: Baseline = "mixed",
-        covariance: bool = True,
+        residuals: Residuals = "gaussian",
         values: Sequence[Values] | None = None,
         of: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         self.trunk, self.process = trunk, process
         self.mean = ConditionMean(trunk.n_levels, *shape, kind=baseline, of=of)
-        has_covariance = covariance and baseline != "none"
-        # of numbers there are too many combinations for a covariance each
-        self.of_covariance = [k for k in range(len(trunk.n_levels)) if values is None or not values[k].is_number]
-        n_levels = [trunk.n_levels[k] for k in self.of_covariance]
-        self.gaussian = GaussianVelocity(n_levels, shape, process) if has_covariance else None
+        # there are too many combinations of numbers for a distribution each
+        self.of_residuals = [k for k in range(len(trunk.n_levels)) if values is None or not values[k].is_number]
+        n_levels = [trunk.n_levels[k] for k in self.of_residuals]
+        self.residuals: GaussianVelocity | MixtureVelocity | None = None
+        if baseline != "none" and residuals != "noise":
+            velocity = MixtureVelocity if residuals == "mixture" else GaussianVelocity
+            self.residuals = velocity(n_levels, shape, process)
         self.has_values = values is not None
         self.with_features = [k for k, of_key in enumerate(values or ()) if of_key.features.shape[1]]
         for k, of_key in enumerate(values or ()):
@@ -108,9 +112,12 @@ class ResidualDenoiser(nn.Module):
         if not self.has_baseline:
             return
         context = self._with_values(Context(codes, torch.zeros(len(codes)) if size is None else size))
-        self.mean.fit(tokens, codes, size, context.values)
-        if self.gaussian is not None:
-            self.gaussian.fit(tokens, codes[:, self.of_covariance], self.mean(context), noise_level)
+        # components of a mixture depend on library size, each in its own way
+        has_slopes = isinstance(self.residuals, MixtureVelocity)
+        self.mean.fit(tokens, codes, None if has_slopes else size, context.values)
+        if self.residuals is not None:
+            means = self.mean(context), self.mean(context.without())
+            self.residuals.fit(tokens, self._of_residuals(context), *means, noise_level)
 
     def activations(self, x: Tensor, t: Tensor, size: Tensor | None = None) -> Tensor:
         """Activations of each block of the network without any condition, (cells, n_activations, width)."""
@@ -160,9 +167,12 @@ class ResidualDenoiser(nn.Module):
         at = self.process.coefficients(t)
         m = self.mean(context)
         u, of_mean = x - at.data[:, None, None] * m, at.data_rate[:, None, None] * m
-        if self.gaussian is None:
+        if self.residuals is None:
             gain = self.process.gaussian_gain(t, torch.ones_like(u))
             return u, of_mean + gain * u
-        codes = context.codes[:, self.of_covariance]
-        pushed_to = None if context.pushed_to is None else context.pushed_to[:, self.of_covariance]
-        return u, of_mean + self.gaussian(u, t, codes, pushed_to)
+        return u, of_mean + self.residuals(u, t, self._of_residuals(context))
+
+    def _of_residuals(self, context: Context) -> Context:
+        """The same context with those keys alone that residuals depend on."""
+        pushed_to = None if context.pushed_to is None else context.pushed_to[:, self.of_residuals]
+        return Context(context.codes[:, self.of_residuals], context.size, pushed_to)

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sclatent.baseline import BASELINES
+from sclatent.baseline import BASELINES, RESIDUALS
 from sclatent.data import check_whole, short_repr
 from sclatent.diffusion import PROCESSES
 
@@ -38,10 +38,11 @@ def check_sizes(*, optional: bool = False, **sizes: int | None) -> None:
             check_whole(argument, size, instead=", or None for the default" if optional else "")
 
 
-def check_baseline(baseline: Any) -> None:
-    """Raise a ``ValueError`` unless there is such a baseline."""
-    if not isinstance(baseline, str) or baseline not in BASELINES:
-        raise ValueError(f"baseline={short_repr(baseline)} is not known: use one of {list(BASELINES)}.")
+def check_baseline(baseline: Any, residuals: Any = "gaussian") -> None:
+    """Raise a ``ValueError`` unless there is such a baseline, and such a distribution of cells around it."""
+    for name, value, known in (("baseline", baseline, BASELINES), ("residuals", residuals, RESIDUALS)):
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"{name}={short_repr(value)} is not known: use one of {list(known)}.")
 
 
 def check_process(process: Any) -> None:
