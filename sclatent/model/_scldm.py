@@ -123,7 +123,7 @@ class SCLDM(CountModel):
         denoiser_width: int = 128,
         denoiser_blocks: int = 4,
         baseline: Baseline = "mixed",
-        residuals: Residuals = "mixture",
+        residuals: Residuals = "gaussian",
         gene_effects: bool = True,
         pooling: Literal["linear", "attention"] = "linear",
         process: Literal["linear", "variance_preserving"] = "linear",

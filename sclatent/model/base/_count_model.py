@@ -18,6 +18,7 @@ from sclatent.data import (
     check_library_size,
     check_number,
     check_place,
+    check_seed,
     check_size_factors,
     check_var_names,
     check_whole,
@@ -303,6 +304,46 @@ class CountModel(LatentDiffusionModel):
             return result
         index = self._given(adata).obs_names[rows.cells]
         return pd.DataFrame(result, index=index, columns=genes)
+
+    def posterior_predictive_sample(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        batch_size: int = 1024,
+        seed: int = 0,
+    ) -> AnnData:
+        """Encode cells, and draw their counts anew from the decoder.
+
+        Cells that were held out, encoded and decoded, bound what :meth:`sample` can reach with this autoencoder.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            As in :meth:`get_latent_representation`.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData
+            The same cells, with their ``obs``, over the genes of training.
+
+        Examples
+        --------
+        >>> drawn = model.posterior_predictive_sample(adata[:5])
+        >>> drawn.shape, drawn.obs_names.equals(adata[:5].obs_names)
+        ((5, 100), True)
+        """
+        self._check_stage("autoencoder", "posterior_predictive_sample")
+        check_seed(seed)
+        origin, rows = self._given(adata), self._rows(adata, indices)
+        blocks, libraries = [], []
+        for cells in self._blocks(len(rows), batch_size, "Drawing", progress_bar=False):
+            batch = rows[cells]
+            libraries.append(self.domain.library_of(self.module, batch))
+            expected = libraries[-1][:, None] * self.domain.share(self.module, batch)
+            blocks.append(self.domain.draw(self.module, expected, seed, cells))
+        return self.domain.collect(blocks, self._obs_of(origin, rows.cells), np.concatenate(libraries))
 
     def _genes_of(self, gene_list: Sequence[str] | str | None) -> pd.Index:
         """Names of genes that were asked for; raises if the model does not know one."""
