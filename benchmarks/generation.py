@@ -1,8 +1,9 @@
-"""Generation conditioned on the cell type: SCLDM beside scVI, between the floors and the ceiling.
+"""Generation conditioned on the cell type, or without it: SCLDM beside scVI, between the floors and the ceiling.
 
 Half of the cells of every type are held out (`benchmarks/folds/`, by name), and every model is trained on the others.
 Each then makes as many cells of every type as were held out, and `sclatent.metrics.evaluate_generation` compares
-them with these cells, on 50 principal components of the training cells.
+them with these cells, on 50 principal components of the training cells. With --unconditional no model is told of types,
+and all cells are compared at once.
 
 Data sets: PBMC3k with the 2,000 genes that are bundled; all of its genes with --pbmc3k; the control cells of Kang et
 al. 2018 with --kang, 2,000 genes chosen on the training cells (scanpy's flavour "seurat").
@@ -11,6 +12,8 @@ Sources beside SCLDM:
 
 - SCLDM, no network: cells of its closed form alone (`baseline_only=True`); what the network adds is what is above this
 - SCLDM, baseline none (with --baselines mixed none): the network without a closed form
+- SCLDM, residuals mixture (with --residuals gaussian mixture): cells are a mixture of Gaussians in the closed form
+- held-out cells, encoded and decoded: the bound of every latent model with this autoencoder
 - SCLDM, pooling attention (with --poolings linear attention): cross-attention in the autoencoder. Beside each pooling
   stand the NLL of held-out cells, in nats a cell, and the seconds of training
 - scVI, prior: a model conditioned on the type as its batch; z from N(0, I), library sizes of training cells of the type
@@ -84,17 +87,20 @@ def split(adata: AnnData, fold: str, all_genes: bool = False) -> tuple[AnnData, 
 def run_scldm(train: AnnData, held_out: AnnData, seed: int, arguments: argparse.Namespace) -> dict[str, AnnData]:
     """Train SCLDM and sample as many cells of every type as were held out.
 
-    The first pooling and the first baseline are those of the rows without their names.
+    The first pooling, baseline and residuals are those of the rows without their names.
     """
-    SCLDM.setup_anndata(train, condition_keys=[KEY])
-    types = held_out.obs[[KEY]]
-    options = {"seed": seed, "progress_bar": False}
+    SCLDM.setup_anndata(train, condition_keys=None if arguments.unconditional else [KEY])
+    asked = {"n_samples": held_out.n_obs} if arguments.unconditional else {"conditions": held_out.obs[[KEY]]}
+    options = {"seed": seed, "progress_bar": False, **asked}
     sources: dict[str, AnnData] = {}
     first: dict[str, SCLDM] = {}  # of each pooling, whose autoencoder the others take over
-    for pooling, baseline in product(arguments.poolings, arguments.baselines):
+    for pooling, baseline, residuals in product(arguments.poolings, arguments.baselines, arguments.residuals):
+        if baseline == "none" and residuals != arguments.residuals[0]:
+            continue  # there is nothing around which they would lie
         name = "SCLDM" if pooling == arguments.poolings[0] else f"SCLDM, pooling {pooling}"
         name += "" if baseline == arguments.baselines[0] else f", baseline {baseline}"
-        model = SCLDM(train, seed=seed, baseline=baseline, pooling=pooling)
+        name += "" if residuals == arguments.residuals[0] else f", residuals {residuals}"
+        model = SCLDM(train, seed=seed, baseline=baseline, residuals=residuals, pooling=pooling)
         stage = "all"
         if pooling in first:
             model, stage = with_autoencoder_of(first[pooling], model), "diffusion"
@@ -104,11 +110,14 @@ def run_scldm(train: AnnData, held_out: AnnData, seed: int, arguments: argparse.
         took = time.perf_counter() - start
         nll = model.get_reconstruction_error(held_out)["reconstruction_loss"]
         print(f"{name}: held-out NLL {nll:.1f} nats a cell, trained in {took:.0f} s", flush=True)
-        sources[name] = model.sample(conditions=types, **options)
+        if model is first[pooling]:
+            bound = "held-out cells, encoded and decoded" + name.removeprefix("SCLDM")
+            sources[bound] = model.posterior_predictive_sample(held_out, seed=seed)
+        sources[name] = model.sample(**options)
         for w in arguments.guidance:
-            sources[f"{name}, guidance {w:g}"] = model.sample(conditions=types, guidance_weight=w, **options)
+            sources[f"{name}, guidance {w:g}"] = model.sample(guidance_weight=w, **options)
         if baseline != "none":
-            sources[f"{name}, no network"] = model.sample(conditions=types, baseline_only=True, **options)
+            sources[f"{name}, no network"] = model.sample(baseline_only=True, **options)
     return sources
 
 
@@ -155,15 +164,16 @@ def run(name: str, train: AnnData, held_out: AnnData, seed: int, arguments: argp
     generated = run_scldm(train, held_out, seed, arguments)
     seconds = {"SCLDM": time.perf_counter() - start}
     rows = training_cells_like(train, held_out, seed)
-    if not arguments.without_scvi:
+    if not arguments.without_scvi and not arguments.unconditional:
         start = time.perf_counter()
         generated |= run_scvi(train, rows, seed)
         seconds["scVI"] = time.perf_counter() - start
     again = train[rows].copy()
     again.obs_names_make_unique()
     generated["training cells"] = again
+    groupby = None if arguments.unconditional else KEY
     table = evaluate_generation(
-        held_out, generated, groupby=KEY, train=train, seed=seed, progress_bar=arguments.progress
+        held_out, generated, groupby=groupby, train=train, seed=seed, progress_bar=arguments.progress
     )
     table.insert(0, "dataset", name)
     return table.assign(seconds=table["source"].str.partition(",")[0].map(seconds))
@@ -201,6 +211,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--guidance", type=float, nargs="*", default=[], help="further rows with these weights")
     parser.add_argument("--baselines", nargs="+", default=["mixed"], help="of SCLDM, the main one first")
+    parser.add_argument("--residuals", nargs="+", default=["gaussian"], help="of SCLDM, the main one first")
+    parser.add_argument("--unconditional", action="store_true", help="leave the cell type out; without scVI")
     parser.add_argument("--poolings", nargs="+", default=["linear"], help="of SCLDM, the main one first")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--without-scvi", action="store_true")
@@ -234,11 +246,14 @@ def show(table: pd.DataFrame) -> None:
     """Print metrics by source, for the mean over cell types and for all cells together, and what was aimed at."""
     of_metric = ["condition", "source", "kind", "metric", "better"]
     mean = table.groupby(of_metric, sort=False)["value"].mean().reset_index()
-    for condition, title in (("mean", "Mean over cell types"), ("all", "All cells together")):
-        print(f"\n{title}, mean over {table['seed'].nunique()} seeds")
+    titles = {"mean": "Mean over cell types", "all": "All cells together"}
+    there = [condition for condition in titles if (table["condition"] == condition).any()]
+    for condition in there:
+        print(f"\n{titles[condition]}, mean over {table['seed'].nunique()} seeds")
         print(summarize(mean, (condition,)).round(3).to_string())
-    spread = table[table["condition"] == "mean"].groupby(["source", "metric"], sort=False)["value"].std().unstack()
-    print("\nStandard deviation over seeds of the mean over cell types")
+    main = table[table["condition"] == there[0]]
+    spread = main.groupby(["source", "metric"], sort=False)["value"].std().unstack()
+    print(f"\nStandard deviation over seeds: {titles[there[0]].lower()}")
     print(spread[list(MAIN_METRICS)].round(3).to_string())
     targets(table)
 

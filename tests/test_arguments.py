@@ -345,6 +345,7 @@ def test_methods_of_measured_cells_name_what_is_wrong(trained, cls):
     if cls is SCLDM:
         refused(model.get_normalized_expression, ["batch_size", "library_size"], {"library_size": ["2.5"]})
         refused(model.get_reconstruction_error, ["batch_size"])
+        refused(model.posterior_predictive_sample, ["batch_size", "seed"])
         return
     refused(model.predict, ["batch_size", *(["n_draws", "seed"] if cls is DAED else [])])
     if cls is DAED:

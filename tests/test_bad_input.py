@@ -240,6 +240,7 @@ def test_nothing_can_be_asked_of_an_untrained_model(cells, small):
         ("get_latent_representation", "autoencoder", ()),
         ("get_normalized_expression", "autoencoder", ()),
         ("get_reconstruction_error", "autoencoder", ()),
+        ("posterior_predictive_sample", "autoencoder", ()),
     ):
         with pytest.raises(RuntimeError, match=rf"{method} needs a trained {stage}: call train\(\) first"):
             getattr(model, method)(*arguments)

@@ -306,7 +306,7 @@ def covariances(gaussian: GaussianVelocity, labels: list[int]) -> Tensor:
     dim = 6
     basis = torch.eye(dim).repeat(len(labels), 1).view(-1, 2, dim // 2)
     codes = torch.tensor(labels).repeat_interleave(dim)[:, None]
-    moved = solve(lambda x, t: gaussian(x, t, codes), basis, 0.0, 1.0, "heun", 400).view(len(labels), dim, dim)
+    moved = solve(lambda x, t: gaussian(x, t, Context(codes)), basis, 0.0, 1.0, "heun", 400).view(len(labels), dim, dim)
     return moved.mT @ moved
 
 
@@ -320,7 +320,8 @@ def test_gaussian_cells_have_the_covariance_of_their_label(process):
     means = torch.stack([*(z[labels == k].mean(dim=0) for k in range(2)), torch.zeros(6)])
     gaussian = GaussianVelocity((3,), (2, 3), process)
     for noise_level in (0.0, 0.5):
-        gaussian.fit(z.view(-1, 2, 3), labels[:, None], means[labels].view(-1, 2, 3), noise_level)
+        tokens, around = z.view(-1, 2, 3), means[labels].view(-1, 2, 3)
+        gaussian.fit(tokens, Context(labels[:, None]), around, torch.zeros_like(tokens), noise_level)
         own = [z[labels == k].T.cov(correction=0) for k in (0, 1)]
         expected = torch.stack([own[1], own[0], (9 * own[0] + 6 * own[1]) / 15, z.T.cov(correction=0)])
         expected = expected + noise_level * torch.eye(6)
@@ -350,11 +351,11 @@ def test_of_many_coordinates_the_covariances_are_those_of_principal_components()
     z = (strong + weak).view(-1, 2, 3)
     few, all_of_them = (GaussianVelocity((2,), (2, 3), VariancePreserving(), rank) for rank in (4, 6))
     for gaussian in (few, all_of_them):
-        gaussian.fit(z, labels[:, None], torch.zeros_like(z))
+        gaussian.fit(z, Context(labels[:, None]), torch.zeros_like(z), torch.zeros_like(z))
     same = [covariances(gaussian, [0, 1, -1]) for gaussian in (few, all_of_them)]
     torch.testing.assert_close(*same, rtol=0.02, atol=0.05)
     # fewer cells than components: nothing is known of the others but that they hardly vary
-    few.fit(z[:3], labels[:3, None], torch.zeros(3, 2, 3))
+    few.fit(z[:3], Context(labels[:3, None]), torch.zeros(3, 2, 3), torch.zeros(3, 2, 3))
     assert torch.linalg.eigvalsh(covariances(few, [0])[0])[:3].max() < 0.01
 
 
@@ -362,10 +363,11 @@ def test_covariances_of_many_pixels_or_labels_stay_small():
     for n_labels, dim in ((2, 48 * 48 * 3), (300, 256)):
         labels = torch.arange(300) % n_labels
         gaussian = GaussianVelocity((n_labels,), (1, dim), LinearFlow())
-        gaussian.fit(draws(300, 1, dim), labels[:, None], torch.zeros(300, 1, dim))
+        zero = torch.zeros(300, 1, dim)
+        gaussian.fit(draws(300, 1, dim), Context(labels[:, None]), zero, zero)
         assert max(buffer.nbytes for buffer in gaussian.buffers()) <= 2**26
         x, codes = draws(2, 1, dim), torch.tensor([[-1], [1]])
-        assert gaussian(x, torch.tensor([0.2, 0.8]), codes).isfinite().all()
+        assert gaussian(x, torch.tensor([0.2, 0.8]), Context(codes)).isfinite().all()
 
 
 def residual(z: Tensor, labels: Tensor) -> ResidualDenoiser:

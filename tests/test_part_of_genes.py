@@ -57,6 +57,19 @@ def test_an_observed_library_size_is_that_of_the_genes_that_were_measured(model,
     assert total(denoised).mean() == pytest.approx(total(cells.X).mean(), rel=0.2)  # which is no part of it
 
 
+def test_cells_that_are_decoded_again_are_drawn_around_their_means(model, cells):
+    part = cells[:, 10:].copy()
+    drawn = [model.posterior_predictive_sample(part, seed=seed) for seed in range(20)]
+    assert list(drawn[0].var_names) == list(cells.var_names) and drawn[0].obs.equals(part.obs)
+    expected = model.get_normalized_expression(part, library_size="observed").to_numpy()
+    mean = np.mean([d.X.toarray() for d in drawn], axis=0)
+    np.testing.assert_allclose(mean.sum(axis=0), expected.sum(axis=0), rtol=0.2)
+    assert np.corrcoef(mean.ravel(), expected.ravel())[0, 1] > 0.9
+    assert (drawn[0].X != drawn[1].X).nnz
+    again = model.posterior_predictive_sample(part, batch_size=7, seed=0)
+    np.testing.assert_array_equal(again.X.toarray(), drawn[0].X.toarray())
+
+
 def test_size_factors_are_of_whole_cells(model_of_size_factors, cells):
     part = cells[:, :10].copy()
     denoised = model_of_size_factors.get_normalized_expression(part, library_size="observed")
