@@ -36,7 +36,8 @@ def test_held_out_cells_say_how_many_components_there_are(n_clusters):
     frequent = mixture.weights[0] > 0.02
     assert int(frequent.sum()) in (n_clusters, 4 if n_clusters == 3 else n_clusters)  # they are doubled
     near = torch.cdist(mixture.means[frequent].float(), CLUSTERS[:n_clusters])
-    assert near.min(dim=0).values.max() < 1.5 and near.min(dim=1).values.max() < 1.5
+    assert near.min(dim=0).values.max() < 1.5
+    assert near.min(dim=1).values.max() < 1.5
 
 
 def test_groups_differ_in_the_frequencies_of_components():
@@ -47,7 +48,8 @@ def test_groups_differ_in_the_frequencies_of_components():
     third = int(torch.cdist(mixture.means.float(), CLUSTERS[2:])[:, 0].argmin())
     assert mixture.weights.shape == (4, 3)
     torch.testing.assert_close(mixture.weights.sum(dim=1), torch.ones(4, dtype=torch.float64))
-    assert mixture.weights[1, third] < 0.01 and mixture.weights[2, third] > 0.99
+    assert mixture.weights[1, third] < 0.01
+    assert mixture.weights[2, third] > 0.99
     assert 0.1 < mixture.weights[3, third] < 0.6
 
 

@@ -60,7 +60,8 @@ def test_an_observed_library_size_is_that_of_the_genes_that_were_measured(model,
 def test_cells_that_are_decoded_again_are_drawn_around_their_means(model, cells):
     part = cells[:, 10:].copy()
     drawn = [model.posterior_predictive_sample(part, seed=seed) for seed in range(20)]
-    assert list(drawn[0].var_names) == list(cells.var_names) and drawn[0].obs.equals(part.obs)
+    assert list(drawn[0].var_names) == list(cells.var_names)
+    assert drawn[0].obs.equals(part.obs)
     expected = model.get_normalized_expression(part, library_size="observed").to_numpy()
     mean = np.mean([d.X.toarray() for d in drawn], axis=0)
     np.testing.assert_allclose(mean.sum(axis=0), expected.sum(axis=0), rtol=0.2)
