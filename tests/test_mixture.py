@@ -160,3 +160,13 @@ def test_unknown_residuals_are_refused(two_states, small):
         ValueError, match=r"residuals='gauss' is not known: use one of \['noise', 'gaussian', 'mixture'\]"
     ):
         SCLDM(two_states, residuals="gauss", **small)
+
+
+def test_without_conditions_the_network_is_alone_by_default(two_states, small, quiet):
+    SCLDM.setup_anndata(two_states)
+    assert not SCLDM(two_states, **small).module.denoiser.has_baseline
+    with pytest.raises(ValueError, match="make the model with baseline='mixed'"):
+        SCLDM(two_states, residuals="mixture", **small)
+    model = SCLDM(two_states, baseline="mixed", residuals="mixture", **small)
+    model.train(max_epochs=1, **quiet)
+    assert model.sample(3, baseline_only=True, progress_bar=False).n_obs == 3

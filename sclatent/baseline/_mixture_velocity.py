@@ -133,8 +133,7 @@ class _Components(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, size: Tensor, entry: Tensor, process: Process) -> Tensor:
         """Velocity of cells (cells, dim) that have these rows of the weights."""
-        at = [part[:, None, None] for part in process.coefficients(t)]
-        a, s, da, ds = at
+        a, s, da, ds = (part[:, None, None] for part in process.coefficients(t))
         n, n_components = len(x), len(self.means)
         axes = self.axes.permute(1, 0, 2).reshape(self.dim, -1)  # side by side: one product of matrices for all
         off = size[:, None] - self.sizes[:, 0]

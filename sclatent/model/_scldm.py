@@ -43,7 +43,8 @@ class SCLDM(CountModel):
     baseline
         The closed form that the Diffusion Transformer is added to: ``"mixed"``, a linear mixed model of the mean tokens
         of conditions (:class:`~sclatent.baseline.MixedModel`); ``"additive"``, the same without interactions; or
-        ``"none"``, the network of the paper alone.
+        ``"none"``, the network of the paper alone. By default ``"mixed"`` with condition keys, and ``"none"`` without:
+        there is nothing to predict then, and the network alone generates better cells (`docs/benchmarks.md`).
     residuals
         How cells lie around the mean of the baseline: ``"mixture"``, a mixture of Gaussians whose number of components
         held-out cells decide (:class:`~sclatent.baseline.MixtureVelocity`); ``"gaussian"``, with a covariance for each
@@ -122,7 +123,7 @@ class SCLDM(CountModel):
         kl_weight: float = 0.0,
         denoiser_width: int = 128,
         denoiser_blocks: int = 4,
-        baseline: Baseline = "mixed",
+        baseline: Baseline | None = None,
         residuals: Residuals = "gaussian",
         gene_effects: bool = True,
         pooling: Literal["linear", "attention"] = "linear",
@@ -139,7 +140,7 @@ class SCLDM(CountModel):
             raise ValueError(f"kl_weight={kl_weight!r} must be 0 (a plain autoencoder) or above.")
         if not isinstance(gene_likelihood, str) or gene_likelihood not in LIKELIHOODS:
             raise ValueError(f"gene_likelihood={gene_likelihood!r} is not known: use one of {list(LIKELIHOODS)}.")
-        check_baseline(baseline, residuals)
+        check_baseline("none" if baseline is None else baseline, residuals)
         if not isinstance(gene_effects, bool | np.bool_):
             raise ValueError(f"gene_effects={short_repr(gene_effects)} must be True or False.")
         if not isinstance(pooling, str) or pooling not in POOLINGS:
@@ -172,7 +173,14 @@ class SCLDM(CountModel):
         size = p["denoiser_width"], p["denoiser_blocks"], p["n_heads"]
         values, of = self.conditions.values(), self.conditions.of
         trunk = DiT(*shape, self.conditions.n_levels, *size, has_size=True, values=values)
-        return ResidualDenoiser(trunk, shape, self.process, p["baseline"], p["residuals"], values, of)
+        baseline, residuals = p["baseline"], p["residuals"]
+        if baseline is None:
+            baseline = "mixed" if self.conditions.keys else "none"
+        if baseline == "none" and residuals == "mixture":
+            raise ValueError(
+                "residuals='mixture' lie around the mean of a baseline: make the model with baseline='mixed'."
+            )
+        return ResidualDenoiser(trunk, shape, self.process, baseline, residuals, values, of)
 
     def _plan(self, stage: str, arguments: Mapping[str, Any]) -> StagePlan:
         if stage == "autoencoder":
