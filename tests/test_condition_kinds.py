@@ -112,7 +112,7 @@ def test_guidance_pushes_one_member_of_a_set(of_sets):
     along = [np.corrcoef(pushed - plain, of_set(member))[0, 1] for member in ("P4", "P7")]
     assert along[0] > 0.7 > abs(along[1])
     np.testing.assert_array_equal(mean({"perturbation": {"P4": 1.0}}), plain)
-    np.testing.assert_array_equal(mean({"perturbation": {"P0": 3.0}}), plain)  # which is not in the set
+    np.testing.assert_allclose(mean({"perturbation": {"P0": 3.0}}), plain, rtol=1e-3)  # which is not in the set
     made = of_sets.sample(2, "P4+P7", guidance_weight={"perturbation": {"P4": 3.0}}, progress_bar=False)
     assert made.uns["sclatent"]["guidance_weight"] == {"perturbation": {"P4": 3.0}}
 

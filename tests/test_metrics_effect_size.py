@@ -43,10 +43,9 @@ def test_noise_does_not_attenuate_the_slope():
     measured = mean_change(real, control)
     assert measured @ (change / 2) / (measured @ measured) < 0.3
     assert slope_of_change(real, change / 2, control) == pytest.approx(0.5, abs=0.1)
-    # the noise of the control cells is in both changes, and is predicted
-    shared, signal = control.var(axis=0, ddof=1).sum() / 20, change @ change
-    expected = (signal / 2 + shared) / (signal + shared)
-    assert slope_of_change(real, predicted, control) == pytest.approx(expected, abs=0.1)
+    # the noise of the control cells is in both changes, and hides no attenuation
+    assert slope_of_change(real, predicted, control) == pytest.approx(0.5, abs=0.1)
+    assert slope_of_change(real, 3 + rng.normal(size=(20, 2_000)), control) == pytest.approx(0, abs=0.1)
     assert np.isnan(slope_of_change(control[:10], change / 2, control))  # no more than noise
 
 
@@ -61,6 +60,15 @@ def test_noise_of_few_cells_is_no_error_and_no_attenuation(screen, disjoint_cont
         assert wide.loc["slope", source] == pytest.approx(1, abs=0.15)
     far = summary(real[::2].copy(), control, control, None, **options)
     assert far.loc["mse_unbiased", "generated"] > 0.2 * far.loc["mse", "generated"]
+
+
+@pytest.mark.filterwarnings("ignore:More than 5%")
+def test_of_shared_control_cells_the_noise_of_the_mean_shift_is_that_of_the_cell_mean(screen):
+    """Among treatments of one context both floors are the same change."""
+    real, control = screen
+    wide = summary(real[::2].copy(), real[1::2].copy(), control[:30].copy(), "condition", real[1::2].copy())
+    for metric in ("mse", "mse_unbiased", "slope"):
+        assert wide.loc[metric, "mean shift"] == pytest.approx(wide.loc[metric, "cell mean"], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:More than 5%", "ignore:Not in real")

@@ -125,10 +125,10 @@ def test_correlations_and_error_are_those_of_scipy(glio, grouped):
     assert value(table, "pearson", condition=condition) == pytest.approx(pearsonr(x - c, y - c).statistic)
     assert value(table, "spearman", condition=condition) == pytest.approx(spearmanr(x - c, y - c).statistic)
     assert value(table, "mse", condition=condition) == pytest.approx(((x - y) ** 2).mean())
-    of_x, of_y = (log_normalize(a).var(axis=0, ddof=1, dtype=float) / a.n_obs for a in (real, predicted))
+    of_x, of_y, of_c = (log_normalize(a).var(axis=0, ddof=1, dtype=float) / a.n_obs for a in (real, predicted, control))
     unbiased = ((x - y) ** 2 - of_x - of_y).mean()
     assert value(table, "mse_unbiased", condition=condition) == pytest.approx(unbiased, rel=1e-4)
-    slope = ((x - c) * (y - c)).sum() / ((x - c) ** 2 - of_x).sum()
+    slope = ((x - c) * (y - c) - of_c).sum() / ((x - c) ** 2 - of_x - of_c).sum()
     assert value(table, "slope", condition=condition) == pytest.approx(slope, rel=1e-4)
     assert slope_of_change(real, predicted, control) == pytest.approx(slope, rel=1e-4)
     for n in (20, 50, 100):

@@ -11,7 +11,8 @@ from torch.distributions import MultivariateNormal
 from sclatent.baseline import GaussianVelocity, MixtureVelocity, fit_mixture
 from sclatent.diffusion import LinearFlow, VariancePreserving, solve
 from sclatent.model import SCLDM
-from sclatent.nn import Context
+from sclatent.module import DiT, ResidualDenoiser
+from sclatent.nn import Context, Values
 
 CLUSTERS = torch.tensor([[4.0, 0.0, 0.0], [-4.0, 0.0, 0.0], [0.0, 6.0, 0.0]])
 
@@ -103,6 +104,54 @@ def test_cells_of_a_library_size_are_those_that_have_it():
         _, of_size, _ = unconditional(noise, torch.full((200,), wanted))
         made = solve(lambda x, t, context=of_size: velocity(x, t, context), noise)
         assert (torch.cdist(made[:, 0], CLUSTERS[:2]).argmin(dim=1) == cluster_of).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("residuals", ["gaussian", "mixture"])
+def test_cells_of_a_number_lie_around_its_mean_as_cells_of_numbers_do(residuals):
+    """Not as all cells lie around the mean of all: numbers have no distributions of their own."""
+    none, number = torch.zeros(3, 0), torch.tensor([[0.0], [0.5], [1.0]])
+    code = (torch.arange(900) % 3)[:, None]
+    noise = torch.randn(900, 1, 2, generator=torch.Generator().manual_seed(0))
+    tokens = 2.0 * (code[:, :, None] - 1) + 0.3 * noise
+    trunk = DiT(1, 2, n_levels=[3], width=8, n_blocks=1)
+    values = [Values(none, none, number, none)]
+    denoiser = ResidualDenoiser(trunk, (1, 2), LinearFlow(), residuals=residuals, values=values)
+    denoiser.fit(tokens, code)
+    last = Context(torch.full((1000, 1), 2))
+    noise = torch.randn(1000, 1, 2, generator=torch.Generator().manual_seed(1))
+    cells = solve(lambda x, t: denoiser.without_network(x, t, last), noise, n_steps=30)
+    assert cells.std(dim=0).max() < 0.45
+    assert (cells.mean(dim=0) - 2).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("residuals", ["gaussian", "mixture"])
+def test_tokens_depend_on_library_size_within_a_type_as_they_do_in_training(residuals):
+    """Types differ in depth: what depth does among types is not what it does within one."""
+    rng = np.random.default_rng(0)
+    code = (torch.arange(1000) % 8)[:, None]
+    within = torch.from_numpy(0.5 * rng.standard_normal(1000)).float()
+    size = torch.linspace(-2, 2, 8)[code[:, 0]] + within
+    scale = size.std()
+    size = (size - size.mean()) / scale
+    places = torch.from_numpy(rng.standard_normal((8, 1, 4))).float()
+    tokens = (
+        places[code[:, 0]] + within[:, None, None] + torch.from_numpy(0.3 * rng.standard_normal((1000, 1, 4))).float()
+    )
+    denoiser = ResidualDenoiser(DiT(1, 4, n_levels=[8], width=8, n_blocks=1), (1, 4), LinearFlow(), residuals=residuals)
+    denoiser.fit(tokens, code, size)
+    noise = torch.randn(400, 1, 4, generator=torch.Generator().manual_seed(1))
+    of_size = []
+    for s in (-1.5, -0.5):  # of the first type, which has the shallowest cells
+        context = Context(torch.zeros(400, 1, dtype=torch.int64), torch.full((400,), s))
+        of_size.append(solve(lambda x, t, c=context: denoiser.without_network(x, t, c), noise, n_steps=30).mean(dim=0))
+    slope = (of_size[1] - of_size[0]).mean()
+    assert slope == pytest.approx(float(scale), rel=0.15)  # the tokens go with the size
+
+
+@pytest.mark.parametrize("n_components", [0, -1, 1.5, 5])
+def test_numbers_of_components_that_there_cannot_be_are_refused(n_components):
+    with pytest.raises(ValueError, match=rf"n_components={n_components} must be a whole number from 1 to 4"):
+        fit_mixture(torch.randn(4, 2, dtype=torch.float64), n_components=n_components)
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,11 @@ def fit_mixture(
     Mixture
         Of float64.
 
+    Raises
+    ------
+    ValueError
+        If there are no cells, or ``n_components`` is no whole number from 1 to their number.
+
     Examples
     --------
     >>> import torch
@@ -101,6 +106,12 @@ def fit_mixture(
     >>> len(fit_mixture(torch.randn(500, 3, dtype=torch.float64)).means)  # nothing says that there are more
     1
     """
+    if not len(x):
+        raise ValueError("x has no cells: a mixture cannot be fitted.")
+    if n_components is not None and n_components not in range(1, len(x) + 1):
+        raise ValueError(
+            f"n_components={n_components!r} must be a whole number from 1 to {len(x)}, the number of cells."
+        )
     group = torch.zeros(len(x), dtype=torch.int64) if group is None else group
     n_groups = int(group.max()) + 1
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x))[:MOST_CELLS])
@@ -116,7 +127,7 @@ def _n_components(x: Tensor, group: Tensor, n_groups: int, min_variance: float, 
     x, group = x[:MOST_TO_CHOOSE], group[:MOST_TO_CHOOSE]
     fold = torch.arange(len(x)) % FOLDS
     best, n_best, n = -math.inf, 1, 1
-    while n <= min(MOST_COMPONENTS, len(x) // 2):
+    while n <= min(MOST_COMPONENTS, len(x) // (2 * FOLDS)):  # no fold is empty
         likelihood = 0.0
         for k in range(FOLDS):
             known = fold != k

@@ -18,16 +18,16 @@ from ._mixture import fit_mixture
 class MixtureVelocity(nn.Module):
     r"""Velocity that turns noise into cells of a mixture of Gaussians, in closed form.
 
-    .. math:: g(u, t, c, s) = \sum_k p_t(k | u, c, s) \left(\dot a_t \mu_k(s) + U_k \, \mathrm{diag}\left(\frac{
-              \dot a_t a_t \lambda_{ki} + \dot s_t s_t}{a_t^2 \lambda_{ki} + s_t^2}\right) U_k^\top (u - a_t \mu_k(s))
-              \right), \qquad p_t(k | u, c, s) \propto \pi_{ck} \, N(s; \nu_k, \tau_k^2) \,
-              N(u; a_t \mu_k(s), a_t^2 C_k + s_t^2 I),
+    .. math:: g(u, t, c) = \sum_k p_t(k | u, c) \left(\dot a_t \mu_k + U_k \, \mathrm{diag}\left(\frac{
+              \dot a_t a_t \lambda_{ki} + \dot s_t s_t}{a_t^2 \lambda_{ki} + s_t^2}\right) U_k^\top (u - a_t \mu_k)
+              \right), \qquad p_t(k | u, c) \propto \pi_{ck} \, N(u; a_t \mu_k, a_t^2 C_k + s_t^2 I),
 
-    with u the noisy tokens less the mean of their conditions. Components, of tokens and library size together, are
-    shared by all combinations of conditions, which differ in their frequencies
-    (:func:`~sclatent.baseline.fit_mixture`); a combination that was not seen has those of all cells. Cells whose
-    conditions are all null have a mixture of their own. It is the exact velocity of such cells (Wang & Vastola 2024,
-    arXiv 2412.09726), and a network that is added to it begins where the mixture ends.
+    with u the noisy tokens less the mean of their conditions and library size. Components are shared by all
+    combinations of conditions, which differ in their frequencies (:func:`~sclatent.baseline.fit_mixture`); a
+    combination that was not seen has those of all cells. Cells whose conditions are all null have a mixture of their
+    own, of tokens and library size together: given the size, components have other means and frequencies. It is the
+    exact velocity of such cells (Wang & Vastola 2024, arXiv 2412.09726), and a network that is added to it begins where
+    the mixture ends. Guidance above 1 is not bounded, as it is with :class:`GaussianVelocity`.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class MixtureVelocity(nn.Module):
         self.of_all.fit((tokens - null_means).flatten(1), size, None, noise_level)
         if known.any():
             seen, group = torch.unique(codes[known], dim=0, return_inverse=True)
-            self.around_mean.fit((tokens - means)[known].flatten(1), size[known], group, noise_level)
+            self.around_mean.fit((tokens - means)[known].flatten(1), torch.zeros(len(group)), group, noise_level)
             self.entry.fit_combinations(seen, torch.arange(1.0, 1 + len(seen)))
 
     def forward(self, u: Tensor, t: Tensor, context: Context) -> Tensor:
@@ -84,14 +84,15 @@ class MixtureVelocity(nn.Module):
         context
             What the cells are conditioned on.
         """
-        size = torch.zeros_like(t) if context.size is None else context.size
+        no_size = torch.zeros_like(t)
+        size = no_size if context.size is None else context.size
         is_null = (context.codes == NULL).all(dim=1)
         v = torch.empty_like(u)
-        for part, cells in ((self.of_all, is_null), (self.around_mean, ~is_null)):
+        for part, cells, s in ((self.of_all, is_null, size), (self.around_mean, ~is_null, no_size)):
             if cells.any():
                 entry = self.entry.of(context.codes[cells]).long()
                 x = u[cells].flatten(1)
-                v[cells] = part(x, t[cells], size[cells], entry, self.process).view(-1, *u.shape[1:])
+                v[cells] = part(x, t[cells], s[cells], entry, self.process).view(-1, *u.shape[1:])
         return v
 
 

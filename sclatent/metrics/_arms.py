@@ -117,8 +117,7 @@ class Arm:
     change: np.ndarray
     """Change over control of the mean of all cells, (genes,)."""
     noise: np.ndarray
-    """Sampling variance of that mean, without that of the control mean, (genes,); 0 for a change that is none of cells.
-    """
+    """Sampling variance of that mean, without that of ``control``, (genes,); 0 for a change that is none of cells."""
     n: int
     """How many cells that mean is of; 0 for a change that is none of cells."""
     cells: np.ndarray
@@ -166,10 +165,15 @@ class Arms:
         de = differentially_expressed(values, self._control)
         return Arm(mean - self.control.mean, noise, n, self.space.transform(values), de, self.control)
 
-    def of_change(self, change: np.ndarray) -> Arm:
-        """Arm of control cells moved by a change; all genes count as differentially expressed, or none without any."""
+    def of_change(self, change: np.ndarray, noise: np.ndarray | None = None, is_over_control: bool = False) -> Arm:
+        """Arm of control cells moved by a change; all genes count as differentially expressed, or none without any.
+
+        The noise of the control cells of the group is in the change if it ``is_over_control``.
+        """
         points = self.space.transform(self._to_move + change)
-        return Arm(change, np.zeros(len(change)), 0, points, np.full(len(change), change.any()), None)
+        noise = np.zeros(len(change)) if noise is None else noise
+        is_de = np.full(len(change), change.any())
+        return Arm(change, noise, 0, points, is_de, self.control if is_over_control else None)
 
     def of_prediction(self, prediction: Source, group: Hashable, rng: np.random.Generator) -> Arm:
         """Arm of predicted cells, the same ones whichever predictions stand beside them, or of a predicted change."""

@@ -95,12 +95,13 @@ def slope_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
     Least squares through the origin, with the sampling noise of the real change taken out of its sum of squares
     (errors in variables, by the method of moments):
 
-    .. math:: \hat\beta = \frac{\sum_g \Delta_g \hat\Delta_g}{\sum_g (\Delta_g^2 - \sigma_g^2)}
+    .. math:: \hat\beta = \frac{\sum_g (\Delta_g \hat\Delta_g - \tau_g^2)}{\sum_g (\Delta_g^2 - \sigma_g^2 - \tau_g^2)}
 
-    with the real change :math:`\Delta_g` of gene g and its sampling variance :math:`\sigma_g^2`, that of the mean of
-    the real cells. A change that is given as such does not share the noise of the control cells, and their sampling
-    variance is in :math:`\sigma_g^2`, too. Without this a perfect prediction would seem attenuated, the more the fewer
-    the cells.
+    with the real change :math:`\Delta_g` of gene g and the sampling variances :math:`\sigma_g^2` of the mean of the
+    real cells and :math:`\tau_g^2` of that of the control cells. Without the latter in the numerator, the noise that
+    both changes share would hide attenuation; without those in the denominator, a perfect prediction would seem
+    attenuated. A change that is given as such does not share the noise of the control cells, and nothing is taken out
+    of the numerator. Give cells that were made from the control cells, counterfactuals, as their change.
 
     Parameters
     ----------
@@ -131,10 +132,10 @@ def slope_of_change(real: Cells, predicted: Cells, control: Cells) -> float:
     True
     """
     of_real, of_control = _profiles(real, control, "real")
-    change = of_real.mean - of_control.mean
+    change, noise = of_real.mean - of_control.mean, of_real.noise + of_control.noise
     if isinstance(predicted, np.ndarray) and predicted.ndim == 1:
-        return slope(change, predicted, of_real.noise + of_control.noise)
-    return slope(change, change_of(predicted, control, "predicted"), of_real.noise)
+        return slope(change, predicted, noise)
+    return slope(change, change_of(predicted, control, "predicted"), noise, of_control.noise)
 
 
 def top_responding(change: np.ndarray, n_genes: int) -> np.ndarray:
@@ -170,7 +171,7 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def slope(change: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float:
+def slope(change: np.ndarray, predicted: np.ndarray, noise: np.ndarray, shared: np.ndarray | None = None) -> float:
     """Slope of the predicted on the real change, as of :func:`slope_of_change`.
 
     Parameters
@@ -178,7 +179,9 @@ def slope(change: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float
     change, predicted
         Real and predicted change, (genes,).
     noise
-        Sampling variance of the real change that the predicted one does not share, (genes,).
+        Sampling variance of the real change, that of the control cells with it, (genes,).
+    shared
+        The part of it that the predicted change shares; by default none.
 
     Returns
     -------
@@ -186,7 +189,7 @@ def slope(change: np.ndarray, predicted: np.ndarray, noise: np.ndarray) -> float
         The slope; NaN where there is no more than noise.
     """
     signal = change @ change - noise.sum()
-    return float(change @ predicted / signal) if signal > 0 else np.nan
+    return float((change @ predicted - (0.0 if shared is None else shared.sum())) / signal) if signal > 0 else np.nan
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

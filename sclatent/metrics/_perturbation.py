@@ -111,16 +111,18 @@ def evaluate_perturbation(
           is constant. ``pearson_top20`` ...: over the genes with the largest absolute real change; where these all
           change in one direction and by as much, little is left to correlate, as the ceiling shows. The real change and
           that of predicted cells share their control cells, whose sampling noise correlates: with few control cells or
-          weak effects these correlations are too high, also those of "cell mean" and the ceiling. "mean shift" and
-          predictions that are a change do not share it, and are compared with them at a disadvantage. A warning names
-          the groups in which this noise is more than 5 % of the mean square of the real change, and the correlation by
-          chance, which is the root of this share; ``disjoint_controls`` is without it.
+          weak effects these correlations are too high, also those of "cell mean", the ceiling, and "mean shift" among
+          treatments of one context. Predictions that are a change, and floors of other contexts, do not share it, and
+          are compared with them at a disadvantage. A warning names the groups in which this noise is more than 5 % of
+          the mean square of the real change, and the correlation by chance, which is the root of this share;
+          ``disjoint_controls`` is without it.
         - ``slope``: of the predicted on the real change, as of :func:`slope_of_change`: at 1 responses are as large as
           the real ones, below 1 they are attenuated, above 1 too large, which is no better. Noisy with weak effects.
         - ``mse``: mean squared error of the change, over genes. ``mse_unbiased``: the same without sampling noise, less
           the analytic variances of the means (of each gene over cells, divided by their number) of real and predicted
           cells, and of control cells where the two changes do not share them: 0 in expectation where these are of one
-          distribution, however few they are.
+          distribution, however few they are. The noise of "linear shift" and of a change that is given is not known,
+          and is left in.
         - ``energy``, ``mmd2``: distance of predicted from real cells, :func:`energy_distance` and :func:`mmd2` in
           principal components. A prediction that is only a change moves control cells by it.
         - ``direction``: share of the differentially expressed genes that are predicted to change in the right

@@ -53,13 +53,16 @@ def floors_of(
 
     floors[CELL_MEAN] = cell_mean(others)
     changes = np.array([profiles[g].mean - controls.profile(g).mean for g in others])
-    floors[MEAN_SHIFT] = arms.of_change(changes.mean(axis=0))
+    # of one context, all changes are over the control cells of the group
+    is_shared = not of_treatment and bool(of_context)
+    noise = np.array([profiles[g].noise + (0.0 if is_shared else controls.profile(g).noise) for g in others])
+    floors[MEAN_SHIFT] = arms.of_change(changes.mean(axis=0), noise.mean(axis=0) / len(others), is_shared)
     if of_treatment:  # in other contexts
         control_means = np.array([controls.profile(g).mean for g in of_treatment])
         floors[LINEAR_SHIFT] = arms.of_change(ridge_shift(control_means, changes, arms.control.mean))
         nearest = np.square(control_means - arms.control.mean).sum(axis=1).argmin()
         floors[NEAREST_GROUP] = cell_mean([of_treatment[nearest]])
-        floors[NEAREST_SHIFT] = arms.of_change(changes[nearest])
+        floors[NEAREST_SHIFT] = arms.of_change(changes[nearest], noise[nearest])
         if of_context:
             floors[CONTEXT_MEAN] = cell_mean(of_context)
     return floors

@@ -64,7 +64,9 @@ def metrics_of(
             genes = top_responding(change, n)
             values[f"{name}_top{n}"] = correlation(change[genes], predicted_change[genes])
     noise, predicted_noise = noise_apart(real, predicted)
-    values["slope"] = slope(change, predicted_change, noise)
+    of_control = np.zeros_like(change) if real.control is None else real.control.noise
+    shared = of_control if predicted.control is real.control else None
+    values["slope"] = slope(change, predicted_change, real.noise + of_control, shared)
     values["mse"] = float(np.mean((change - predicted_change) ** 2))
     values["mse_unbiased"] = values["mse"] - float(np.mean(noise + predicted_noise))
     values["energy"] = energy_distance(real.cells, predicted.cells)

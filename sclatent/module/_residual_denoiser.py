@@ -72,7 +72,7 @@ class ResidualDenoiser(nn.Module):
         self.mean = ConditionMean(trunk.n_levels, *shape, kind=baseline, of=of)
         # there are too many combinations of numbers for a distribution each
         self.of_residuals = [k for k in range(len(trunk.n_levels)) if values is None or not values[k].is_number]
-        n_levels = [trunk.n_levels[k] for k in self.of_residuals]
+        n_levels = [*(trunk.n_levels[k] for k in self.of_residuals), 1]  # the last says that there are any conditions
         self.residuals: GaussianVelocity | MixtureVelocity | None = None
         if baseline != "none" and residuals != "noise":
             velocity = MixtureVelocity if residuals == "mixture" else GaussianVelocity
@@ -112,8 +112,8 @@ class ResidualDenoiser(nn.Module):
         if not self.has_baseline:
             return
         context = self._with_values(Context(codes, torch.zeros(len(codes)) if size is None else size))
-        # components of a mixture depend on library size, each in its own way
-        has_slopes = isinstance(self.residuals, MixtureVelocity)
+        # without conditions, components of a mixture depend on library size, each in its own way
+        has_slopes = isinstance(self.residuals, MixtureVelocity) and not self.n_levels
         self.mean.fit(tokens, codes, None if has_slopes else size, context.values)
         if self.residuals is not None:
             means = self.mean(context), self.mean(context.without())
@@ -173,6 +173,11 @@ class ResidualDenoiser(nn.Module):
         return u, of_mean + self.residuals(u, t, self._of_residuals(context))
 
     def _of_residuals(self, context: Context) -> Context:
-        """The same context with those keys alone that residuals depend on."""
-        pushed_to = None if context.pushed_to is None else context.pushed_to[:, self.of_residuals]
-        return Context(context.codes[:, self.of_residuals], context.size, pushed_to)
+        """The same context with those keys alone that residuals depend on, and whether any condition is given."""
+
+        def keys_of(codes: Tensor) -> Tensor:
+            given = torch.where((codes != NULL).any(dim=1, keepdim=True), 0, NULL)
+            return torch.cat([codes[:, self.of_residuals], given], dim=1)
+
+        pushed_to = None if context.pushed_to is None else keys_of(context.pushed_to)
+        return Context(keys_of(context.codes), context.size, pushed_to)

@@ -343,7 +343,9 @@ class CountModel(LatentDiffusionModel):
             libraries.append(self.domain.library_of(self.module, batch))
             expected = libraries[-1][:, None] * self.domain.share(self.module, batch)
             blocks.append(self.domain.draw(self.module, expected, seed, cells))
-        return self.domain.collect(blocks, self._obs_of(origin, rows.cells), np.concatenate(libraries))
+        result = self.domain.collect(blocks, self._obs_of(origin, rows.cells), np.concatenate(libraries))
+        result.uns["sclatent"] = self._provenance("posterior_predictive_sample", seed=seed)
+        return result
 
     def _genes_of(self, gene_list: Sequence[str] | str | None) -> pd.Index:
         """Names of genes that were asked for; raises if the model does not know one."""
