@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help='data sets to run, such as "pbmc3k" or "kang, control"')
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--guidance", type=float, nargs="*", default=[], help="further rows with these weights")
-    parser.add_argument("--baselines", nargs="+", default=["mixed"], help="of SCLDM, the main one first")
+    parser.add_argument("--baselines", nargs="+", help="of SCLDM, the main one first (default: that of the model)")
     parser.add_argument("--residuals", nargs="+", default=["gaussian"], help="of SCLDM, the main one first")
     parser.add_argument("--unconditional", action="store_true", help="leave the cell type out; without scVI")
     parser.add_argument("--poolings", nargs="+", default=["linear"], help="of SCLDM, the main one first")
@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--progress", action="store_true", help="show progress of training and evaluation")
     parser.add_argument("--json", default="generation.json", help="name of the file in benchmarks/results/")
     arguments = parser.parse_args()
+    arguments.baselines = arguments.baselines or ["none" if arguments.unconditional else "mixed"]
     quiet()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     around = environment()
