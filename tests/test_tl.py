@@ -175,7 +175,7 @@ def test_a_probe_reads_what_a_model_of_counts_has_learned():
     np.testing.assert_allclose(one, several, atol=1e-4)
     table = tl.probe(model, adata, "cell_type", [0.0, 1.0])
     clean, noise = table["accuracy"]
-    assert clean > 0.75 > 0.65 > noise  # three standard errors from what noise can reach
+    assert clean > 0.85 > 0.8 > noise  # three standard errors from what library size alone can reach, 0.66
     assert (table["features"] > 0.8).all()
 
 
