@@ -103,8 +103,7 @@ class GaussianVelocity(nn.Module):
         """
         codes = context.codes
         z, deviations = ((tokens - m).flatten(1).double() for m in (null_means, means))
-        known = (codes != NULL).all(dim=1) if codes.shape[1] else torch.zeros(len(codes), dtype=torch.bool)
-        seen, group = torch.unique(codes[known], dim=0, return_inverse=True) if known.any() else (codes[:0], None)
+        known, seen, group = seen_combinations(codes)
         n_entries = 3 + 2 * len(seen)
         rank = max(1, min(self.max_rank, self.dim, MAX_ENTRIES // self.dim, math.isqrt(MAX_ENTRIES // n_entries)))
         self.components = self.components[:0]
@@ -190,6 +189,17 @@ class GaussianVelocity(nn.Module):
         entries = state_dict.get(f"{prefix}entry.interactions")
         if entries is not None and not entries.is_meta and not ((entries >= 0) & (entries <= n_entries // 2)).all():
             errors.append(f"{prefix}entries must be covariances that there are.")
+
+
+def seen_combinations(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which cells lack no condition, the combinations of these, and the number of the combination of each of them.
+
+    ``codes`` are (cells, n_keys). Without any key no cell has a combination.
+    """
+    known = (codes != NULL).all(dim=1) if codes.shape[1] else torch.zeros(len(codes), dtype=torch.bool)
+    if not known.any():
+        return known, codes[:0], codes.new_zeros(0)
+    return known, *torch.unique(codes[known], dim=0, return_inverse=True)
 
 
 def shrink_covariances(products: Tensor, n: Tensor, prior: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sclatent.diffusion import Process
 from sclatent.nn import NULL, CombinationTable, Context
 
-from ._gaussian import MIN_VARIANCE
+from ._gaussian import MIN_VARIANCE, seen_combinations
 from ._mixture import fit_mixture
 
 
@@ -64,11 +64,10 @@ class MixtureVelocity(nn.Module):
         self, tokens: Tensor, context: Context, means: Tensor, null_means: Tensor, noise_level: float = 0.0
     ) -> None:
         """Fit both mixtures to the tokens of all cells; arguments as in :meth:`GaussianVelocity.fit`."""
-        codes, size = context.codes, torch.zeros(len(tokens)) if context.size is None else context.size
-        known = (codes != NULL).all(dim=1) if codes.shape[1] else torch.zeros(len(codes), dtype=torch.bool)
+        size = torch.zeros(len(tokens)) if context.size is None else context.size
+        known, seen, group = seen_combinations(context.codes)
         self.of_all.fit((tokens - null_means).flatten(1), size, None, noise_level)
-        if known.any():
-            seen, group = torch.unique(codes[known], dim=0, return_inverse=True)
+        if len(seen):
             self.around_mean.fit((tokens - means)[known].flatten(1), torch.zeros(len(group)), group, noise_level)
             self.entry.fit_combinations(seen, torch.arange(1.0, 1 + len(seen)))
 
