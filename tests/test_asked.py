@@ -127,7 +127,8 @@ def test_numbers_outside_of_the_measured_range_give_a_warning(number, levels, in
 def test_a_set_that_is_larger_than_all_measured_ones_is_compared_with_none(of_sets):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        of_sets.sample(2, "A+B+C", progress_bar=False)
+        made = of_sets.sample(2, "A+B+C", progress_bar=False)
+    assert not np.any(made.uns["sclatent"]["is_mean_of_others"])
 
 
 def test_a_pair_at_a_dose_of_0_is_not_said_to_be_like_the_others():

@@ -291,7 +291,9 @@ def test_a_whole_number_of_numpy_is_a_seed(new, seed):
 
 @each_model
 def test_any_seed_of_at_least_0_will_do(new, cls):
-    new(cls).train(1, seed=2**62, **QUIET)
+    model = new(cls)
+    model.train(1, seed=2**62, **QUIET)
+    assert model.trained_stages == set(model.STAGES)
 
 
 @each_model

@@ -100,8 +100,9 @@ def test_labels_may_be_missing_without_a_word(model):
     adata = renamed(embeddings(), "type")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        model.predict(adata)
-        model.counterfactual(adata, {"type": "B"}, n_steps=1, progress_bar=False)
+        predicted = model.predict(adata)
+        moved = model.counterfactual(adata, {"type": "B"}, n_steps=1, progress_bar=False)
+    assert len(predicted) == moved.n_obs == adata.n_obs
 
 
 def test_a_level_without_training_cells_is_told_of_where_train_was_called():
