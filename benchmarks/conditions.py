@@ -31,7 +31,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
-from _common import environment, profile, quiet, write_json
+from _common import parse, profile, save
 from anndata import AnnData
 from scipy.optimize import curve_fit
 
@@ -42,10 +42,15 @@ from sclatent.nn import Values
 
 N_GENES, N_CELLS, DEPTH = 100, 100, 2000
 N_HELD_OUT_CELLS = 2000  # the truth is simulated, so that its noise can be small
+SUM, BETWEEN = "sum of the single effects", "mean of the neighbouring doses"  # floors
+BETTER = {
+    **dict.fromkeys(["beyond the mean", "discrimination", "pearson", "ec50 found"], "higher"),
+    **dict.fromkeys(["mse", "seconds", "peak memory, GB"], "lower"),
+}
 DOSES, HELD_OUT_DOSES = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0], [1.0, 10.0]
 
 
-def replogle(path: Path, features_path: Path, seed: int) -> dict[str, float]:
+def replogle(path: Path, features_path: Path, seed: int) -> pd.DataFrame:
     adata, genes = ad.read_h5ad(path), ad.read_h5ad(features_path)
     name = adata.obs["perturbation"].astype(str)
     known = name.isin(genes.obs_names).to_numpy()
@@ -59,7 +64,8 @@ def replogle(path: Path, features_path: Path, seed: int) -> dict[str, float]:
     predicted, mean = model.predict(np.arange(n, len(y))[:, None], values), y[train].mean(axis=0)
     alike = np.corrcoef(predicted - mean, y[held_out] - mean)[: len(held_out), len(held_out) :]
     own = np.diag(alike)
-    return {"beyond the mean": own.mean(), "discrimination": ((alike < own[:, None]).sum(1) / (len(own) - 1)).mean()}
+    figures = {"beyond the mean": own.mean(), "discrimination": ((alike < own[:, None]).sum(1) / (len(own) - 1)).mean()}
+    return pd.DataFrame([{"condition": "all", "source": "mixed model", "kind": "generated", **figures}])
 
 
 class Truth:
@@ -121,18 +127,23 @@ def pairs(seed: int, epochs: int | None, network: bool) -> pd.DataFrame:
         for level in held_out:
             real = profile(truth.cells(effects[level], N_HELD_OUT_CELLS, 998))
             found = both(model, level, "control", real, base, seed, network)
-            found["sum of the single effects"] = sum(measured[member] for member in level.split("+"))
-            for row in rows_of(found, "sum of the single effects"):
-                error = np.square(found[row] - found["truth"]).mean()
-                r = np.corrcoef(found[row], found["truth"])[0, 1]
-                rows.append(
-                    {"row": row, "level": level, "pearson": r, "squared error": error, "within": found["within"]}
-                )
+            found[SUM] = sum(measured[member] for member in level.split("+"))
+            rows += [
+                {**row, "pearson": np.corrcoef(found[row["source"]], found["truth"])[0, 1]}
+                for row in rows_of(found, SUM, f"{level}, without {gene}")
+            ]
     return pd.DataFrame(rows)
 
 
-def rows_of(found: dict[str, Any], floor: str) -> list[str]:
-    return [row for row in ("predict_profile", "sample", floor) if row in found]
+def rows_of(found: dict[str, Any], floor: str, condition: str) -> list[dict[str, Any]]:
+    """Rows of what was found: squared errors, and of the prediction the share of genes in the interval."""
+    rows = []
+    for source in ("predict_profile", "sample", floor):
+        if source in found:
+            kind = "floor" if source == floor else "generated"
+            error = np.square(found[source] - found["truth"]).mean()
+            rows.append({"condition": condition, "source": source, "kind": kind, "mse": error})
+    return [{**rows[0], "within 90 %": found["within"]}, *rows[1:]]
 
 
 def hill(dose: np.ndarray, most: float, half: float, slope: float) -> np.ndarray:
@@ -164,18 +175,17 @@ def doses(seed: int, epochs: int | None, network: bool) -> pd.DataFrame:
             found = both(model, {"drug": drug, "dose": dose}, control, real, base, seed, network)
             neighbours = [DOSES[DOSES.index(dose) + step] for step in (-1, 1)]
             between = [profile(counts[measured.index((drug, x))]) for x in neighbours]
-            found["mean of the neighbouring doses"] = np.mean(between, axis=0) - profile(counts[0])
-            for row in rows_of(found, "mean of the neighbouring doses"):
-                error = np.square(found[row] - found["truth"]).mean()
-                rows.append(
-                    {"row": row, "level": f"{drug}, {dose:g}", "squared error": error, "within": found["within"]}
-                )
+            found[BETWEEN] = np.mean(between, axis=0) - profile(counts[0])
+            rows += rows_of(found, BETWEEN, f"{drug}, {dose:g}")
         grid = np.geomspace(0.05, 100, 40)
         own = model.predict_profile(control)["mean"].to_numpy()
         change = np.array([model.predict_profile({"drug": drug, "dose": x})["mean"].to_numpy() - own for x in grid])
         along = change @ change[-1] / (change[-1] @ change[-1])
         (_, found_half, _), _ = curve_fit(hill, grid, along, p0=(1.0, 5.0, 1.0), bounds=([0.1, 0.01, 0.2], [5, 500, 6]))
-        rows.append({"row": "predict_profile", "level": f"{drug}, EC50", "ec50 ratio": found_half / half[drug]})
+        ratio = found_half / half[drug]
+        near = float(abs(np.log(ratio)) < np.log(1.5))
+        about = {"condition": f"{drug}, EC50", "source": "predict_profile", "kind": "generated"}
+        rows.append({**about, "ec50 ratio": ratio, "ec50 found": near})
     return pd.DataFrame(rows)
 
 
@@ -201,8 +211,16 @@ def fit_times() -> pd.DataFrame:
         start = time.perf_counter()
         MixedModel([n_types, n], 128).fit(codes, np.full(len(codes), 50.0), y, noise=1.0, values=values)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        rows.append({"combinations": name, "seconds": time.perf_counter() - start, "peak memory, GB": memory})
-    return pd.DataFrame(rows).set_index("combinations")
+        rows.append({"condition": name, "seconds": time.perf_counter() - start, "peak memory, GB": memory})
+    return pd.DataFrame(rows).assign(source="mixed model", kind="model")
+
+
+def run(name: str, seed: int, arguments: argparse.Namespace) -> pd.DataFrame:
+    if name == "replogle":
+        return replogle(arguments.replogle, arguments.features, seed)
+    if name == "fit":
+        return fit_times()
+    return {"pairs": pairs, "doses": doses}[name](seed, arguments.epochs, not arguments.without_network)
 
 
 def main() -> None:
@@ -212,40 +230,33 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=["replogle", "pairs", "doses", "fit"], default=["replogle", "pairs", "doses"]
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of pairs and doses")
     parser.add_argument("--epochs", type=int, help="of each stage (default: by the number of cells)")
     parser.add_argument("--without-network", action="store_true", help="train nothing, and sample no cells")
-    parser.add_argument("--json", default="conditions.json", help="name of the file in benchmarks/results/")
-    arguments = parser.parse_args()
-    quiet()
+    arguments = parse(parser, "conditions")
     if arguments.without_network:
         arguments.epochs = 1  # of networks that are not evaluated
-    print(environment())
-    results: dict[str, Any] = {}
-    if "replogle" in arguments.only and arguments.replogle and arguments.features:
-        table = pd.DataFrame([replogle(arguments.replogle, arguments.features, seed) for seed in range(5)])
-        print(
-            f"\nunseen knock-downs, five draws\n{table.round(3).to_string()}\nmean\n{table.mean().round(3).to_string()}"
-        )
-        results["replogle"] = table.to_dict("records")
-    if "fit" in arguments.only:
-        table = fit_times()
-        print(f"\nfit of the mixed model (aimed at: 60 s, 2 GB)\n{table.round(2).to_string()}")
-        results["fit"] = table.reset_index().to_dict("records")
-    for name, run in (("pairs", pairs), ("doses", doses)):
-        if name not in arguments.only:
+    for name in arguments.only:
+        if name == "replogle" and not (arguments.replogle and arguments.features):
+            print("replogle: left out (no --replogle and --features)")
             continue
-        table = pd.concat(
-            [run(seed, arguments.epochs, not arguments.without_network).assign(seed=seed) for seed in arguments.seeds]
-        )
-        numbers = [column for column in ("pearson", "squared error", "within") if column in table]
-        print(f"\n{name}\n{table.groupby('row', sort=False)[numbers].mean().round(4).to_string()}")
-        if "ec50 ratio" in table:
-            ratio = table["ec50 ratio"].dropna()
-            near = (np.abs(np.log(ratio)) < np.log(1.5)).mean()
-            print(f"EC50 within a factor of 1.5 of the true one: {near:.0%} of {len(ratio)} drugs (aimed at: 90 %)")
-        results[name] = table.to_dict("records")
-    write_json(arguments.json, {"settings": {k: str(v) for k, v in vars(arguments).items()}, "results": results})
+        tables: list[pd.DataFrame] = []
+        for seed in {"replogle": range(5), "fit": [0]}.get(name, arguments.seeds):
+            tables.append(run(name, seed, arguments).assign(dataset=name, seed=seed))
+            path = save(pd.concat(tables, ignore_index=True), arguments, name, BETTER)
+        show(name, pd.concat(tables))
+        print(path)
+
+
+def show(name: str, table: pd.DataFrame) -> None:
+    """Print means over seeds and what was held out, and the fit by itself."""
+    by = "condition" if name == "fit" else "source"
+    mean = table.groupby(by, sort=False).mean(numeric_only=True).drop(columns="seed")
+    print(f"\n{name}, mean over {table['seed'].nunique()} seeds\n{mean.round(4).to_string()}")
+    if name == "doses":
+        print(f"EC50 within a factor of 1.5 of the true one: {table['ec50 found'].mean():.0%} (aimed at: 90 %)")
+    if name == "fit":
+        print("aimed at: 60 s, 2 GB")
 
 
 if __name__ == "__main__":

@@ -37,17 +37,7 @@ import pandas as pd
 import scanpy as sc
 import scvi
 import torch
-from _common import (
-    FOLDS,
-    RESULTS,
-    environment,
-    keep_threads,
-    quiet,
-    variable_genes,
-    with_autoencoder_of,
-    with_counts,
-    write_json,
-)
+from _common import FOLDS, keep_threads, parse, save, variable_genes, with_autoencoder_of, with_counts
 from anndata import AnnData, read_h5ad
 from scipy import sparse
 
@@ -179,6 +169,13 @@ def run(name: str, train: AnnData, held_out: AnnData, seed: int, arguments: argp
     return table.assign(seconds=table["source"].str.partition(",")[0].map(seconds))
 
 
+def kept(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what is kept in the file of results: means over types and all cells; which rows are real cells."""
+    is_real = table["source"].str.startswith(("training cells", "held-out cells"))
+    table = table.assign(kind=table["kind"].mask(is_real, "reference"))
+    return table[table["condition"].isin(["mean", "all"])]
+
+
 def targets(table: pd.DataFrame) -> None:
     """Print what was aimed at, for the mean over cell types and seeds, and whether it was met."""
     values = table[table["condition"] == "mean"].groupby(["source", "metric"])["value"].mean().unstack()
@@ -217,13 +214,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--without-scvi", action="store_true")
     parser.add_argument("--progress", action="store_true", help="show progress of training and evaluation")
-    parser.add_argument("--json", default="generation.json", help="name of the file in benchmarks/results/")
-    arguments = parser.parse_args()
+    arguments = parse(parser, "generation")
     arguments.baselines = arguments.baselines or ["none" if arguments.unconditional else "mixed"]
-    quiet()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    around = environment()
-    print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
 
     tables: list[pd.DataFrame] = []
     for name, train, held_out in datasets(arguments):
@@ -235,10 +228,7 @@ def main() -> None:
             took = tables[-1].groupby("source")["seconds"].first().dropna()
             print(f"seed {seed}: " + ", ".join(f"{k} {v:.0f} s" for k, v in took.items()), flush=True)
             everything = pd.concat(tables, ignore_index=True)  # after every seed: a long run may be cut short
-            settings = {k: v for k, v in vars(arguments).items() if k not in ("kang", "pbmc3k", "json")}
-            results = everything.astype(object).where(everything.notna(), None).to_dict("records")
-            path = write_json(arguments.json, {"environment": around, "settings": settings, "results": results})
-            everything.to_csv(RESULTS / Path(arguments.json).with_suffix(".csv"), index=False)
+            path = save(kept(everything), arguments)
         show(everything[everything["dataset"] == name])
     print(f"\n{path}")
 

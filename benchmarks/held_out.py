@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import RESULTS, environment, profile, quiet, variable_genes, with_counts, write_json
+from _common import parse, profile, save, variable_genes, with_counts
 from anndata import AnnData, read_h5ad
 
 from sclatent.conditions import Category, Number
@@ -80,8 +80,7 @@ class Fold:
         train, real = with_counts(train[:, genes]), with_counts(self.adata[self.held_out, genes])
         model = self._trained(train, seed, arguments)
         table = self.compare(model, train, real, seed)
-        where = {"question": self.question, "fold": self.name, "seed": seed}
-        return table.assign(**where, seconds=time.perf_counter() - start)
+        return table.assign(dataset=self.question, seed=seed, seconds=time.perf_counter() - start)
 
     def _trained(self, train: AnnData, seed: int, arguments: argparse.Namespace) -> SCLDM:
         """Train SCLDM, or load the model that an earlier run has kept."""
@@ -158,10 +157,10 @@ def compare_group(model: SCLDM, train: AnnData, real: AnnData, seed: int, keys: 
     }
     table = evaluate_perturbation(real, cells | changes, control, keys, seen, seed=seed, progress_bar=False)
     table = table[table["condition"] != "mean"]
-    columns = ["source", "kind", "metric", "value", "better", "n_real"]
+    columns = ["source", "kind", "metric", "value", "better"]
     interval = pd.DataFrame([within(model, target, real, WITHIN)])
-    group = ", ".join(target[key] for key in context)
-    return pd.concat([table[columns], interval]).assign(group=group, target=target["condition"])
+    what = {"group": ", ".join(target[key] for key in context), "condition": ", ".join(target.values())}
+    return pd.concat([table[columns], interval]).assign(**what)
 
 
 def compare_times(model: SCLDM, train: AnnData, real: AnnData, seed: int, low: float, high: float) -> pd.DataFrame:
@@ -194,7 +193,7 @@ def compare_times(model: SCLDM, train: AnnData, real: AnnData, seed: int, low: f
     splits = [np.array_split(rng.permutation(truth), 2) for _ in range(N_SPLITS)]
     ceiling = float(np.mean([energy_distance(*halves) for halves in splits]))
     records.append({"source": "real half", "kind": "ceiling", "metric": "energy", "value": ceiling})
-    table = pd.DataFrame(records).assign(better="lower", n_real=real.n_obs, group=f"{low}-{high}")
+    table = pd.DataFrame(records).assign(better="lower", condition=f"{low}-{high}")
 
     intervals = []
     for metric, columns, least in (
@@ -205,8 +204,8 @@ def compare_times(model: SCLDM, train: AnnData, real: AnnData, seed: int, low: f
             if len(some) >= least:
                 target = {"cell_type": some["cell_type"].iloc[0], "embryo_time": some["embryo_time"].mean()}
                 found = within(model, target, real[some.index], metric)
-                intervals.append({**found, "group": f"{target['cell_type']}, {target['embryo_time']:.0f}"})
-    return pd.concat([table, pd.DataFrame(intervals)]).assign(target=f"{low}-{high}")
+                intervals.append({**found, "condition": f"{target['cell_type']}, {target['embryo_time']:.0f}"})
+    return pd.concat([table, pd.DataFrame(intervals)]).assign(group=f"{low}-{high}")
 
 
 def nearest(cells: AnnData, asked: pd.DataFrame) -> AnnData:
@@ -226,7 +225,7 @@ def within(model: SCLDM, target: dict[str, Any], real: AnnData, metric: str) -> 
     error = np.abs(profile(real.X) - predicted["mean"].to_numpy())
     share = float(np.mean(error < 1.645 * predicted["sd"].to_numpy()))
     source = "SCLDM predict_profile, no network"
-    return {"source": source, "kind": "generated", "metric": metric, "value": share, "n_real": real.n_obs}
+    return {"source": source, "kind": "generated", "metric": metric, "value": share}
 
 
 def verdict(met: bool, text: str) -> None:
@@ -235,8 +234,8 @@ def verdict(met: bool, text: str) -> None:
 
 def show(question: str, table: pd.DataFrame) -> None:
     """Print the mean over what was held out, what there is of each part, and what was aimed at."""
-    kinds, unit = table.groupby("source", sort=False)["kind"].first(), ["group", "target"]
-    values = table.groupby(["metric", *unit, "source"], sort=False)["value"].mean()  # over seeds
+    kinds = table.groupby("source", sort=False)["kind"].first()
+    values = table.groupby(["metric", "group", "condition", "source"], sort=False)["value"].mean()  # over seeds
     compared = values.drop([WITHIN, WITHIN_AT_A_TIME], errors="ignore").unstack("source")
     order = [s for kind in ("generated", "floor", "ceiling") for s in kinds.index[kinds == kind] if s in compared]
     compared = compared[order]
@@ -286,9 +285,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, help="of each stage (default: by the number of cells)")
     parser.add_argument("--models", type=Path, help="folder of trained models, used if there, kept if not")
-    parser.add_argument("--json", default="held_out.json", help="name of the file in benchmarks/results/")
-    arguments = parser.parse_args()
-    quiet()
+    arguments = parse(parser, "held_out")
 
     paths = {question: getattr(arguments, question) for question in arguments.only if getattr(arguments, question)}
     if not paths:
@@ -299,8 +296,6 @@ def main() -> None:
         if unknown := set(arguments.folds) - set(names):
             raise SystemExit(f"--folds {sorted(unknown)}: the folds are {names}.")
         folds = [fold for fold in folds if fold.name in arguments.folds]
-    around = environment()
-    print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
 
     tables: list[pd.DataFrame] = []
     for seed in arguments.seeds:
@@ -312,11 +307,8 @@ def main() -> None:
             print(f"{fold.question}, {fold.name}, seed {seed}: {seconds:.0f} s; energy: {energy}", flush=True)
             # after every fold, so that a long run that is cut short leaves what it has
             table = pd.concat(tables, ignore_index=True)
-            settings = {k: v for k, v in vars(arguments).items() if k not in (*QUESTIONS, "json", "models")}
-            results = table.astype(object).where(table.notna(), None).to_dict("records")
-            path = write_json(arguments.json, {"environment": around, "settings": settings, "results": results})
-            table.to_csv(RESULTS / Path(arguments.json).with_suffix(".csv"), index=False)
-    for question, part in table.groupby("question", sort=False):
+            path = save(table, arguments)
+    for question, part in table.groupby("dataset", sort=False):
         show(question, part)
     print(f"\n{path}")
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import RESULTS, environment, quiet, write_json
+from _common import parse, save
 from anndata import AnnData
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -52,6 +52,10 @@ from sclatent.pp import turn_images
 MODELS = {cls.__name__: cls for cls in (DAED, JointDiffusion, JointLDM)}
 DATASETS = {"mitocheck": (mitocheck, "phenotype"), "blood": (blood_cells, "cell_type")}
 MIN_CELLS, MIN_CELLS_VALIDATION = 40, 20  # of a class that counts in generation
+BETTER = {
+    **dict.fromkeys(["precision", "recall", "recognised", "target_seen", "stays_closer", "accuracy"], "higher"),
+    **dict.fromkeys(["frechet", "error"], "lower"),
+}
 
 
 def thirds(adata: AnnData, key: str, random_state: int) -> tuple[AnnData, AnnData]:
@@ -132,7 +136,7 @@ def compare(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:
 def generation(
     model: Any, judge: Judge, train: AnnData, test: AnnData, arguments: argparse.Namespace, seed: int
 ) -> pd.DataFrame:
-    """Rows by class: the model, the floor and the ceiling."""
+    """Means over classes: the model, the floor and the ceiling."""
     key = judge.key
     enough = MIN_CELLS_VALIDATION if arguments.validation else MIN_CELLS
     counts = test.obs[key].value_counts()
@@ -143,19 +147,21 @@ def generation(
         real, seen = judge(test[test.obs[key] == label]), judge(train[train.obs[key] == label])
         half = rng.permutation(len(real))
         one, other = real[half[: len(real) // 2]], real[half[len(real) // 2 :]]
+        normal = rng.multivariate_normal(seen.mean(axis=0), np.cov(seen.T), len(real))
         pairs = {
-            "floor: a Gaussian a class": (real, rng.multivariate_normal(seen.mean(axis=0), np.cov(seen.T), len(real))),
-            "training cells": (real, seen[rng.permutation(len(seen))[: len(real)]]),
-            "ceiling: one real half to the other": (one, other),
+            ("a Gaussian a class", "floor"): (real, normal),
+            ("training cells", "reference"): (real, seen[rng.permutation(len(seen))[: len(real)]]),
+            ("real half", "ceiling"): (one, other),
         }
         for weight in arguments.guidance:
             cells = model.sample(len(real), label, weight, seed=seed, progress_bar=False)
             weight = cells.uns["sclatent"]["guidance_weight"]
-            pairs[f"{type(model).__name__}, guidance {weight:g}"] = real, judge(cells)
-        for row, (reference, cells) in pairs.items():
+            pairs[f"{type(model).__name__}, guidance {weight:g}", "generated"] = real, judge(cells)
+        for (source, kind), (reference, cells) in pairs.items():
             said = judge.classifier.predict(cells) == label
-            rows.append({"row": row, "label": label, **compare(reference, cells), "recognised": said.mean()})
-    return pd.DataFrame(rows)
+            figures = {**compare(reference, cells), "recognised": said.mean()}
+            rows.append({"condition": "mean", "source": source, "kind": kind, **figures})
+    return pd.DataFrame(rows).groupby(["condition", "source", "kind"], sort=False).mean().reset_index()
 
 
 def counterfactuals(
@@ -187,7 +193,8 @@ def counterfactuals(
             moved_by = np.linalg.norm(moved - at, axis=1)
             rows.append(
                 {
-                    "row": type(model).__name__, "noise_level": level, "guidance_weight": weight,
+                    "condition": f"noise {level:g}, weight {weight:g}", "source": type(model).__name__,
+                    "kind": "generated",
                     "target_seen": (judge.classifier.predict(moved) == target).mean(),
                     "model_sees_it": (model.predict(moved_cells) == target).mean() if has_head else np.nan,
                     "stays_closer": (moved_by < nearest).mean(), "moved_by": (moved_by / nearest).mean(), **real,
@@ -212,10 +219,14 @@ def steps(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, pd.D
     plain = fit(JointDiffusion, train, None, "image", arguments, seed)
     daed = fit(DAED, train, None, "image", arguments, seed)
     others = {"held out": test, "the other data set": both[other]}
+    error = tl.reconstruction_error(plain, train, others, seed=seed)
+    denoised = tl.denoising({"DAED": daed, "plain diffusion": plain}, others, seed=seed)
+    probe = tl.probe(plain, test, DATASETS[name][1], seed=seed)
+    by_level = [table["noise_level"].map("{:g}".format) for table in (error, probe)]
     return {
-        "error by noise level": tl.reconstruction_error(plain, train, others, seed=seed),
-        "denoising": tl.denoising({"DAED": daed, "plain diffusion": plain}, others, seed=seed),
-        "probe": tl.probe(plain, test, DATASETS[name][1], seed=seed),
+        "error": error.assign(condition=by_level[0], source=error["data_set"], kind="model"),
+        "denoising": denoised.assign(condition=denoised["data_set"], source=denoised["model"], kind="model"),
+        "probe": probe.assign(condition=by_level[1], source="linear probe", kind="model"),
     }
 
 
@@ -248,13 +259,11 @@ def main() -> None:
         "--validation", action="store_true", help="to choose settings: other cells than the held-out ones"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--json", default="images.json", help="name of the file in benchmarks/results/")
-    arguments = parser.parse_args()
+    arguments = parse(parser, "images")
+    if not (arguments.generation or arguments.counterfactuals or arguments.steps):
+        parser.error("nothing to do: give --generation, --counterfactuals or --steps")
     if arguments.turned and not arguments.images:
         parser.error("--turned turns images: give --images, too")
-    quiet()
-    around = environment(arguments.accelerator)
-    print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
 
     names = arguments.models or (list(MODELS) if arguments.images else ["JointLDM"])
     models = [(MODELS[name], "image" if arguments.images else None) for name in names]
@@ -271,29 +280,19 @@ def main() -> None:
                     tables["generation"] = generation(model, judge, train, test, arguments, seed)
                 if arguments.counterfactuals:
                     tables["counterfactuals"] = counterfactuals(model, judge, train, test, arguments, seed)
-                about = {"dataset": name, "space": obsm_key or "embedding", "seed": seed, "seconds": model.seconds}
+                about = {"dataset": f"{name}, {obsm_key or 'embedding'}", "seed": seed, "seconds": model.seconds}
                 for what, table in tables.items():
                     results.setdefault(what, []).append(table.assign(**about))
             if arguments.steps:
                 for what, table in steps(name, arguments, seed).items():
                     results.setdefault(what, []).append(table.assign(dataset=name, seed=seed))
         print(f"seed {seed} done", flush=True)
-        content = {what: pd.concat(tables).to_dict("records") for what, tables in results.items()}
-        settings = {key: value for key, value in vars(arguments).items() if key not in ("json", "keep")}
-        path = write_json(arguments.json, {"environment": around, "settings": settings, "results": content})
-    for what, tables in results.items():
+        paths = [save(pd.concat(tables), arguments, what, BETTER) for what, tables in results.items()]
+    for path, (what, tables) in zip(paths, results.items(), strict=True):
         table = pd.concat(tables)
-        numbers = table.select_dtypes("number").columns.drop("seed")
-        keys = [
-            k
-            for k in ("dataset", "space", "row", "model", "data_set", "noise_level", "guidance_weight")
-            if k in table and (k not in numbers or what != "generation")
-        ]
-        values = [c for c in numbers if c not in keys]
-        by_seed = table.groupby([*keys, "seed"], sort=False, observed=True)[values].mean()
-        mean = by_seed.groupby(level=keys, sort=False, observed=True).mean()
-        print(f"\n{what}, mean over {table['seed'].nunique()} seeds\n{mean.round(3).to_string()}")
-    print(f"\n{path}" if results else f"nothing to do: give --generation, --counterfactuals or --steps; {RESULTS}")
+        mean = table.groupby(["dataset", "condition", "source"], sort=False).mean(numeric_only=True)
+        print(f"\n{what}, mean over {table['seed'].nunique()} seeds\n{mean.drop(columns='seed').round(3).to_string()}")
+        print(f"\n{path}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from _common import FOLDS, RESULTS, environment, quiet, variable_genes, with_autoencoder_of, with_counts, write_json
+from _common import FOLDS, parse, save, variable_genes, with_autoencoder_of, with_counts
 from anndata import AnnData, read_h5ad
 
 from sclatent.datasets import glioblastoma, kang
@@ -89,8 +89,8 @@ def run_fold(fold: Fold, seed: int, arguments: argparse.Namespace) -> pd.DataFra
     table = evaluate_perturbation(
         real, predictions, control, fold.group_key, seen, seed=seed, progress_bar=arguments.progress
     )
-    table.insert(0, "fold", fold.name)
-    return table.assign(seconds=table["source"].str.split(" ").str[0].map(seconds))
+    table = table[table["condition"] != "mean"]  # of one group
+    return table.assign(dataset=fold.dataset, seconds=table["source"].str.split(" ").str[0].map(seconds))
 
 
 def predict(
@@ -148,7 +148,7 @@ def trained(
     return model
 
 
-def run_peer(peer: str, python: str, fold: Fold, train: AnnData, seed: int) -> tuple[np.ndarray, float]:
+def run_peer(peer: str, python: Path, fold: Fold, train: AnnData, seed: int) -> tuple[np.ndarray, float]:
     """Log-normalised cells that a peer predicts, and its seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -172,15 +172,13 @@ def run_peer(peer: str, python: str, fold: Fold, train: AnnData, seed: int) -> t
 
 def show(table: pd.DataFrame) -> None:
     """Print, for each data set, the mean over folds and seeds, and Pearson by fold; and what was aimed at."""
-    table = table[table["condition"] != "mean"]
-    for dataset, part in table.groupby(table["fold"].str.partition("/")[0], sort=False):
+    for dataset, part in table.groupby("dataset", sort=False):
         mean = part.groupby(["source", "kind", "metric", "better"], sort=False)["value"].mean().reset_index()
         wide = summarize(mean.assign(condition="mean"))
-        print(f"\n{dataset}: mean over {part['fold'].nunique()} folds and {part['seed'].nunique()} seeds")
+        print(f"\n{dataset}: mean over {part['condition'].nunique()} folds and {part['seed'].nunique()} seeds")
         print(wide.loc[list(METRICS)].T.rename_axis(None).to_string(float_format="{:.3f}".format))
         for metric in ("pearson", "pearson_top50"):
-            by_fold = part[part["metric"] == metric].pivot_table(index="source", columns="fold", values="value")
-            by_fold.columns = by_fold.columns.str.partition("/").get_level_values(2)
+            by_fold = part[part["metric"] == metric].pivot_table("value", "source", "condition", sort=False)
             print(f"\n{metric} by fold\n{by_fold.reindex(wide.columns.drop('better')).round(3).to_string()}")
         values = mean.pivot(index="source", columns="metric", values="value")
         kinds = mean.groupby("source")["kind"].first()
@@ -217,10 +215,8 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of trained models, used if there, kept if not")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--progress", action="store_true", help="show progress of training")
-    parser.add_argument("--json", default="perturbation.json", help="name of the file in benchmarks/results/")
-    arguments = parser.parse_args()
-    arguments.peer = dict(arguments.peer)
-    quiet()
+    arguments = parse(parser, "perturbation")
+    arguments.peer = {name: Path(python) for name, python in arguments.peer}
 
     folds = list(all_folds(arguments.kang))
     names = [fold.name for fold in folds]
@@ -230,8 +226,6 @@ def main() -> None:
         if unknown:
             raise SystemExit(f"--folds {unknown}: the folds are {names}.")
         folds = [fold for fold in folds if {fold.name, fold.dataset} & set(arguments.folds)]
-    around = environment()
-    print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
 
     for peer in sorted({path.stem for path in PEERS.glob("[a-z]*.py")} - set(arguments.peer)):
         print(f"{peer}: missing (no --peer {peer} PYTHON)")
@@ -245,12 +239,7 @@ def main() -> None:
             print(f"{fold.name}, seed {seed}: " + ", ".join(f"{k} {s:.0f} s" for k, s in took.items()), flush=True)
             # after every fold, so that a long run that is cut short leaves what it has
             table = pd.concat(tables, ignore_index=True)
-            settings = {
-                key: value for key, value in vars(arguments).items() if key not in ("kang", "json", "peer", "models")
-            }
-            results = table.astype(object).where(table.notna(), None).to_dict("records")
-            path = write_json(arguments.json, {"environment": around, "settings": settings, "results": results})
-            table.to_csv(RESULTS / Path(arguments.json).with_suffix(".csv"), index=False)
+            path = save(table, arguments)
     show(table)
     print(f"\n{path}")
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scvi
 import torch
-from _common import environment, quiet, variable_genes, with_counts, write_json
+from _common import parse, save, variable_genes, with_counts
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
@@ -75,17 +76,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="epochs of SCLDM (default: sized to the data)")
     parser.add_argument("--scvi-epochs", type=int, default=SCVI_EPOCHS, help="epochs of scVI, at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", default="reconstruction.json", help="name of the file in benchmarks/results/")
-    arguments = parser.parse_args()
-    quiet()
+    arguments = parse(parser, "reconstruction")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     adata = kang(arguments.kang)
     adata = with_counts(adata[:, variable_genes(adata, N_GENES)])
     order = np.random.default_rng(SPLIT_SEED).permutation(adata.n_obs)
     held_out, train = adata[order[:N_HELD_OUT]].copy(), adata[order[N_HELD_OUT:]].copy()
-    around = environment()
-    print(", ".join(f"{key} {value}" for key, value in around.items()))
     print(f"{train.n_obs:,} cells to train on, {held_out.n_obs} held out, {adata.n_vars:,} genes", flush=True)
     results = {
         "SCLDM": run_scldm(train.copy(), held_out, arguments.epochs, arguments.seed),
@@ -99,7 +96,9 @@ def main() -> None:
         print(f"{name:<28}{row}")
     nll = results["SCLDM"]["nll"]
     print(f"Target for SCLDM: below {TARGET}: {'met' if nll < TARGET else 'MISSED'}")
-    print(write_json(arguments.json, {"environment": around, "results": results}))
+    about = {"dataset": "kang", "condition": "all", "kind": "model", "seed": arguments.seed}
+    rows = [{**about, "source": source, **result} for source, result in results.items()]
+    print(save(pd.DataFrame(rows), arguments, better={"nll": "lower", "nll_at_posterior_mean": "lower"}))
 
 
 if __name__ == "__main__":

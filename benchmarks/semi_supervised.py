@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import RESULTS, environment, quiet, write_json
+from _common import parse, save
 from anndata import AnnData, read_h5ad
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -286,7 +285,7 @@ def run(name: str, cells: Cells, fraction: float, seed: int, rows: list[str]) ->
         predicted = ROWS[row](task)
         results.append(
             {
-                "dataset": name, "fraction": fraction, "n_labelled": len(task.labelled), "seed": seed, "row": row,
+                "dataset": name, "condition": f"{100 * fraction:g} %", "source": row, "kind": "model", "seed": seed,
                 "accuracy": accuracy_score(truth, predicted),
                 "balanced_accuracy": balanced_accuracy_score(truth, predicted),
                 "seconds": time.perf_counter() - start,
@@ -316,23 +315,23 @@ def show(table: pd.DataFrame) -> None:
     """Print accuracy, balanced accuracy and seconds by row and fraction."""
     print(f"\n{table['dataset'].iloc[0]}, mean over {table['seed'].nunique()} seeds (standard deviation)")
     for metric in ("accuracy", "balanced_accuracy"):
-        groups = table.groupby(["row", "fraction"], sort=False)[metric]
+        groups = table.groupby(["source", "condition"], sort=False)[metric]
         text = groups.mean().map("{:.3f}".format) + groups.std().fillna(0).map(" ({:.3f})".format)
         print(f"\n{metric.replace('_', ' ')}\n{text.unstack().to_string()}")
-    seconds = table.groupby(["row", "fraction"], sort=False)["seconds"].mean().unstack().round(0)
+    seconds = table.groupby(["source", "condition"], sort=False)["seconds"].mean().unstack().round(0)
     print(f"\nseconds\n{seconds.to_string()}")
 
 
 def targets(table: pd.DataFrame) -> None:
     """Print, for every fraction, whether JointLDM is ahead of every other row in mean accuracy over seeds."""
-    mean = table.groupby(["row", "fraction"], sort=False)["accuracy"].mean().unstack()
+    mean = table.groupby(["source", "condition"], sort=False)["accuracy"].mean().unstack()
     if OURS not in mean.index or len(mean) < 2:
         return
     for fraction, values in mean.items():
         others = values.drop(OURS)
         best, margin = others.idxmax(), values[OURS] - others.max()
         met = "met   " if margin > 0 else "MISSED"
-        print(f"{met} {fraction:.0%} of the labels, accuracy: {values[OURS]:.3f}, {margin:+.3f} to {best}")
+        print(f"{met} {fraction} of the labels, accuracy: {values[OURS]:.3f}, {margin:+.3f} to {best}")
 
 
 def main() -> None:
@@ -344,15 +343,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), help="rows to run")
     parser.add_argument("--validation", action="store_true", help="to choose settings: other cells than the test cells")
     parser.add_argument("--time", action="store_true", help="seconds of JointLDM alone; wants both data sets")
-    parser.add_argument("--json", default="semi_supervised.json", help="name of the file in benchmarks/results/")
-    arguments = parser.parse_args()
+    arguments = parse(parser, "semi_supervised")
     if arguments.time and None in (arguments.mitocheck, arguments.blood):
         parser.error("--time trains on the one and predicts the other: give --mitocheck and --blood")
-    quiet()
-    warnings.simplefilter("ignore")
-    around = environment()
-    print(", ".join(f"{key} {value}" for key, value in around.items()), flush=True)
-
     if arguments.time:
         timing(arguments.mitocheck, arguments.blood)
         return
@@ -364,13 +357,10 @@ def main() -> None:
         for seed in arguments.seeds:
             for fraction in arguments.fractions:
                 tables.append(run(name, cells, fraction, seed, arguments.only))
-                line = ", ".join(f"{r.row} {r.accuracy:.3f} ({r.seconds:.0f} s)" for r in tables[-1].itertuples())
+                line = ", ".join(f"{r.source} {r.accuracy:.3f} ({r.seconds:.0f} s)" for r in tables[-1].itertuples())
                 print(f"seed {seed}, {fraction:.0%}: {line}", flush=True)
             everything = pd.concat(tables, ignore_index=True)  # after every seed: a long run may be cut short
-            settings = {k: v for k, v in vars(arguments).items() if k not in ("blood", "mitocheck", "json")}
-            results = everything.to_dict("records")
-            path = write_json(arguments.json, {"environment": around, "settings": settings, "results": results})
-            everything.to_csv(RESULTS / Path(arguments.json).with_suffix(".csv"), index=False)
+            path = save(everything, arguments, better={"accuracy": "higher", "balanced_accuracy": "higher"})
         show(everything[everything["dataset"] == name])
         targets(everything[everything["dataset"] == name])
     print(f"\n{path}")

@@ -34,9 +34,10 @@ from typing import Any
 import anndata as ad
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import scvi
 import torch
-from _common import environment, quiet, write_json
+from _common import parse, save
 from anndata import AnnData
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,6 +52,9 @@ MEMORY_TARGET = 2.0  # GB, at 17,002 genes
 SAMPLING_TARGET = 50.0  # cells/s, at 2,000 genes
 BATCH = 128
 N_BATCHES = 8  # minibatches that the bare steps go through
+BETTER = dict.fromkeys(
+    ["step_cells_per_s", "loop_cells_per_s", "stage_two_loop_cells_per_s", "sampling_cells_per_s"], "higher"
+) | {"peak_memory_gb": "lower"}
 LOOP_CELLS = {2_000: 4_096, 17_002: 2_048}
 
 Step = Callable[[int], None]
@@ -223,19 +227,20 @@ def measure(
     with FlopCounterMode(display=False) as counter:
         step(0)
     flops = counter.get_total_flops()
-    steps = {"scldm": step, "scvi": scvi_step(theirs, device)}
+    steps = {"SCLDM": step, "scVI": scvi_step(theirs, device)}
     if pooling != "linear":
-        steps["scldm, linear"] = autoencoder_step(new_scldm(adata.copy(), "linear"), device)
+        steps["SCLDM, linear"] = autoencoder_step(new_scldm(adata.copy(), "linear"), device)
     seconds = take_turns(steps, rounds, device)
     result: dict[str, Any] = {
         "genes": n_genes,
         "pooling": pooling,
         "nonzero": adata.X.nnz / np.prod(adata.shape),
         "step_cells_per_s": {name: BATCH / s for name, s in seconds.items()},
-        "step_ratio": seconds["scvi"] / seconds["scldm"],
+        "step_ratio": seconds["scVI"] / seconds["SCLDM"],
         "step_gflop": flops / 1e9,
-        "step_gflop_per_s": flops / 1e9 / seconds["scldm"],
-        "share_of_peak": flops / 1e9 / seconds["scldm"] / peak,
+        "step_gflop_per_s": flops / 1e9 / seconds["SCLDM"],
+        "matrix_peak_gflop_per_s": peak,
+        "share_of_peak": flops / 1e9 / seconds["SCLDM"] / peak,
     }
     seconds = take_turns({"diffusion": diffusion_step(ours, device)}, rounds, device)
     result["stage_two_step_cells_per_s"] = BATCH / seconds["diffusion"]
@@ -244,8 +249,8 @@ def measure(
     trained = new_scldm(adata, pooling)
     if loop_epochs:
         result["loop_cells_per_s"] = {
-            "scldm": loop_rate(trained, loop_epochs, accelerator, stage="autoencoder"),
-            "scvi": loop_rate(theirs, loop_epochs, accelerator),
+            "SCLDM": loop_rate(trained, loop_epochs, accelerator, stage="autoencoder"),
+            "scVI": loop_rate(theirs, loop_epochs, accelerator),
         }
         result["stage_two_loop_cells_per_s"] = loop_rate(trained, loop_epochs, accelerator, stage="diffusion")
     else:
@@ -276,17 +281,17 @@ def show(result: dict[str, Any]) -> None:
         print(f"  {name:<54}{value:>24}   {target:<14}{verdict}")
 
     print(f"\n{n:,} genes, {result['nonzero']:.0%} non-zero, minibatches of {BATCH}, pooling {result['pooling']}")
-    line("stage one, bare step: SCLDM, cells/s", f"{step['scldm']:,.0f}")
-    line("stage one, bare step: scVI, cells/s", f"{step['scvi']:,.0f}")
+    line("stage one, bare step: SCLDM, cells/s", f"{step['SCLDM']:,.0f}")
+    line("stage one, bare step: scVI, cells/s", f"{step['scVI']:,.0f}")
     ratio, goal = result["step_ratio"], RATIO_TARGETS[n]
     line("  SCLDM / scVI", f"{ratio:.2f}", f">= {goal}", ratio >= goal)
-    if "scldm, linear" in step:
-        line("stage one, bare step: SCLDM, linear pooling, cells/s", f"{step['scldm, linear']:,.0f}")
-        line("  linear / this pooling", f"{step['scldm, linear'] / step['scldm']:.2f}")
+    if "SCLDM, linear" in step:
+        line("stage one, bare step: SCLDM, linear pooling, cells/s", f"{step['SCLDM, linear']:,.0f}")
+        line("  linear / this pooling", f"{step['SCLDM, linear'] / step['SCLDM']:.2f}")
     if loop:
-        line("stage one, train(): SCLDM, cells/s", f"{loop['scldm']:,.0f}")
-        line("stage one, train(): scVI, cells/s", f"{loop['scvi']:,.0f}")
-        line("  SCLDM / scVI", f"{loop['scldm'] / loop['scvi']:.2f}")
+        line("stage one, train(): SCLDM, cells/s", f"{loop['SCLDM']:,.0f}")
+        line("stage one, train(): scVI, cells/s", f"{loop['scVI']:,.0f}")
+        line("  SCLDM / scVI", f"{loop['SCLDM'] / loop['scVI']:.2f}")
     line(
         "stage one, bare step, GFLOP/s (share of the peak)",
         f"{result['step_gflop_per_s']:.0f} ({result['share_of_peak']:.0%})",
@@ -306,30 +311,37 @@ def show(result: dict[str, Any]) -> None:
     line("sampling, end to end, cells/s", f"{rate:,.0f}", *target)
 
 
+def by_source(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of models, and metrics: what was measured of both, and of SCLDM the rest."""
+    rows = []
+    for result in results:
+        both = {metric: rates for metric, rates in result.items() if isinstance(rates, dict)}
+        rest = {metric: value for metric, value in result.items() if metric not in (*both, "genes")}
+        for source in both["step_cells_per_s"]:
+            about = {"dataset": f"{result['genes']:,} genes", "condition": "all", "source": source, "kind": "model"}
+            values = {metric: rates[source] for metric, rates in both.items() if source in rates}
+            rows.append({**about, "seed": 0, **values, **(rest if source == "SCLDM" else {})})
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--genes", type=int, nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--pooling", choices=["linear", "attention"], default="linear", help="of SCLDM")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds in which the bare steps take turns")
     parser.add_argument("--loop-epochs", type=int, default=3, help="epochs of train() that are timed; 0 for none")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="where all of it runs")
     parser.add_argument("--samples", type=int, default=512, help="cells to sample")
-    parser.add_argument("--json", default="speed.json", help="name of the file in benchmarks/results/")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    quiet()
+    arguments = parse(parser, "speed")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     scvi.settings.verbosity = logging.WARNING
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
         memory_child(arguments.memory_of, arguments.pooling)
         return
 
     device = device_of(arguments.accelerator)
-    around, peak = environment(arguments.accelerator), matrix_peak(device)
-    print(", ".join(f"{key} {value}" for key, value in around.items()))
+    peak = matrix_peak(device)
     print(f"fp32 matrix peak: {peak:.0f} GFLOP/s", flush=True)
     results = []
     for n_genes in arguments.genes:
@@ -337,8 +349,8 @@ def main() -> None:
         how = arguments.rounds, arguments.loop_epochs, arguments.samples, arguments.accelerator, arguments.pooling
         results.append(measure(n_genes, *how, peak))
         show(results[-1])
-    content = {"environment": around, "fp32_matrix_peak_gflop_per_s": peak, "results": results}
-    print(f"\n{write_json(arguments.json, content)}")
+        path = save(by_source(results), arguments, better=BETTER)
+    print(f"\n{path}")
 
 
 if __name__ == "__main__":
