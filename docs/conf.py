@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 # sphinx-autodoc-typehints calls what Sphinx 10 will not have any more
 warnings.filterwarnings("ignore", message=".*set_application", category=DeprecationWarning)
 warnings.filterwarnings("ignore", message=".*set_application", category=PendingDeprecationWarning)
+
+sys.path.insert(0, str(Path(__file__).parent))  # of _tables
 
 # Sphinx wants its sources in one folder. Links of notebooks lead from tutorials/ to docs/, here from docs/tutorials/
 here = Path(__file__).parent
@@ -33,6 +36,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
+    "_tables",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "**/__pycache__"]
 templates_path = ["_templates"]
