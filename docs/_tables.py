@@ -55,7 +55,8 @@ def results_table(files: str, content: str, folder: Path = RESULTS) -> str:
         found = _column(table, column, decimals, better.get(column.split("@")[0]), tested)
         cells.append([title, "---", *(found.get(source, "") for source in rows)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in zip(*cells, strict=True))
-    return f":::{{table}} {_caption(table, tested)}\n\n{text}\n:::\n\n{_origin(table, headers)}\n"
+    figures = "".join(cell for column in cells[1:] for cell in column)
+    return f":::{{table}} {_caption(table, figures)}\n\n{text}\n:::\n\n{_origin(table, headers)}\n"
 
 
 def _column(table: pd.DataFrame, column: str, decimals: int, better: str | None, tested: np.ndarray) -> dict[str, str]:
@@ -81,22 +82,23 @@ def _column(table: pd.DataFrame, column: str, decimals: int, better: str | None,
     return cells
 
 
-def _caption(table: pd.DataFrame, tested: np.ndarray) -> str:
-    """Say how many seeds there are, and what bold is."""
+def _caption(table: pd.DataFrame, figures: str) -> str:
+    """Say how many seeds there are, and what small print and bold are."""
     n_seeds = table.groupby("source", sort=False)["seed"].nunique()
     usual = int(n_seeds.mode().iloc[-1])
-    caption = "One seed" if usual == 1 else f"Mean and standard deviation over {usual} seeds"
+    caption = "One seed" if usual == 1 else f"Mean over {usual} seeds"
     if others := [f"{source}: {n}" for source, n in n_seeds.items() if n != usual]:
         caption += f" ({', '.join(others)})"
-    return caption + (". Bold: the best that is neither floor nor ceiling" if len(tested) > 1 else "")
+    caption += ", below it the standard deviation" if "±" in figures else ""
+    return caption + (". Bold: the best that is neither floor nor ceiling" if "**" in figures else "")
 
 
 def _origin(table: pd.DataFrame, headers: dict[str, dict[str, str]]) -> str:
     """Say what was run: command, commit, date, seeds and machine, a line each."""
     seeds = ", ".join(map(str, sorted(table["seed"].unique())))
     lines = dict.fromkeys(
-        f"<small>`{header['command']}`, commit {header['commit']}, {header['date']}, {header['threads']} thread(s) of "
-        f"{header['processor']}, torch {header['torch']}</small>"
+        f"<small>`{header['command']}`, commit {header['commit']}, {header['date']}, "
+        f"{header['processor']}, threads: {header['threads']}, torch {header['torch']}</small>"
         for header in headers.values()
     )
     return "<br>\n".join([*lines, f"<small>Seeds: {seeds}</small>"])

@@ -77,7 +77,7 @@ def test_means_spread_and_best_of_a_table(folder):
     assert auc == ["**0.700**<br><small>± 0.141</small>", "0.900", "0.500<br><small>± 0.000</small>"]
     assert recall[0].startswith("0.8<br>")
     assert recall[1].startswith("**")
-    assert "over 2 seeds (theirs: 1)" in text
+    assert "over 2 seeds (theirs: 1), below it the standard deviation. Bold" in text
     assert "`python benchmarks/x.py`, commit abc1234, 2026-01-02" in text
 
 

@@ -44,7 +44,8 @@ class SCLDM(CountModel):
         The closed form that the Diffusion Transformer is added to: ``"mixed"``, a linear mixed model of the mean tokens
         of conditions (:class:`~sclatent.baseline.MixedModel`); ``"additive"``, the same without interactions; or
         ``"none"``, the network of the paper alone. By default ``"mixed"`` with condition keys, and ``"none"`` without:
-        there is nothing to predict then, and the network alone generates better cells (`docs/benchmarks.md`).
+        there is nothing to predict then, and the network alone generates better cells
+        (`docs/benchmarks/without_labels.md`).
     residuals
         How cells lie around the mean of the baseline: ``"mixture"``, a mixture of Gaussians whose number of components
         held-out cells decide (:class:`~sclatent.baseline.MixtureVelocity`); ``"gaussian"``, with a covariance for each

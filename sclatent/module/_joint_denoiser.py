@@ -47,8 +47,8 @@ class JointDenoiser(ResidualDenoiser):
     dropout
         Dropout before the last layer of either perceptron.
     label_gradient
-        Share of the gradient of labels that reaches the trunk, which could memorise a few (`docs/benchmarks.md`, "What
-        was tried for few labels").
+        Share of the gradient of labels that reaches the trunk, which could memorise a few
+        (`docs/benchmarks/history.md`, "Few labels").
 
     Examples
     --------
