@@ -351,6 +351,25 @@ def test_floors_and_components_come_from_the_training_cells(two_halves):
     assert set(table.loc[(table["condition"] == "mean") & (table["kind"] == "floor"), "source"]) == {"other conditions"}
 
 
+@pytest.mark.usefixtures("small_forests")
+def test_combinations_of_several_keys_are_conditions(two_halves):
+    """They are evaluated as the levels of one column that says as much, and called as in the other evaluations."""
+    real, more = (adata[adata.obs["cell_type"] != "c"].copy() for adata in two_halves)
+    for adata in (real, more):
+        adata.obs["cell_type"] = adata.obs["cell_type"].astype(str)
+        adata.obs["donor"] = np.where(np.arange(adata.n_obs) % 2, "x", "y")
+        adata.obs["both"] = [f"cell_type={t}, donor={d}" for t, d in adata.obs[["cell_type", "donor"]].to_numpy()]
+    arguments = {"train": more, "max_cells": 10, "floors": False}
+    table = evaluate(real, more, ["cell_type", "donor"], **arguments)
+    assert "cell_type=a, donor=x" in set(table["condition"])
+    pd.testing.assert_frame_equal(table, evaluate(real, more, ["both"], **arguments))
+    lacking = more[more.obs["both"] != "cell_type=b, donor=x"]
+    with pytest.raises(ValueError, match="generated has 0 cells with cell_type=b, donor=x: at least 20"):
+        evaluate(real, lacking, ("cell_type", "donor"))
+    with pytest.raises(ValueError, match="names a column twice"):
+        evaluate(real, more, ["cell_type", "cell_type"])
+
+
 def test_without_floors_there_is_none(two_halves):
     record = {
         "condition": "all", "source": "generated", "kind": "generated", "metric": "w2", "value": 1.0,

@@ -51,6 +51,15 @@ def test_values_are_those_of_scipy_and_numpy(real, noisy):
     assert set(table.loc[table["condition"] == "B", "n_real"]) == {is_b.sum()}
 
 
+def test_combinations_of_several_keys_are_conditions(real, noisy):
+    cells = real.copy()
+    cells.obs["both"] = [f"cell_type={t}, condition={c}" for t, c in cells.obs[["cell_type", "condition"]].to_numpy()]
+    table = evaluate_reconstruction(cells, noisy, ["cell_type", "condition"], progress_bar=False)
+    assert "cell_type=B, condition=control" in set(table["condition"])
+    pd.testing.assert_frame_equal(table, evaluate_reconstruction(cells, noisy, "both", progress_bar=False))
+    pd.testing.assert_frame_equal(table, evaluate_reconstruction(cells, noisy, ["both"], progress_bar=False))
+
+
 def test_the_cells_themselves_are_perfect_and_the_floor_is_not(real, noisy):
     table = evaluate_reconstruction(real, {"itself": real, "noisy": noisy}, "cell_type", progress_bar=False)
     wide = summarize(table, ["all"])

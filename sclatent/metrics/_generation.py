@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -12,11 +12,11 @@ from anndata import AnnData
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from sclatent.data import random_stream
+from sclatent.data import check_keys, random_stream
 
 from ._cells import CellGroups, check_anndata
 from ._floors import draw_independent_genes
-from ._groups import alike, warn_of_alike
+from ._groups import alike, name_of, warn_of_alike
 from ._projection import Projection
 from ._samples import Comparison, Sample
 from ._table import ALL, finish, named_sources
@@ -37,7 +37,7 @@ Task = tuple[str, str, Callable[[], list[dict]]]
 def evaluate_generation(
     real: AnnData,
     generated: AnnData | Mapping[str, AnnData],
-    groupby: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     train: AnnData | None = None,
     n_components: int = 50,
     max_cells: int = 2000,
@@ -64,7 +64,8 @@ def evaluate_generation(
     generated
         Generated cells with raw counts, or several such by name; genes are matched by name.
     groupby
-        Column of obs, in all of them, with the conditions. None compares all cells with all.
+        Column of obs, in all of them, with the conditions; or several columns, whose combinations are the conditions,
+        called ``"cell_type=B, donor=101"``. None compares all cells with all.
     train
         Cells to fit the principal components and the last two floors on: those that the generator was trained on, if
         ``real`` has none of them. By default a third of the cells of every condition of ``real``, chosen at random,
@@ -155,10 +156,10 @@ def evaluate_generation(
     By condition, and several generators in one table:
     ``evaluate_generation(real, {"SCLDM": a, "scVI": b}, groupby="cell_type", train=train)``.
     """
+    keys = check_keys(groupby, "groupby")
     if max_cells < MIN_CELLS:
         raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
     check_anndata(real, "real")
-    keys = [] if groupby is None else [groupby]
     real_cells = CellGroups(real, real.var_names, keys, "real", layer)
     if train is None:
         real_cells, train_cells = _set_aside(real_cells, seed)
@@ -167,8 +168,8 @@ def evaluate_generation(
         warn_of_alike("train", train_cells.rows, real_cells.rows, keys)
     named = named_sources(generated, "generated", [*FLOORS, HALF])
     sources = {name: CellGroups(adata, real.var_names, keys, a) for name, (a, adata) in named.items()}
-    levels = _levels(real_cells, sources, groupby)
-    if floors and (without := [level for level in levels if level not in train_cells.rows]):
+    levels = _levels(real_cells, sources, keys)
+    if floors and (without := [name_of(level, keys) for level in levels if level not in train_cells.rows]):
         warnings.warn(
             f"train has no cells of {without[:5]}: the floors {CELL_MEAN!r} and {INDEPENDENT!r} are left out of these "
             f"conditions and of {ALL!r}.",
@@ -179,12 +180,13 @@ def evaluate_generation(
     projection = Projection(train_cells.values(some[: PCA_CELLS * max_cells]), n_components, seed)
 
     groups = [real_cells, *sources.values()]
-    sizes = {} if groupby is None else {level: _sizes([level], groups, max_cells) for level in levels}
+    sizes = {level: _sizes([level], groups, max_cells) for level in levels} if keys else {}
     sizes[ALL] = _sizes(levels, groups, max_cells)
     records = []
     total = sum(sum(size.values()) for size in sizes.values()) * (1 + 2 * len(sources) + len(FLOORS) * floors)
     with tqdm(total=total, unit=" cells", disable=not progress_bar) as bar:
-        for number, (condition, size) in enumerate(sizes.items()):
+        for number, (level, size) in enumerate(sizes.items()):
+            condition = name_of(level, keys)
             bar.set_description(f"evaluate {condition}")
             trial = _Trial(real_cells, train_cells, size, projection, seed, number)
             tasks: list[Task] = [(name, "generated", partial(trial.source, cells)) for name, cells in sources.items()]
@@ -206,7 +208,7 @@ def _set_aside(cells: CellGroups, seed: int) -> tuple[CellGroups, CellGroups]:
     )
 
 
-def _levels(real: CellGroups, sources: Mapping[str, CellGroups], groupby: str | None) -> list[Hashable]:
+def _levels(real: CellGroups, sources: Mapping[str, CellGroups], keys: Sequence[str]) -> list[Hashable]:
     """Conditions with enough real cells; an error where there are not enough generated ones for them."""
     few = [level for level, rows in real.rows.items() if len(rows) < 2 * MIN_CELLS]
     levels = [level for level in real.rows if level not in few]
@@ -216,16 +218,16 @@ def _levels(real: CellGroups, sources: Mapping[str, CellGroups], groupby: str | 
             "aside): two halves need as many."
         )
     if few:
-        names = ", ".join(map(str, few))
+        names = "; ".join(str(name_of(level, keys)) for level in few)
         warnings.warn(f"Left out, with fewer than {2 * MIN_CELLS} real cells to compare: {names}.", stacklevel=3)
     for name, cells in sources.items():
         for level in levels:
             if (n := len(cells.rows.get(level, ()))) < 2 * MIN_CELLS:
-                where = "" if groupby is None else f" with {groupby}={level!r}"
+                where = f" with {name_of(level, keys)}" if len(keys) > 1 else f" with {keys[0]}={level!r}" if keys else ""
                 written = alike([level], cells.rows)
                 raise ValueError(
                     f"{name} has {n} cells{where}: at least {2 * MIN_CELLS} were expected. Generate more"
-                    + ("." if groupby is None else ", or leave this condition out of real.")
+                    + (", or leave this condition out of real." if keys else ".")
                     + (f" Is it {written[level]!r} in {name}? Then write both alike." if written else "")
                 )
     return levels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,10 +10,11 @@ from anndata import AnnData
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from sclatent.data import totals
+from sclatent.data import check_keys, totals
 
 from ._cells import BLOCK, CellGroups, check_anndata
 from ._change import pearson
+from ._groups import name_of
 from ._marginals import concordance
 from ._projection import log_normalize_dense
 from ._table import ALL, finish, named_sources
@@ -29,7 +30,7 @@ SPACES = {  # of the metrics that are not of log-normalised cells
 def evaluate_reconstruction(
     real: AnnData,
     reconstructed: AnnData | Mapping[str, AnnData],
-    groupby: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     floors: bool = True,
     progress_bar: bool = True,
     layer: str | None = None,
@@ -44,7 +45,8 @@ def evaluate_reconstruction(
         The same cells, reconstructed, or several such by name: counts, or expected counts (which need not be whole).
         Cells are paired by obs_names, or by row if the two share no names and have as many cells; genes by name.
     groupby
-        Column of ``real.obs`` with conditions; by default all cells are one, ``"all"``.
+        Column of ``real.obs`` with conditions; or several columns, whose combinations are the conditions, called
+        ``"cell_type=B, donor=101"``. By default all cells are one, ``"all"``.
     floors
         Whether to compute the floor.
     progress_bar
@@ -87,8 +89,9 @@ def evaluate_reconstruction(
     >>> summarize(table).loc["pearson", ["as they are", "smooth"]].astype(float).round(1).tolist()
     [1.0, 0.8]
     """
+    keys = check_keys(groupby, "groupby")
     check_anndata(real, "real")
-    cells = CellGroups(real, real.var_names, [] if groupby is None else [groupby], "real", layer)
+    cells = CellGroups(real, real.var_names, keys, "real", layer)
     sources = {}
     named = named_sources(reconstructed, "reconstructed", [FLOOR], name="reconstructed")
     for name, (argument, adata) in named.items():
@@ -117,7 +120,7 @@ def evaluate_reconstruction(
                 values = {metric: v[rows].mean() for metric, v in per_cell.items()}
                 for metric, (a, b) in zip(("gene_mean", "gene_zeros"), np.split(sums[g] / len(rows), 2), strict=True):
                     values |= {metric: concordance(a, b), f"{metric}_pearson": pearson(a, b)}
-                records += _records(g, name, "generated", values, len(rows), real.n_vars)
+                records += _records(name_of(g, keys), name, "generated", values, len(rows), real.n_vars)
     if floors:
         per_cell = {metric: np.empty(real.n_obs) for metric in ("pearson", "mse")}
         for rows in cells.rows.values():
@@ -127,7 +130,7 @@ def evaluate_reconstruction(
                 per_cell["pearson"][block], per_cell["mse"][block] = _pearson_and_mse(x, np.tile(profile, (len(x), 1)))
         for g, rows in conditions.items():
             values = {metric: v[rows].mean() for metric, v in per_cell.items()}
-            records += _records(g, FLOOR, "floor", values, len(rows), real.n_vars)
+            records += _records(name_of(g, keys), FLOOR, "floor", values, len(rows), real.n_vars)
     return finish(records)
 
 
