@@ -26,6 +26,7 @@ from sclatent.metrics import (
 from sclatent.metrics._differential import differentially_expressed, direction_match, overlap_and_precision
 from sclatent.metrics._perturbation_metrics import share_farther
 from sclatent.metrics._shift import ridge_shift
+from sclatent.metrics._table import finish
 
 KEYS = ("condition", "ctrl", "panobinostat", "patient_id", "PW034")
 
@@ -161,11 +162,13 @@ def test_every_row_says_what_it_is(glio_table):
 def test_real_cells_of_the_held_out_patient_beat_the_floors(glio_table):
     rows = glio_table[(glio_table["condition"] == "mean") & (glio_table["source"] == "generated")].set_index("metric")
     higher = rows[rows["better"] == "higher"]
-    higher = higher.drop("slope")  # which is right at 1, and above it no better
     ties = ["de_precision_20", "discrimination", "discrimination_cosine"]  # all are 1
     assert (higher["value"] >= higher["floor"]).all()
     assert (higher["value"] > higher["floor"] + 0.05).drop(ties).all()
     assert (higher["value"] > higher["ceiling"] - 0.1).all()
+    slope = rows.loc["slope"]
+    assert slope["better"] == "closer to 1"
+    assert abs(slope["value"] - 1) < abs(slope["floor"] - 1)
     lower = rows[rows["better"] == "lower"]
     assert sorted(lower.index) == ["energy", "lfc_nmae", "mmd2", "mse", "mse_unbiased"]
     assert (lower["value"] < 0.5 * lower["floor"]).all()
@@ -233,6 +236,47 @@ def test_floors_are_those_of_the_public_functions(glio, glio_table):
     cell_mean = np.mean([means(values, patient == p) for p in np.unique(patient)], axis=0)
     change = cell_mean - log_normalize(control).mean(axis=0, dtype=float)
     assert value(glio_table, "pearson", "cell mean") == pytest.approx(pearson_of_change(real, change, control))
+
+
+def rows_of(source: str, kind: str, metric: str, better: str, values: dict[str, float]) -> list[dict]:
+    about = {"source": source, "kind": kind, "metric": metric, "better": better, "space": "", "n_components": None}
+    cells = dict.fromkeys(["n_real", "n_generated", "n_available"], 10)
+    return [{**about, **cells, "seed": 0, "condition": c, "value": v} for c, v in values.items()]
+
+
+def test_the_best_slope_of_the_floors_is_the_one_closest_to_1():
+    slopes = {"cell mean": 1.7, "mean shift": 0.6, "control as it is": 0.0}
+    records = [row for name, v in slopes.items() for row in rows_of(name, "floor", "slope", "closer to 1", {"a": v})]
+    table = finish(records + rows_of("real half", "ceiling", "slope", "closer to 1", {"a": 1.1}))
+    assert set(table["floor"]) == {0.6}
+    assert set(table["ceiling"]) == {1.1}
+
+
+def test_how_many_groups_a_mean_is_over_is_said_where_some_are_nan():
+    slopes = rows_of("generated", "generated", "slope", "closer to 1", {"a": 0.5, "b": np.nan, "c": 0.7})
+    with pytest.warns(UserWarning, match=r"left out of means: slope over 2 of 3 conditions\.") as caught:
+        table = finish(slopes + rows_of("generated", "generated", "mse", "lower", {"a": 1.0, "b": 2.0, "c": 3.0}))
+    assert caught[0].filename == __file__
+    assert value(table, "slope") == pytest.approx(0.6)
+    assert value(table, "mse") == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(
+            value(finish(rows_of("generated", "generated", "slope", "closer to 1", {"a": np.nan})), "slope")
+        )
+
+
+def test_a_summary_of_several_folds_has_their_means():
+    """A floor that one fold lacks has no mean, and the best floor is that of the means."""
+    first = finish(
+        rows_of("generated", "generated", "mse", "lower", {"a": 1.0})
+        + rows_of("x", "floor", "mse", "lower", {"a": 4.0})
+    )
+    second = finish(rows_of("generated", "generated", "mse", "lower", {"b": 3.0}))
+    wide = summarize(pd.concat([first, second]))
+    assert list(wide.columns) == ["generated", "better"]
+    assert wide.loc["mse", "generated"] == 2
+    assert summarize(pd.concat([first, second]), ["a"]).loc["mse", ["generated", "x"]].tolist() == [1, 4]
 
 
 def test_groups_that_are_held_out_in_turn_are_each_others_floor(glio):

@@ -234,6 +234,22 @@ def test_metrics_heatmap_measures_by_the_floor_that_is_named(table):
     assert [text.get_text() for text in axes[0].texts] == ["30.0", "0.20"]
 
 
+def test_metrics_heatmap_measures_a_slope_by_its_distance_from_1(table):
+    slopes = {"ours": 0.75, "theirs": 1.4, "cell mean": 0.5, "real half": 1.0}
+    for source, slope in slopes.items():
+        row = (table["source"] == source) & (table["metric"] == "w2") & (table["condition"] == "B cells")
+        table.loc[row, ["value", "floor", "ceiling", "better"]] = slope, 0.5, 1.0, "closer to 1"
+    axes = pl.metrics_heatmap(table, metrics=["w2"], conditions=["B cells"])
+    assert labels(axes[0].yaxis) == ["w2 →1"]
+    np.testing.assert_allclose([ax.images[0].get_array().item() for ax in axes[1:3]], [0.5, 0.2])
+
+
+def test_metrics_heatmap_draws_the_mean_over_folds(table):
+    other = table.assign(value=table["value"] + 2.0)
+    axes = pl.metrics_heatmap(pd.concat([table, other]), metrics=["w2"], conditions=["B cells"], sources=["ours"])
+    assert [ax.texts[0].get_text() for ax in axes] == ["21.0", "16.0", "11.0"]
+
+
 def test_metrics_heatmap_says_what_is_missing(table):
     with pytest.raises(KeyError, match=r"table has no columns \['floor', 'ceiling'\]"):
         pl.metrics_heatmap(table.drop(columns=["floor", "ceiling"]))

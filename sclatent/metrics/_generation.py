@@ -90,8 +90,8 @@ def evaluate_generation(
     pd.DataFrame
         A row for every condition, source and metric; columns ``condition``, ``source``, ``kind`` ("generated", "floor"
         or "ceiling"), ``metric``, ``value``, ``floor`` (the best one's value for the condition and metric),
-        ``ceiling``, ``better`` ("lower" or "higher"), ``space``, ``n_components``, ``n_real``, ``n_generated``,
-        ``n_available``, ``seed``. :func:`summarize` lays it out for reading.
+        ``ceiling``, ``better`` ("lower", "higher" or "closer to 1"), ``space``, ``n_components``, ``n_real``,
+        ``n_generated``, ``n_available``, ``seed``. :func:`summarize` lays it out for reading.
 
         Conditions are those with at least 20 real cells (30 without ``train``), ``"mean"`` (over them) and ``"all"``
         (their cells together, in the proportions of the real ones). Sources are what was generated, ``"real half"``
@@ -223,7 +223,9 @@ def _levels(real: CellGroups, sources: Mapping[str, CellGroups], keys: Sequence[
     for name, cells in sources.items():
         for level in levels:
             if (n := len(cells.rows.get(level, ()))) < 2 * MIN_CELLS:
-                where = f" with {name_of(level, keys)}" if len(keys) > 1 else f" with {keys[0]}={level!r}" if keys else ""
+                where = (
+                    f" with {name_of(level, keys)}" if len(keys) > 1 else f" with {keys[0]}={level!r}" if keys else ""
+                )
                 written = alike([level], cells.rows)
                 raise ValueError(
                     f"{name} has {n} cells{where}: at least {2 * MIN_CELLS} were expected. Generate more"

@@ -13,6 +13,7 @@ from ._change import pearson, slope, spearman, top_responding
 from ._differential import direction_match, jaccard, overlap_and_precision, scaled_error
 from ._distances import energy_distance, mmd2
 from ._projection import Projection
+from ._table import TO_ONE
 
 LOWER_IS_BETTER = {"mse", "mse_unbiased", "energy", "mmd2", "lfc_nmae"}
 OF_MEANS = {"slope", "mse", "mse_unbiased", "discrimination", "discrimination_cosine"}  # beside the correlations
@@ -114,7 +115,7 @@ def rows_of(
             **about,
             "metric": metric,
             "value": value,
-            "better": "lower" if metric in LOWER_IS_BETTER else "higher",
+            "better": TO_ONE if metric == "slope" else "lower" if metric in LOWER_IS_BETTER else "higher",
             "space": space.name if in_components else f"log1p CP10k, {n_genes} genes",
             "n_components": space.n_components if in_components else None,
             "n_real": real.n if of_means else len(real.cells),

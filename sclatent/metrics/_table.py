@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
+
+from sclatent.data._warnings import warn_user
 
 COLUMNS = [
     "condition", "source", "kind", "metric", "value", "floor", "ceiling", "better",
@@ -15,6 +18,7 @@ COLUMNS = [
 COUNTS = ["n_components", "n_real", "n_generated", "n_available"]
 ALL, MEAN = "all", "mean"  # conditions that are not levels of groupby
 KINDS = ["generated", "floor", "ceiling"]
+TO_ONE = "closer to 1"  # what is better, beside "lower" and "higher"
 
 T = TypeVar("T")
 
@@ -50,6 +54,18 @@ def named_sources(
     return {n: (f"{argument}[{n!r}]" if several else argument, source) for n, source in named.items()}
 
 
+def goodness(values: pd.Series, better: pd.Series) -> pd.Series:
+    """How good values are, the higher the better.
+
+    Parameters
+    ----------
+    values, better
+        Values, and which way each is better: "lower", "higher" or "closer to 1".
+    """
+    signed = values.where(better == "higher", -values)
+    return signed.where(better != TO_ONE, -(values - 1).abs())
+
+
 def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Make the table of an evaluation.
 
@@ -57,14 +73,14 @@ def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     ----------
     records
         A dictionary a number, with all of :data:`COLUMNS` but floor and ceiling. ``kind`` is "generated", "floor" or
-        "ceiling"; ``better`` is "lower" or "higher"; ``condition`` may be "all".
+        "ceiling"; ``better`` is "lower", "higher" or "closer to 1"; ``condition`` may be "all".
 
     Returns
     -------
     pd.DataFrame
         The columns are :data:`COLUMNS`. To the rows of the records it adds, where there are conditions
         other than "all", those of the condition "mean": the unweighted mean over these conditions, NaN values left out,
-        with the sums of their cells. A source that lacks one of them has no mean, which could not be compared with that
+        with a warning, and the sums of their cells. A source that lacks one of them has no mean, which could not be compared with that
         of others. ``floor`` is the best value of the floors for the condition and metric, ``ceiling`` that of the
         ceiling; NaN where there is none.
     """
@@ -80,15 +96,55 @@ def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
         n_conditions = single.groupby("metric")["condition"].nunique()
         mean = of_source.agg({"value": "mean", "condition": "size", **sums, **same}).reset_index()
         mean = mean[mean["condition"] == mean["metric"].map(n_conditions)]
+        _warn_of_nan(of_source["value"], "conditions")
         table = pd.concat([table, mean.assign(condition=MEAN)], ignore_index=True)
+    return _with_bounds(table)[COLUMNS]
 
+
+def _with_bounds(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the best value of the floors, and that of the ceiling, for every condition and metric."""
     key = ["condition", "metric"]
-    sign = np.where(table["better"] == "higher", 1.0, -1.0)
-    best = table.assign(value=table["value"] * sign).groupby([*key, "kind"])["value"].max().unstack()
+    order = goodness(table["value"], table["better"]).sort_values(kind="stable").index
+    best = table.loc[order].groupby([*key, "kind"])["value"].last().unstack()
     rows = pd.MultiIndex.from_frame(table[key])
-    for kind in ("floor", "ceiling"):
-        table[kind] = best[kind].reindex(rows).to_numpy() * sign if kind in best else np.nan
-    return table[COLUMNS]
+    bounds = {kind: best[kind].reindex(rows).to_numpy() if kind in best else np.nan for kind in ("floor", "ceiling")}
+    return table.assign(**bounds)
+
+
+def _warn_of_nan(values: SeriesGroupBy, units: str) -> None:
+    """Warn of metrics that are NaN in some of the units that a mean is taken over, by source and metric."""
+    n, counted = values.size(), values.count()
+    some = counted[(counted < n) & (counted > 0)].groupby(level="metric", sort=False).min()
+    if len(some):
+        of = n.groupby(level="metric").max()
+        named = ", ".join(f"{metric} over {k} of {of[metric]} {units}" for metric, k in some.items())
+        warn_user(f"Values that are NaN are left out of means: {named}.")
+
+
+def over_folds(table: pd.DataFrame) -> pd.DataFrame:
+    """Take means over the folds or seeds of a table, where it has several; else return it as it is.
+
+    Parameters
+    ----------
+    table
+        Tables of an evaluation below one another, or what :func:`benchmark` returned.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row for every condition, source and metric, without what it was computed from. A source that lacks one of
+        the folds has no mean, which could not be compared with that of others.
+    """
+    key = ["condition", "source", "metric"]
+    if not table.duplicated(key).any():
+        return table
+    of_source = table.groupby(key, sort=False)
+    n = of_source["value"].transform("size")
+    table = table[n == n.groupby([table["condition"], table["metric"]]).transform("max")]
+    of_source = table.groupby(key, sort=False)
+    _warn_of_nan(of_source["value"], "folds or seeds")
+    mean = of_source.agg({"kind": "first", "better": "first", "value": "mean"}).reset_index()
+    return _with_bounds(mean)
 
 
 def summarize(table: pd.DataFrame, conditions: Sequence[str] = (MEAN, ALL)) -> pd.DataFrame:
@@ -97,7 +153,9 @@ def summarize(table: pd.DataFrame, conditions: Sequence[str] = (MEAN, ALL)) -> p
     Parameters
     ----------
     table
-        What :func:`evaluate_generation`, or another evaluation, returned.
+        What :func:`evaluate_generation`, or another evaluation, returned. Of several folds or seeds, as of
+        :func:`benchmark` or of tables below one another (``pd.concat``), the means are shown; a source that lacks one
+        of them has none.
     conditions
         The conditions to show; those that the table does not have are passed over.
 
@@ -124,7 +182,7 @@ def summarize(table: pd.DataFrame, conditions: Sequence[str] = (MEAN, ALL)) -> p
     >>> list(figures.columns)
     ['reconstructed', 'condition mean', 'better']
     """
-    shown = table[table["condition"].isin(conditions)]
+    shown = over_folds(table[table["condition"].isin(conditions)])
     if not len(shown):
         raise ValueError(
             f"conditions={list(conditions)} are not in the table, which has {list(table['condition'].unique())}."

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from sclatent.metrics._table import TO_ONE, goodness, over_folds
+
 from ._figures import save_figure
 
 NEEDED = ["condition", "source", "kind", "metric", "value", "floor", "ceiling", "better"]
 SUMMARIES = ["mean", "all"]  # conditions that are not levels of groupby: they come last
 CELL, MIN_WIDTH = (0.42, 0.21), 0.9  # of a cell, and of a panel, in inches
-ARROWS = {"lower": "↓", "higher": "↑"}
+ARROWS = {"lower": "↓", "higher": "↑", TO_ONE: "→1"}
 COLORMAP = mpl.colormaps["GnBu"].with_extremes(under="#fdd0b5", bad="white")
 
 
@@ -32,13 +34,15 @@ def metrics_heatmap(
     """Draw the metrics of an evaluation by condition: a panel of numbers with a colour for each source.
 
     The colour says where the number lies between the floor and the ceiling of its condition and metric, (value - floor)
-    / (ceiling - floor); there is none where one of the two is missing, or the ceiling no better than the floor. Floors
-    and ceilings stand to the left and right. The arrow behind the name of a metric says which way is better.
+    / (ceiling - floor), of their distances from 1 where closer to 1 is better; there is none where one of the two is
+    missing, or the ceiling no better than the floor. Floors and ceilings stand to the left and right. The arrow behind
+    the name of a metric says which way is better.
 
     Parameters
     ----------
     table
-        What :func:`~sclatent.metrics.evaluate_generation`, or another evaluation, returned.
+        What :func:`~sclatent.metrics.evaluate_generation`, or another evaluation, returned. Of several folds or seeds
+        the means are drawn, as of :func:`~sclatent.metrics.summarize`.
     metrics, conditions
         What to draw, in this order; by default all there is, in the order of the table, with the conditions ``"mean"``
         and ``"all"`` last.
@@ -81,16 +85,20 @@ def metrics_heatmap(
     if not sources:
         raise ValueError('table has no rows of the kind "generated": say by sources= what to draw.')
 
-    rows = table.drop_duplicates(["metric", "condition", "source"])
+    rows = over_folds(table[table["condition"].isin(conditions) & table["metric"].isin(metrics)])
     of_source = rows.pivot(index=["metric", "condition"], columns="source", values="value")
     both = rows.drop_duplicates(["metric", "condition"]).set_index(["metric", "condition"])
     cells = pd.MultiIndex.from_product([metrics, conditions])
     best_floor, ceiling, better = (both[column].reindex(cells) for column in ("floor", "ceiling", "better"))
     low = best_floor if floor is None else of_source[floor].reindex(cells)
-    span = (ceiling - low).where(np.where(better == "higher", ceiling > low, ceiling < low))
+    grade_of_low = goodness(low, better)
+    span = goodness(ceiling, better) - grade_of_low
+    span = span.where(span > 0)
     values = {source: of_source[source].reindex(cells) for source in sources}
     panels = [(floor or "best floor", low, low * np.nan)]
-    panels += [(source, value, ((value - low) / span).round(6)) for source, value in values.items()]
+    panels += [
+        (name, value, ((goodness(value, better) - grade_of_low) / span).round(6)) for name, value in values.items()
+    ]
     panels += [("ceiling", ceiling, ceiling * np.nan)]
 
     shape = len(metrics), len(conditions)
