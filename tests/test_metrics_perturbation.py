@@ -324,6 +324,15 @@ def test_control_cells_are_those_of_the_group_or_of_all(screen, glio):
         evaluate(glio["real"], glio["real"], lacking, "patient_id", glio["seen"])
 
 
+def test_a_group_without_control_cells_is_left_out_and_the_others_are_evaluated(glio):
+    treated = glio["all"][glio["all"].obs["condition"] == KEYS[2]]
+    lacking = glio["control"][glio["control"].obs["patient_id"] != KEYS[4]]
+    arguments = {"groupby": "patient_id", "floors": False, "n_top": []}
+    with pytest.warns(UserWarning, match=r"Left out: \['PW034'\] .*not of \['PW034'\]: add their control cells"):
+        table = evaluate(treated[::4], treated[1::4], lacking, **arguments)
+    assert set(table["condition"]) == {"PW030", "PW032", "PW036", "PW040", "mean"}
+
+
 def test_genes_in_another_order_and_genes_too_many(glio, glio_table):
     genes = np.random.default_rng(0).permutation(300)
     predicted = glio["real"][1::2, genes].copy()
@@ -454,6 +463,10 @@ def test_input_that_cannot_be_compared_is_refused(screen, glio):
         evaluate(real, predicted, control, "guide")
     with pytest.raises(ValueError, match="seen needs groupby"):
         evaluate(one, predicted, control, seen=real)
+    with pytest.raises(ValueError, match="disjoint_controls='no' must be True or False"):
+        evaluate(one, predicted, control, disjoint_controls="no")
+    with pytest.raises(ValueError, match="floors=None must be True or False"):
+        evaluate(one, predicted, control, floors=None)
     with pytest.raises(ValueError, match="max_cells=5 is not possible: at least 10"):
         evaluate(one, predicted, control, max_cells=5)
     twice = predicted.copy()

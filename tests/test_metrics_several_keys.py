@@ -136,4 +136,4 @@ def test_keys_that_cannot_be_are_refused(arms):
         evaluate(real, predicted, control, KEYS)
     lacking = control[(control.obs["cell_type"] != TYPE) | (control.obs["batch"] != BATCH)].copy()
     with pytest.raises(ValueError, match="control has cells of some groups but not of"):
-        evaluate(real, real, lacking, KEYS)
+        evaluate(arms["real"], arms["real"], lacking, KEYS)

@@ -158,12 +158,26 @@ def test_response_by_group_has_the_control_of_the_group(cells):
     np.testing.assert_allclose(axes[0, 0].collections[0].get_offsets()[:, 0], expected)
 
 
+def test_response_by_several_keys_has_the_control_of_the_context():
+    """A treatment of a type is compared with the control cells of this type."""
+    cells = simulate(180, 30, cell_types=["A", "B"], conditions=["control", "x", "y"], library_size=300)
+    is_control = cells.obs["condition"] == "control"
+    real, control = cells[~is_control], cells[is_control]
+    axes = pl.response(real, real, control, groupby=["cell_type", "condition"], n_names=0)
+    assert axes.shape == (4, 1)
+    titles = [ax.get_title() for ax in axes.flat]
+    assert titles == [f"cell_type={t}, condition={c}" for t in "AB" for c in "xy"]
+    of_b = real[(real.obs["cell_type"] == "B") & (real.obs["condition"] == "x")]
+    expected = mean_change(of_b, control[control.obs["cell_type"] == "B"])
+    np.testing.assert_allclose(axes[2, 0].collections[0].get_offsets()[:, 0], expected)
+
+
 def test_response_by_group_says_what_is_wrong(cells):
     control, real = (cells[cells.obs["condition"] == c] for c in ("control", "stimulated"))
     one = real[real.obs["cell_type"] == "type_1"]
-    with pytest.raises(KeyError, match="groupby='dose' is not a column of obs of 'real'"):
+    with pytest.raises(KeyError, match="groupby, real: 'dose' is not a column"):
         pl.response(real, real, control, groupby="dose")
-    with pytest.raises(ValueError, match=r"'generated' has no cells of \['type_0'\], levels of 'cell_type'"):
+    with pytest.raises(ValueError, match=r"'generated' has no cells of \['type_0'\], groups of real"):
         pl.response(real, one, control, groupby="cell_type")
     with pytest.raises(ValueError, match=r"control has cells of some groups but not of \['type_0'\]"):
         pl.response(real, real, control[control.obs["cell_type"] == "type_1"], groupby="cell_type")

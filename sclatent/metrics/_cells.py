@@ -21,6 +21,7 @@ from sclatent.data import (
     random_stream,
     read_rows,
     row_blocks,
+    short_repr,
     totals,
 )
 from sclatent.data._levels import factorize
@@ -215,6 +216,13 @@ def check_anndata(adata: AnnData, argument: str) -> None:
     if not isinstance(adata, AnnData):
         raise TypeError(f"{argument} must be an AnnData with raw counts, not {type(adata).__name__}.")
     check_obs(adata, argument)
+
+
+def check_flags(**flags: bool) -> None:
+    """Raise a ``ValueError`` unless arguments, by their names, are True or False."""
+    for argument, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{argument}={short_repr(value)} must be True or False.")
 
 
 def _counts(

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from sclatent.data import check_keys, random_stream
 
-from ._cells import CellGroups, check_anndata
+from ._cells import CellGroups, check_anndata, check_flags
 from ._floors import draw_independent_genes
 from ._groups import alike, name_of, warn_of_alike
 from ._projection import Projection
@@ -157,6 +157,7 @@ def evaluate_generation(
     ``evaluate_generation(real, {"SCLDM": a, "scVI": b}, groupby="cell_type", train=train)``.
     """
     keys = check_keys(groupby, "groupby")
+    check_flags(floors=floors)
     if max_cells < MIN_CELLS:
         raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
     check_anndata(real, "real")

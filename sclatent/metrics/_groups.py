@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Hashable, Iterable, Sequence
 
 from sclatent.data._levels import combination_name
+from sclatent.data._warnings import warn_user
 
 
 def levels_of(group: Hashable) -> tuple[Hashable, ...]:
@@ -75,11 +76,10 @@ def share_controls(names: Sequence[Hashable], groups: Iterable[Hashable], groupb
     if not set(names).isdisjoint(groups):
         return False
     if len(names) > 1 or alike(names, groups):
-        warnings.warn(
+        warn_user(
             f"control.obs[{groupby!r}] has the groups {list(names)[:5]}, and none of those of real, {groups[:5]}: all "
             f"groups are compared with all control cells, whatever their {groupby}. {_cure('control', groupby)}; if "
-            f"groups share their control cells, remove the column: del control.obs[{groupby!r}].",
-            stacklevel=4,
+            f"groups share their control cells, remove the column: del control.obs[{groupby!r}]."
         )
     return True
 

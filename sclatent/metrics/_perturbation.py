@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from sclatent.data import TARGET_SUM, check_keys, random_stream
 
 from ._arms import MIN_CELLS, Controls, Source, kept
-from ._cells import CellGroups, LogNormalizedCells, check_anndata, take_turns
+from ._cells import CellGroups, LogNormalizedCells, check_anndata, check_flags, take_turns
 from ._groups import name_of, warn_of_alike
 from ._perturbation_comparison import CEILING, Comparison
 from ._perturbation_floors import FLOORS
@@ -172,6 +172,11 @@ def evaluate_perturbation(
         If predictions and real cells have no group in common or none with enough cells (20 real, 10 predicted and 10
         control cells, or 20 that are halved), if genes are missing, or if values are no counts.
 
+    Warns
+    -----
+    UserWarning
+        If groups are left out: those that some prediction lacks, or that have too few cells or no control cells.
+
     Examples
     --------
     >>> import sclatent
@@ -199,6 +204,7 @@ def evaluate_perturbation(
     'cell_type=type_0, condition=stimulated'
     """
     keys = check_keys(groupby, "groupby")
+    check_flags(floors=floors, disjoint_controls=disjoint_controls)
     if seen is not None and not keys:
         raise ValueError("seen needs groupby, the column of obs that tells its groups from the one that is predicted.")
     if max_cells < MIN_CELLS:
@@ -311,12 +317,6 @@ def _groups_to_compare(
     lost = {g for source in (truth, *cells.values()) for g in source.rows} - set(shared)
     if lost:
         warnings.warn(f"Not in real and in every prediction, and left out: {sorted(lost, key=str)}.", stacklevel=3)
-    without = [g for g in shared if not len(controls.rows(g))]
-    if without:
-        raise ValueError(
-            f"control has cells of some groups but not of {without[:5]}: add their control cells, or remove the column "
-            "groupby from control.obs so that all groups share all control cells."
-        )
     enough = [
         g
         for g in shared
@@ -326,8 +326,14 @@ def _groups_to_compare(
     ]
     few = [g for g in shared if g not in enough]
     message = f"{few} have too few cells: {2 * MIN_CELLS} real, {MIN_CELLS} predicted and {n_control} control cells"
+    message += " are needed."
+    if without := [g for g in few if not len(controls.rows(g))]:
+        message += (
+            f" control has cells of some groups but not of {without[:5]}: add their control cells, or remove the "
+            "column groupby from control.obs so that all groups share all control cells."
+        )
     if not enough:
-        raise ValueError(f"{message} are needed.")
+        raise ValueError(message)
     if few:
-        warnings.warn(f"{message} are needed. Left out.", stacklevel=3)
+        warnings.warn(f"Left out: {message}", stacklevel=3)
     return enough

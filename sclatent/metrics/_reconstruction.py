@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from sclatent.data import check_keys, totals
 
-from ._cells import BLOCK, CellGroups, check_anndata
+from ._cells import BLOCK, CellGroups, check_anndata, check_flags
 from ._change import pearson
 from ._groups import name_of
 from ._marginals import concordance
@@ -90,6 +90,7 @@ def evaluate_reconstruction(
     [1.0, 0.8]
     """
     keys = check_keys(groupby, "groupby")
+    check_flags(floors=floors)
     check_anndata(real, "real")
     cells = CellGroups(real, real.var_names, keys, "real", layer)
     sources = {}

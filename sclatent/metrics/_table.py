@@ -79,10 +79,10 @@ def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     -------
     pd.DataFrame
         The columns are :data:`COLUMNS`. To the rows of the records it adds, where there are conditions
-        other than "all", those of the condition "mean": the unweighted mean over these conditions, NaN values left out,
-        with a warning, and the sums of their cells. A source that lacks one of them has no mean, which could not be compared with that
-        of others. ``floor`` is the best value of the floors for the condition and metric, ``ceiling`` that of the
-        ceiling; NaN where there is none.
+        other than "all", those of the condition "mean": the unweighted mean over these conditions, NaN values left out
+        with a warning, and the sums of their cells. A source that lacks one of them has no mean, which could not be
+        compared with that of others. ``floor`` is the best value of the floors for the condition and metric,
+        ``ceiling`` that of the ceiling; NaN where there is none.
     """
     if not records:
         raise ValueError("There is nothing to put into the table: no condition could be compared.")

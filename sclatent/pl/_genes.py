@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 
-from sclatent.data import by_rows, get_matrix
+from sclatent.data import by_rows, check_keys, get_matrix
 from sclatent.metrics import concordance, log_normalize, slope_of_change, top_responding
-from sclatent.metrics._cells import check_values
+from sclatent.metrics._arms import Controls
+from sclatent.metrics._cells import CellGroups, check_values
 from sclatent.metrics._change import change_of, pearson
-from sclatent.metrics._groups import share_controls
+from sclatent.metrics._groups import name_of
 
-from ._figures import axes_or_new, grid, indexable, levels, save_figure
+from ._figures import axes_or_new, grid, indexable, save_figure
 from ._names import name_points
 
 Predicted = Mapping[str, AnnData | np.ndarray]
@@ -64,7 +65,7 @@ def response(
     real: AnnData,
     predicted: AnnData | Predicted,
     control: AnnData,
-    groupby: str | None = None,
+    groupby: str | Sequence[str] | None = None,
     n_names: int = 8,
     save: str | os.PathLike | None = None,
 ) -> np.ndarray:
@@ -83,8 +84,9 @@ def response(
         of :func:`sclatent.metrics.mean_shift`. Genes are those of ``real``, in the same order.
     groupby
         Column of obs with groups (perturbations, cell types, patients), in ``real`` and in all predicted cells: a panel
-        for each group of ``real``. Where ``control`` has cells of these groups, each is compared with its own, else
-        with all of ``control``.
+        for each group of ``real``. Or several columns, whose combinations are the groups. Control cells are those of
+        :func:`sclatent.metrics.evaluate_perturbation`: where ``control`` has cells of these groups, each is compared
+        with its own, else with all of ``control``.
     n_names
         How many genes to name: those with the largest real change.
     save
@@ -108,13 +110,14 @@ def response(
     """
     if isinstance(predicted, AnnData):
         predicted = {"generated": predicted}
-    groups = {"": (real, predicted, control)} if groupby is None else _by_group(real, predicted, control, groupby)
+    keys = check_keys(groupby, "groupby")
+    groups = _by_group(real, predicted, control, keys) if keys else {"": (real, predicted, control)}
     panels = []
     for group, (cells, predictions, base) in groups.items():
         x = change_of(cells, base, "real")
         for name, prediction in predictions.items():
             y = _change(prediction, base, name)
-            title = name if groupby is None else group if len(predictions) == 1 else f"{group}, {name}"
+            title = name if not keys else group if len(predictions) == 1 else f"{group}, {name}"
             panels.append((title, x, y, slope_of_change(cells, prediction, base)))
     columns = len(predicted) if len(predicted) > 1 else None
     figure, axes = grid(len(panels), (3.2, 3.3), columns)
@@ -134,7 +137,7 @@ def response(
         named = top_responding(x, n_names)
         name_points(ax, x, y, named, real.var_names[named])
     save_figure(figure, save)
-    return axes if groupby is None else axes.reshape(len(groups), len(predicted))
+    return axes if not keys else axes.reshape(len(groups), len(predicted))
 
 
 def top_genes(
@@ -202,35 +205,31 @@ def _change(prediction: AnnData | np.ndarray, control: AnnData, name: str) -> np
 
 
 def _by_group(
-    real: AnnData, predicted: Predicted, control: AnnData, key: str
+    real: AnnData, predicted: Predicted, control: AnnData, keys: Sequence[str]
 ) -> dict[str, tuple[AnnData, Predicted, AnnData]]:
-    """Real, predicted and control cells of each group of the real ones."""
-    for name, cells in {"real": real, **predicted}.items():
-        if not isinstance(cells, AnnData):
-            raise TypeError(f"{name!r} is an array: with groupby={key!r}, predictions are cells, each with its group.")
-        if key not in cells.obs:
-            raise KeyError(f"groupby={key!r} is not a column of obs of {name!r}, which has {list(cells.obs.columns)}.")
-    groups = levels(real, key)
+    """Real, predicted and control cells of each group of the real ones, by what it is called."""
     for name, cells in predicted.items():
-        if missing := [group for group in groups if group not in levels(cells, key)]:
-            raise ValueError(f"{name!r} has no cells of {missing}, levels of {key!r} in real: leave them out of real.")
-    own = key in control.obs and not share_controls(levels(control, key), groups, key)
-    if own and (missing := [group for group in groups if group not in levels(control, key)]):
+        if not isinstance(cells, AnnData):
+            raise TypeError(f"{name!r} is an array: with groupby={keys}, predictions are cells, each with its group.")
+    rows = CellGroups(real, real.var_names, keys, "real").rows
+    rows_of = {name: CellGroups(cells, cells.var_names, keys, name).rows for name, cells in predicted.items()}
+    for name, found in rows_of.items():
+        if missing := [group for group in rows if group not in found]:
+            raise ValueError(f"{name!r} has no cells of {missing}, groups of real: leave them out of real.")
+    controls = Controls(control, control.var_names, keys, None, rows, seed=0)
+    if missing := [group for group in rows if not len(controls.rows(group))]:
         raise ValueError(
-            f"control has cells of some groups but not of {missing}: add theirs, or remove the column {key!r} from "
+            f"control has cells of some groups but not of {missing}: leave them out of real, or remove the column from "
             "control.obs so that all groups share all control cells."
         )
-
-    def of(group: str, cells: AnnData) -> AnnData:
-        return indexable(cells)[(cells.obs[key].astype(str) == group).to_numpy()]
-
+    real, control = indexable(real), indexable(control)
     return {
-        group: (
-            of(group, real),
-            {name: of(group, cells) for name, cells in predicted.items()},
-            of(group, control) if own else control,
+        str(name_of(group, keys)): (
+            real[of_group],
+            {name: indexable(cells)[rows_of[name][group]] for name, cells in predicted.items()},
+            control[np.sort(controls.rows(group))],
         )
-        for group in groups
+        for group, of_group in rows.items()
     }
 
 
