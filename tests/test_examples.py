@@ -15,7 +15,7 @@ import matplotlib
 import pytest
 
 # what a user calls, then the building blocks
-OF_USERS = ["model", "conditions", "metrics", "datasets", "pl", "tl", "pp"]
+OF_USERS = ["model", "conditions", "metrics", "metrics.split", "datasets", "pl", "tl", "pp"]
 SUBPACKAGES = [*OF_USERS, "module", "diffusion", "baseline", "nn", "train", "data"]
 NOT_RUN = {
     "datasets.kang": "downloads",

@@ -448,10 +448,9 @@ def test_input_that_cannot_be_compared_is_refused(screen, glio):
         (ValueError, "above 9.21", (one, predicted.X.toarray(), control)),
         (ValueError, "real has values that are not whole numbers", (log, predicted, control)),
         (ValueError, "predicted has values that are not whole numbers", (real, log, control)),
-        (ValueError, "predicted has the names .*: at least one was expected", (real, {}, control)),
         (
             ValueError,
-            "has the names .'mean shift'.: at least one was expected, and none of",
+            "has the names .'mean shift'.: none of",
             (real, {"mean shift": predicted}, control),
         ),
         (TypeError, "control must be an AnnData", (real, predicted, log.X)),

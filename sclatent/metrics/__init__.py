@@ -1,5 +1,7 @@
 """Metrics, beside the floors and the ceiling without which a figure says nothing."""
 
+from . import split as split
+from ._benchmark import benchmark
 from ._change import mean_change, pearson_of_change, slope_of_change, top_responding
 from ._classifiers import random_forest_auc, transfer_accuracy
 from ._distances import (
@@ -22,6 +24,7 @@ from ._table import summarize
 
 __all__ = [
     "Projection",
+    "benchmark",
     "cell_mean",
     "concordance",
     "density_coverage",

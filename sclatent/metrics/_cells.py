@@ -86,7 +86,7 @@ class CellGroups:
         self.names: pd.Index = adata.obs_names
         self._argument = argument
         self.rows: dict[Hashable, np.ndarray]
-        self.rows = _rows_of_groups(adata.obs, keys, argument) if keys else {ALL: np.arange(adata.n_obs)}
+        self.rows = rows_of_groups(adata.obs, keys, argument) if keys else {ALL: np.arange(adata.n_obs)}
 
     def take(self, rows: Mapping[Hashable, np.ndarray]) -> CellGroups:
         """The same cells, but only some rows of every group."""
@@ -184,7 +184,7 @@ def _noise(variance: np.ndarray, n_cells: int) -> np.ndarray:
     return variance / (n_cells - 1) if n_cells > 1 else np.full_like(variance, np.nan)
 
 
-def _rows_of_groups(obs: pd.DataFrame, keys: Sequence[str], argument: str) -> dict[Hashable, np.ndarray]:
+def rows_of_groups(obs: pd.DataFrame, keys: Sequence[str], argument: str) -> dict[Hashable, np.ndarray]:
     """Rows by level of one column of obs, or by the tuple of levels of several."""
     codes, levels = zip(*(_codes_and_levels(obs, key, argument) for key in keys), strict=True)
     shape = tuple(map(len, levels))

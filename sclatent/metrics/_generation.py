@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -13,6 +12,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from sclatent.data import check_keys, random_stream
+from sclatent.data._warnings import warn_user
 
 from ._cells import CellGroups, check_anndata, check_flags
 from ._floors import draw_independent_genes
@@ -62,7 +62,8 @@ def evaluate_generation(
     real
         Cells with raw counts, best such as the generator was not trained on.
     generated
-        Generated cells with raw counts, or several such by name; genes are matched by name.
+        Generated cells with raw counts, or several such by name; genes are matched by name. An empty dictionary has
+        floors and ceiling alone compared.
     groupby
         Column of obs, in all of them, with the conditions; or several columns, whose combinations are the conditions,
         called ``"cell_type=B, donor=101"``. None compares all cells with all.
@@ -171,10 +172,9 @@ def evaluate_generation(
     sources = {name: CellGroups(adata, real.var_names, keys, a) for name, (a, adata) in named.items()}
     levels = _levels(real_cells, sources, keys)
     if floors and (without := [name_of(level, keys) for level in levels if level not in train_cells.rows]):
-        warnings.warn(
+        warn_user(
             f"train has no cells of {without[:5]}: the floors {CELL_MEAN!r} and {INDEPENDENT!r} are left out of these "
-            f"conditions and of {ALL!r}.",
-            stacklevel=2,
+            f"conditions and of {ALL!r}."
         )
 
     some = random_stream(seed, "cells of the components").permutation(np.concatenate(list(train_cells.rows.values())))
@@ -220,7 +220,7 @@ def _levels(real: CellGroups, sources: Mapping[str, CellGroups], keys: Sequence[
         )
     if few:
         names = "; ".join(str(name_of(level, keys)) for level in few)
-        warnings.warn(f"Left out, with fewer than {2 * MIN_CELLS} real cells to compare: {names}.", stacklevel=3)
+        warn_user(f"Left out, with fewer than {2 * MIN_CELLS} real cells to compare: {names}.")
     for name, cells in sources.items():
         for level in levels:
             if (n := len(cells.rows.get(level, ()))) < 2 * MIN_CELLS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Iterable, Sequence
 
 from sclatent.data._levels import combination_name
@@ -52,10 +51,9 @@ def warn_of_alike(argument: str, groups: Iterable[Hashable], others: Iterable[Ha
     levels, other_levels = (list(map(levels_of, some)) for some in (groups, others))
     for k, key in enumerate(keys):
         if found := alike([of_group[k] for of_group in levels], [of_group[k] for of_group in other_levels]):
-            warnings.warn(
+            warn_user(
                 f"{argument}.obs[{key!r}] has {list(found)[:5]}, real has {list(found.values())[:5]}: these are "
-                f"different groups. {_cure(argument, key)}.",
-                stacklevel=3,
+                f"different groups. {_cure(argument, key)}."
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -12,6 +11,7 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from sclatent.data import TARGET_SUM, check_keys, random_stream
+from sclatent.data._warnings import warn_user
 
 from ._arms import MIN_CELLS, Controls, Source, kept
 from ._cells import CellGroups, LogNormalizedCells, check_anndata, check_flags, take_turns
@@ -59,9 +59,9 @@ def evaluate_perturbation(
     real
         Perturbed cells that the predictions were made without; raw counts. Its genes are the ones that are compared.
     predicted
-        Predicted cells with raw counts; their genes are looked up by name. Or several predictions, by name. Where
-        there is one group, a prediction may also be an array: log-normalised cells (cells, genes), or just the change
-        over control (genes,), such as of :func:`mean_shift`.
+        Predicted cells with raw counts; their genes are looked up by name. Or several predictions, by name; an empty
+        dictionary has floors and ceiling alone compared. Where there is one group, a prediction may also be an array:
+        log-normalised cells (cells, genes), or just the change over control (genes,), such as of :func:`mean_shift`.
     control
         Control cells with raw counts. Where ``control.obs[groupby]`` has groups of ``real`` or ``seen``, every group
         is compared with its own control cells (a drug in several patients or cell types); where not, with all of them
@@ -246,11 +246,10 @@ def _warn_of_control_noise(shares: Mapping[Hashable, float], controls: Controls,
             for g in noisy[:5]
         ]
         more = [f"and {len(noisy) - 5} more"] if len(noisy) > 5 else []
-        warnings.warn(
+        warn_user(
             f"More than {NOISE_SHARE:.0%} of the real change is sampling noise of the control cells, which the change "
             "of predicted cells has, too. Cells that do not respond at all are expected to correlate with it, by "
-            f"chance: {', '.join([*named, *more])}. Give disjoint_controls=True, or more control cells.",
-            stacklevel=3,
+            f"chance: {', '.join([*named, *more])}. Give disjoint_controls=True, or more control cells."
         )
 
 
@@ -316,7 +315,7 @@ def _groups_to_compare(
         )
     lost = {g for source in (truth, *cells.values()) for g in source.rows} - set(shared)
     if lost:
-        warnings.warn(f"Not in real and in every prediction, and left out: {sorted(lost, key=str)}.", stacklevel=3)
+        warn_user(f"Not in real and in every prediction, and left out: {sorted(lost, key=str)}.")
     enough = [
         g
         for g in shared
@@ -335,5 +334,5 @@ def _groups_to_compare(
     if not enough:
         raise ValueError(message)
     if few:
-        warnings.warn(f"Left out: {message}", stacklevel=3)
+        warn_user(f"Left out: {message}")
     return enough

@@ -31,7 +31,7 @@ def named_sources(
     Parameters
     ----------
     given
-        One source, or several by name.
+        One source, or several by name, or none.
     argument
         The argument that has them.
     reserved
@@ -46,10 +46,10 @@ def named_sources(
     """
     several = isinstance(given, Mapping)
     named: dict[str, T] = dict(given) if isinstance(given, Mapping) else {name: given}
-    if not named or not set(named).isdisjoint(reserved):
+    if not set(named).isdisjoint(reserved):
         raise ValueError(
-            f"{argument} has the names {list(named)}: at least one was expected, and none of {sorted(reserved)}, which "
-            "floors and ceiling have."
+            f"{argument} has the names {list(named)}: none of {sorted(reserved)} was expected, which floors and "
+            "ceiling have."
         )
     return {n: (f"{argument}[{n!r}]" if several else argument, source) for n, source in named.items()}
 
