@@ -113,8 +113,10 @@ def benchmark(
             except Exception as error:
                 error.add_note(f"This was raised by models[{name!r}] in the fold {fold.name!r}.")
                 raise
-            several = isinstance(found, Mapping)
-            predictions |= {f"{name}, {way}": p for way, p in found.items()} if several else {name: found}
+            if isinstance(found, Mapping):
+                predictions |= {f"{name}, {way}": prediction for way, prediction in found.items()}
+            else:
+                predictions[name] = found
         table = _evaluate(fold, train, held_out, predictions, seed=seed, progress_bar=False, **options)
         table.insert(0, "fold", fold.name)
         tables.append(table)
@@ -135,7 +137,7 @@ def _evaluate(
     return evaluate_perturbation(held_out, predictions, control, fold.groupby, seen, **options)
 
 
-def _check(models: Mapping[str, Model], adata: AnnData, folds: Sequence[Fold], options: Mapping[str, Any]) -> None:
+def _check(models: Mapping[str, Any], adata: AnnData, folds: Sequence[Fold], options: Mapping[str, Any]) -> None:
     """Raise before the first model is trained."""
     if not isinstance(models, Mapping) or not all(map(callable, models.values())):
         raise TypeError("models must be functions by name, such as {'SCLDM': predict}, each called with (train, fold).")

@@ -208,13 +208,13 @@ def _by_group(
     real: AnnData, predicted: Predicted, control: AnnData, keys: Sequence[str]
 ) -> dict[str, tuple[AnnData, Predicted, AnnData]]:
     """Real, predicted and control cells of each group of the real ones, by what it is called."""
+    rows = CellGroups(real, real.var_names, keys, "real").rows
+    rows_of = {}
     for name, cells in predicted.items():
         if not isinstance(cells, AnnData):
             raise TypeError(f"{name!r} is an array: with groupby={keys}, predictions are cells, each with its group.")
-    rows = CellGroups(real, real.var_names, keys, "real").rows
-    rows_of = {name: CellGroups(cells, cells.var_names, keys, name).rows for name, cells in predicted.items()}
-    for name, found in rows_of.items():
-        if missing := [group for group in rows if group not in found]:
+        rows_of[name] = CellGroups(cells, cells.var_names, keys, name).rows
+        if missing := [group for group in rows if group not in rows_of[name]]:
             raise ValueError(f"{name!r} has no cells of {missing}, groups of real: leave them out of real.")
     controls = Controls(control, control.var_names, keys, None, rows, seed=0)
     if missing := [group for group in rows if not len(controls.rows(group))]:
