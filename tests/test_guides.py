@@ -22,7 +22,7 @@ from scipy import sparse
 
 import sclatent
 from sclatent.diffusion import DEFAULT_STEPS
-from sclatent.metrics import evaluate_generation, evaluate_perturbation
+from sclatent.metrics import evaluate_generation, evaluate_perturbation, floors
 from sclatent.model import SCLDM, JointDiffusion, JointLDM
 from sclatent.model.base._staged_model import StagedModel
 from sclatent.train import TrainingDivergedError
@@ -53,7 +53,8 @@ def no_forests(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "page", ["preparing_data.md", "choosing_a_model.md", "conditions.md", "reproducibility.md", "coming_from.md"]
+    "page",
+    ["preparing_data.md", "choosing_a_model.md", "conditions.md", "metrics.md", "reproducibility.md", "coming_from.md"],
 )
 def test_the_code_of_a_guide_runs(page, monkeypatch, tmp_path):
     """On few cells, and with a step of training in place of many."""
@@ -81,6 +82,11 @@ def test_the_code_of_a_guide_runs(page, monkeypatch, tmp_path):
         assert cells.X.min() >= 0
         assert np.array_equal(cells.X.data, np.round(cells.X.data))
         assert cells.uns["sclatent"]["model"] == "SCLDM"
+
+
+def test_the_guide_has_the_floors_of_the_code():
+    rows = re.findall(r"^\| (\w+) \| `(.*?)` \| (.*) \| (.*) \| (.*) \|$", (GUIDES / "metrics.md").read_text(), re.M)
+    assert rows == list(floors().itertuples(name=None))
 
 
 # ---- messages

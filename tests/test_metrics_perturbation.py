@@ -12,9 +12,13 @@ from sclatent.datasets import glioblastoma, simulate
 from sclatent.metrics import (
     Projection,
     _cells,
+    _generation,
     _perturbation,
+    _perturbation_floors,
+    _reconstruction,
     energy_distance,
     evaluate_perturbation,
+    floors,
     linear_shift,
     log_normalize,
     mean_change,
@@ -277,6 +281,13 @@ def test_a_summary_of_several_folds_has_their_means():
     assert list(wide.columns) == ["generated", "better"]
     assert wide.loc["mse", "generated"] == 2
     assert summarize(pd.concat([first, second]), ["a"]).loc["mse", ["generated", "x"]].tolist() == [1, 4]
+
+
+def test_every_floor_is_described():
+    described = floors().groupby("evaluation")["floor"].agg(list)
+    assert described["perturbation"] == _perturbation_floors.FLOORS
+    assert described["generation"] == list(_generation.FLOORS)
+    assert described["reconstruction"] == [_reconstruction.FLOOR]
 
 
 def test_groups_that_are_held_out_in_turn_are_each_others_floor(glio):

@@ -12,6 +12,7 @@ from ._distances import (
     sinkhorn_divergence,
     wasserstein,
 )
+from ._floor_table import floors
 from ._floors import cell_mean, independent_genes
 from ._generation import evaluate_generation
 from ._marginals import concordance
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate_generation",
     "evaluate_perturbation",
     "evaluate_reconstruction",
+    "floors",
     "frechet_distance",
     "independent_genes",
     "linear_shift",
