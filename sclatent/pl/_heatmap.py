@@ -87,6 +87,7 @@ def metrics_heatmap(
 
     rows = over_folds(table[table["condition"].isin(conditions) & table["metric"].isin(metrics)])
     of_source = rows.pivot(index=["metric", "condition"], columns="source", values="value")
+    of_source = of_source.reindex(columns=table["source"].unique())  # also those that some folds lack
     both = rows.drop_duplicates(["metric", "condition"]).set_index(["metric", "condition"])
     cells = pd.MultiIndex.from_product([metrics, conditions])
     best_floor, ceiling, better = (both[column].reindex(cells) for column in ("floor", "ceiling", "better"))

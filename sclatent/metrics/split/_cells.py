@@ -157,7 +157,7 @@ def _window(adata: AnnData, key: str, values: np.ndarray, low: float, high: floa
             f"[{key!r}], which is {values.min():g} to {values.max():g}; some were expected, and others to train on."
         )
     name = f"{key} from {low:g}" if np.isinf(high) else f"{key} {low:g} to {high:g}"
-    return fold_of(adata, name, held_out, ~held_out, [*groupby, *({key} - {*groupby})], groupby)
+    return fold_of(adata, name, held_out, ~held_out, dict.fromkeys([*groupby, key]), groupby)
 
 
 def _checked(adata: AnnData, groupby: str | Sequence[str] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
 from anndata import AnnData
@@ -82,14 +83,14 @@ def unseen_combinations(
     if n_folds is None:
         return [experiment.fold(experiment.name(group), [group]) for group in groups]
     rng = random_stream(seed, "folds")
-    contexts = list(dict.fromkeys(group[:-1] for group in groups))
-    order = [contexts[i] for i in rng.permutation(len(contexts))]
-    perturbations = list(dict.fromkeys(group[-1] for group in groups))
-    turned: list[Group] = []
+    contexts, of_perturbation = dict.fromkeys(group[:-1] for group in groups), defaultdict(list)
+    place = dict(zip(contexts, rng.permutation(len(contexts)), strict=True))
+    for group in sorted(groups, key=lambda group: place[group[:-1]]):
+        of_perturbation[group[-1]].append(group)
+    perturbations, turned = list(of_perturbation.values()), []
     for turn, i in enumerate(rng.permutation(len(perturbations))):
-        of_one = sorted((g for g in groups if g[-1] == perturbations[i]), key=lambda g: order.index(g[:-1]))
-        start = turn % len(of_one)
-        turned += of_one[start:] + of_one[:start]
+        start = turn % len(perturbations[i])
+        turned += perturbations[i][start:] + perturbations[i][:start]
     return [experiment.fold(f"fold {k}", asked) for k, asked in enumerate(deal(turned, n_folds, "combinations"))]
 
 
@@ -148,8 +149,8 @@ def unseen_contexts(
 
 def _of_several_contexts(experiment: Experiment) -> list[Group]:
     """Groups with enough cells whose perturbation has enough in another context, too."""
-    perturbations = [group[-1] for group in experiment.enough]
-    groups = [group for group in experiment.enough if perturbations.count(group[-1]) > 1]
+    n_contexts = Counter(group[-1] for group in experiment.enough)
+    groups = [group for group in experiment.enough if n_contexts[group[-1]] > 1]
     if not groups:
         contexts = experiment.keys[:-1]
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from anndata import AnnData
@@ -15,6 +16,7 @@ from .._cells import rows_of_groups
 from .._groups import alike, levels_of, name_of
 from ._fold import Fold, check_names, fold_of
 
+Thing = TypeVar("Thing")
 Group = tuple[Hashable, ...]
 """Levels of the context keys, and the perturbation."""
 
@@ -99,7 +101,7 @@ class Experiment:
         )
 
 
-def deal(things: Sequence[Hashable], n_folds: int, what: str) -> list[list]:
+def deal(things: Sequence[Thing], n_folds: int, what: str) -> list[list[Thing]]:
     """Deal things, in their order, to a number of folds, at least two."""
     check_whole("n_folds", n_folds, 2)
     if n_folds > len(things):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def fold_of(
     name: object,
     held_out: np.ndarray,
     train: np.ndarray,
-    keys: Sequence[str],
+    keys: Iterable[str],
     groupby: Sequence[str],
     perturbation_key: str | None = None,
     control: Hashable = None,

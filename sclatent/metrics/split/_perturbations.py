@@ -12,7 +12,7 @@ from sclatent.data._kinds import Set
 from ._experiment import Experiment, Group, deal
 from ._fold import Fold
 
-Members = tuple[str, ...]
+Members = tuple[Hashable, ...]
 
 
 def unseen_perturbations(
@@ -83,9 +83,9 @@ def unseen_perturbations(
     members = {g: (g[-1],) if delimiter is None else _members(g, delimiter, control) for g in experiment.rows}
     single = dict.fromkeys(members[g] for g in experiment.enough if len(members[g]) == 1)
     folds = []
-    for k, held_out in enumerate(deal(_shuffled([*single], seed), n_folds, "perturbations")):
+    for k, held_out in enumerate(map(set, deal(_shuffled([*single], seed), n_folds, "perturbations"))):
         asked = [g for g in experiment.enough if members[g] in held_out]
-        out = [g for g, of_group in members.items() if not {m for (m,) in held_out}.isdisjoint(of_group)]
+        out = [g for g, of_group in members.items() if any((member,) in held_out for member in of_group)]
         folds.append(experiment.fold(_name(asked, k), asked, out))
     return folds
 
@@ -149,7 +149,7 @@ def unseen_pairs(
         )
     experiment.warn({g for g in pairs if members[g] not in known}, "since a member was not measured alone")
     folds = []
-    for k, held_out in enumerate(deal(_shuffled([*known], seed), n_folds, "pairs")):
+    for k, held_out in enumerate(map(set, deal(_shuffled([*known], seed), n_folds, "pairs"))):
         asked = [g for g in experiment.enough if members[g] in held_out]
         folds.append(experiment.fold(_name(asked, k), asked, [g for g in members if members[g] in held_out]))
     return folds
@@ -163,7 +163,7 @@ def _members(group: Group, delimiter: str, control: Hashable) -> Members:
         raise ValueError(f"delimiter={delimiter!r}: {error}.") from error
 
 
-def _shuffled(things: Sequence[Hashable], seed: int) -> list[Hashable]:
+def _shuffled(things: Sequence[Members], seed: int) -> list[Members]:
     return [things[i] for i in random_stream(seed, "folds").permutation(len(things))]
 
 
