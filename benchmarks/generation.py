@@ -24,6 +24,7 @@ Sources beside SCLDM:
 - SCLDM, no network: cells of its closed form alone (`baseline_only=True`); what the network adds is what is above this
 - SCLDM, baseline none (with --baselines mixed none): the network without a closed form
 - SCLDM, residuals mixture (with --residuals gaussian mixture): cells are a mixture of Gaussians in the closed form
+- mixture of each condition (with --residuals gaussian mixture): one mixture for each condition, in the same tokens
 - held-out cells, encoded and decoded: the bound of every latent model with this autoencoder
 - SCLDM, pooling attention (with --poolings linear attention): cross-attention in the autoencoder. Beside each pooling
   stand the NLL of held-out cells, in nats a cell, and the seconds of training
@@ -44,6 +45,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -133,7 +135,7 @@ def run_scldm(task: Task, seed: int, arguments: argparse.Namespace) -> dict[str,
         name += "" if baseline == baselines[0] else f", baseline {baseline}"
         name += "" if residuals == arguments.residuals[0] else f", residuals {residuals}"
         model = SCLDM(train, seed=seed, baseline=baseline, residuals=residuals, pooling=pooling)
-        stage = "all"
+        stage = "autoencoder" if arguments.without_network else "all"
         if pooling in first:
             model, stage = with_autoencoder_of(first[pooling], model), "diffusion"
         first.setdefault(pooling, model)
@@ -145,12 +147,31 @@ def run_scldm(task: Task, seed: int, arguments: argparse.Namespace) -> dict[str,
         if model is first[pooling]:
             bound = "held-out cells, encoded and decoded" + name.removeprefix("SCLDM")
             sources[bound] = model.posterior_predictive_sample(held_out, seed=seed)
+            if key is not None and (arguments.without_network or "mixture" in arguments.residuals):
+                sources["mixture of each condition" + name.removeprefix("SCLDM")] = mixture_of_each(task, model, seed)
+            if arguments.without_network:
+                return sources
         sources[name] = model.sample(**options)
         for w in arguments.guidance:
             sources[f"{name}, guidance {w:g}"] = model.sample(guidance_weight=w, **options)
         if baseline != "none":
             sources[f"{name}, no network"] = model.sample(baseline_only=True, **options)
     return sources
+
+
+def mixture_of_each(task: Task, trained: SCLDM, seed: int) -> AnnData:
+    """Cells of mixtures of Gaussians in the tokens of a trained autoencoder, one mixture for each condition."""
+    made = []
+    pooling = trained.init_params_["pooling"]
+    for level, asked in task.held_out.obs.groupby(task.key, observed=True):
+        train = task.train[task.train.obs[task.key] == level].copy()
+        SCLDM.setup_anndata(train)
+        mixture = SCLDM(train, seed=seed, baseline="mixed", residuals="mixture", pooling=pooling)
+        with_autoencoder_of(trained, mixture)
+        mixture.train(1, "diffusion", accelerator="cpu", seed=seed, progress_bar=False)  # fits the closed form
+        made.append(mixture.sample(len(asked), baseline_only=True, seed=seed, progress_bar=False))
+        made[-1].obs[task.key] = level
+    return ad.concat(made, index_unique="-", keys=[str(i) for i in range(len(made))])
 
 
 def run_scvi(train: AnnData, key: str | None, rows: np.ndarray, seed: int) -> dict[str, AnnData]:
@@ -259,6 +280,9 @@ def main() -> None:
     parser.add_argument("--poolings", nargs="+", default=["linear"], help="of SCLDM, the main one first")
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--without-scvi", action="store_true")
+    parser.add_argument(
+        "--without-network", action="store_true", help="train the autoencoder alone: bound and mixtures"
+    )
     parser.add_argument("--progress", action="store_true", help="show progress of training and evaluation")
     arguments = parse(parser, "generation")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
