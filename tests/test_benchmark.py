@@ -59,7 +59,13 @@ def test_without_a_model_there_are_floors_and_a_ceiling(cells, folds):
     wide = summarize(table)
     assert wide.loc["pearson", "control as it is"] == 0 < wide.loc["pearson", "mean shift"]
     generation = benchmark({}, cells, split.random(cells, TYPE), **QUICK)
-    assert set(generation["source"]) == {"other conditions", "cell mean", "independent genes", "real half"}
+    assert set(generation["source"]) == {
+        "other conditions",
+        "cell mean",
+        "independent genes",
+        "gene copula",
+        "real half",
+    }
 
 
 def test_models_see_no_cell_that_is_held_out_and_change_nothing_for_others(cells, folds):

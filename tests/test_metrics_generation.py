@@ -26,6 +26,7 @@ from sclatent.metrics._table import COLUMNS, finish
 
 PRINCIPAL = ["w1", "w2", "sinkhorn", "mmd2", "frechet", "energy", "nn_accuracy", "rf_auc", "precision", "recall"]
 TRANSFER = ["real_to_generated", "generated_to_real"]
+FLOORS = ["other conditions", "cell mean", "independent genes", "gene copula"]
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_the_table(two_halves):
     table = evaluate(real, more, groupby="cell_type", max_cells=50, seed=7)
     assert list(table.columns) == COLUMNS
     assert set(table["condition"]) == {"a", "b", "c", "mean", "all"}
-    assert set(table["source"]) == {"generated", "other conditions", "cell mean", "independent genes", "real half"}
+    assert set(table["source"]) == {"generated", *FLOORS, "real half"}
     assert not table.duplicated(["condition", "source", "metric"]).any()
     assert table["value"].notna().all()
     assert (table["seed"] == 7).all()
@@ -173,7 +174,8 @@ def test_the_table(two_halves):
     first = table[table["metric"] == "w2"].set_index(["condition", "source"])
     assert first.loc[("a", "generated"), ["n_real", "n_generated", "n_available"]].tolist() == [50, 50, 200]
     assert first.loc[("a", "real half"), ["n_real", "n_generated", "n_available"]].tolist() == [50, 50, 134]
-    assert first.loc[("b", "independent genes"), ["n_real", "n_generated", "n_available"]].tolist() == [40, 40, 40]
+    for floor in ("independent genes", "gene copula"):
+        assert first.loc[("b", floor), ["n_real", "n_generated", "n_available"]].tolist() == [40, 40, 40]
     assert first.loc[("c", "other conditions"), ["n_real", "n_generated", "n_available"]].tolist() == [27, 27, 214]
     assert first.loc[("all", "generated"), ["n_real", "n_generated", "n_available"]].tolist() == [49, 49, 400]
     assert ("all", "other conditions") not in first.index
@@ -188,7 +190,7 @@ def test_the_table(two_halves):
 
     # mean, floor and ceiling
     for metric, best in (("mmd2", min), ("recall", max)):
-        floors = [value(table, metric, f, "a") for f in ("other conditions", "cell mean", "independent genes")]
+        floors = [value(table, metric, f, "a") for f in FLOORS]
         rows = table[(table["condition"] == "a") & (table["metric"] == metric)]
         assert (rows["floor"] == best(floors)).all()
         assert (rows["ceiling"] == value(table, metric, "real half", "a")).all()
@@ -196,7 +198,7 @@ def test_the_table(two_halves):
         assert value(table, metric, "generated", "mean") == pytest.approx(mean)
 
     wide = summarize(table, ["all"])
-    assert list(wide.columns) == ["generated", "cell mean", "independent genes", "real half", "better"]
+    assert list(wide.columns) == ["generated", *FLOORS[1:], "real half", "better"]
     assert wide.loc["w2", "generated"] == value(table, "w2")
     assert list(summarize(table).index.unique("condition")) == ["mean", "all"]
     with pytest.raises(ValueError, match=r"\['z'\] are not in the table"):
@@ -420,7 +422,7 @@ def test_bad_input(two_halves):
         (ValueError, r"generated\['ours'\] has values", (real, {"ours": log})),
         (TypeError, "generated", (real, more.X)),
         (TypeError, "real", (real.X, more)),
-        (ValueError, r"none of \['cell mean', 'independent genes'", (real, {"cell mean": more})),
+        (ValueError, r"none of \['cell mean', 'gene copula', 'independent genes'", (real, {"cell mean": more})),
         (KeyError, "'dose' is not a column", (real, more, "dose")),
         (ValueError, r"generated has 0 cells with cell_type='b': at least 20", (real, no_b, "cell_type")),
         (ValueError, r"generated has 10 cells: at least 20", (real, more[:10])),

@@ -13,7 +13,7 @@ from ._distances import (
     wasserstein,
 )
 from ._floor_table import floors
-from ._floors import cell_mean, independent_genes
+from ._floors import cell_mean, gene_copula, independent_genes
 from ._generation import evaluate_generation
 from ._marginals import concordance
 from ._neighbors import density_coverage, nearest_neighbor_accuracy, precision_recall
@@ -35,6 +35,7 @@ __all__ = [
     "evaluate_reconstruction",
     "floors",
     "frechet_distance",
+    "gene_copula",
     "independent_genes",
     "linear_shift",
     "log_normalize",

@@ -27,6 +27,12 @@ GENERATION = [
         "two moments of every gene",
         "what is between genes: correlations, states within a condition",
     ),
+    (
+        _generation.COPULA,
+        "the same negative binomials, joined by a Gaussian copula of up to 32 factors",
+        "a factor analysis",
+        "what is between genes beyond correlations: states within a condition",
+    ),
 ]
 PERTURBATION = [
     (_perturbation.CONTROL, "the control cells of the group: nothing changes", "nothing", "the perturbation"),
@@ -93,7 +99,7 @@ def floors() -> pd.DataFrame:
     >>> from sclatent.metrics import floors
     >>> table = floors()
     >>> table.loc["generation", "floor"].tolist()
-    ['other conditions', 'cell mean', 'independent genes']
+    ['other conditions', 'cell mean', 'independent genes', 'gene copula']
     >>> table.set_index("floor").loc["context mean", "blind to"]
     'which perturbation it is'
     """

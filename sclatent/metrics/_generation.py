@@ -15,7 +15,7 @@ from sclatent.data import check_keys, random_stream
 from sclatent.data._warnings import warn_user
 
 from ._cells import CellGroups, check_anndata, check_flags
-from ._floors import draw_independent_genes
+from ._floors import Draw, draw_gene_copula, draw_independent_genes
 from ._groups import alike, name_of, warn_of_alike
 from ._projection import Projection
 from ._samples import Comparison, Sample
@@ -23,7 +23,7 @@ from ._table import ALL, finish, named_sources
 
 MIN_CELLS = 10  # in a half
 PCA_CELLS = 5  # times max_cells: the components are fitted on no more
-FLOORS = OTHERS, CELL_MEAN, INDEPENDENT = "other conditions", "cell mean", "independent genes"
+FLOORS = OTHERS, CELL_MEAN, INDEPENDENT, COPULA = "other conditions", "cell mean", "independent genes", "gene copula"
 HALF = "real half"
 
 Sizes = dict[Hashable, int]
@@ -68,7 +68,7 @@ def evaluate_generation(
         Column of obs, in all of them, with the conditions; or several columns, whose combinations are the conditions,
         called ``"cell_type=B, donor=101"``. None compares all cells with all.
     train
-        Cells to fit the principal components and the last two floors on: those that the generator was trained on, if
+        Cells to fit the principal components and the last three floors on: those that the generator was trained on, if
         ``real`` has none of them. By default a third of the cells of every condition of ``real``, chosen at random,
         which is then not compared.
     n_components
@@ -97,9 +97,10 @@ def evaluate_generation(
         Conditions are those with at least 20 real cells (30 without ``train``), ``"mean"`` (over them) and ``"all"``
         (their cells together, in the proportions of the real ones). Sources are what was generated, ``"real half"``
         (the ceiling), and the floors: ``"other conditions"`` (real cells of all the others; not in ``"all"``),
-        ``"cell mean"`` (the mean profile of the condition in place of every cell) and ``"independent genes"``
-        (:func:`independent_genes`). ``n_real`` and ``n_generated`` are the cells of a half and what was compared with
-        it, ``n_available`` the cells that the source was drawn from or fitted on.
+        ``"cell mean"`` (the mean profile of the condition in place of every cell), ``"independent genes"``
+        (:func:`independent_genes`) and ``"gene copula"`` (:func:`gene_copula`). ``n_real`` and ``n_generated`` are the
+        cells of a half and what was compared with it, ``n_available`` the cells that the source was drawn from or
+        fitted on.
 
         Distances in many dimensions are shorter the less cells vary, and all is next to what lies in the middle: W1,
         W2, precision, density, coverage and ``real_to_generated`` of cells that vary too little can be better than the
@@ -173,8 +174,8 @@ def evaluate_generation(
     levels = _levels(real_cells, sources, keys)
     if floors and (without := [name_of(level, keys) for level in levels if level not in train_cells.rows]):
         warn_user(
-            f"train has no cells of {without[:5]}: the floors {CELL_MEAN!r} and {INDEPENDENT!r} are left out of these "
-            f"conditions and of {ALL!r}."
+            f"train has no cells of {without[:5]}: the floors {CELL_MEAN!r}, {INDEPENDENT!r} and {COPULA!r} are left "
+            f"out of these conditions and of {ALL!r}."
         )
 
     some = random_stream(seed, "cells of the components").permutation(np.concatenate(list(train_cells.rows.values())))
@@ -302,8 +303,13 @@ class _Trial:
             enough = len(origin) == len(self._size)
         if not enough:
             return []
-        make = {OTHERS: self._others, CELL_MEAN: self._cell_mean, INDEPENDENT: self._independent_genes}[name]
-        sample = make(origin, rng)
+        make: dict[str, Callable[[Rows, np.random.Generator], Sample]] = {
+            OTHERS: self._others,
+            CELL_MEAN: self._cell_mean,
+            INDEPENDENT: partial(self._drawn, draw_independent_genes),
+            COPULA: partial(self._drawn, draw_gene_copula),
+        }
+        sample = make[name](origin, rng)
         pair = self._halves[0].head(len(sample.sizes)), sample
         return self._records([pair], sum(map(len, origin.values())))
 
@@ -318,9 +324,9 @@ class _Trial:
         library = np.repeat([self._train.sizes(origin[c]).mean() for c in self._size], sizes)
         return Sample(values, self._projection.transform(values), library, self._labels(sizes))
 
-    def _independent_genes(self, origin: Rows, rng: np.random.Generator) -> Sample:
+    def _drawn(self, draw: Draw, origin: Rows, rng: np.random.Generator) -> Sample:
         mix = self._mixes[0]
-        counts = [draw_independent_genes(self._train, origin[c], n, rng) for c, n in mix.items()]
+        counts = [draw(self._train, origin[c], n, rng) for c, n in mix.items()]
         labels = self._labels(list(mix.values()))
         return Sample.of_counts(sparse.vstack(counts, format="csr"), labels, self._projection)
 
