@@ -91,6 +91,8 @@ def tasks(arguments: argparse.Namespace) -> Iterator[Task]:
         there["embryo"] = lambda: (*split(read_h5ad(of_embryo), "embryo"), None)
     if n:
         there["ring"], there["branches"] = (lambda: (*halves(ring(n)), None)), (lambda: (*halves(branches(n)), None))
+    if unknown := set(arguments.only or ()) - set(there):
+        raise SystemExit(f"--only {sorted(unknown)}: the data sets that are there are {list(there)}.")
     for name, task in there.items():
         if not arguments.only or name in arguments.only:
             train, held_out, key = task()
@@ -128,7 +130,10 @@ def run_scldm(task: Task, seed: int, arguments: argparse.Namespace) -> dict[str,
     sources: dict[str, AnnData] = {}
     baselines = arguments.baselines or ["none" if key is None else "mixed"]  # the model's own default
     first: dict[str, SCLDM] = {}  # of each pooling, whose autoencoder the others take over
-    for pooling, baseline, residuals in product(arguments.poolings, baselines, arguments.residuals):
+    denoisers = list(product(baselines, arguments.residuals))
+    if arguments.without_network:
+        denoisers = denoisers[:1]
+    for pooling, (baseline, residuals) in product(arguments.poolings, denoisers):
         if baseline == "none" and residuals != arguments.residuals[0]:
             continue  # there is nothing around which they would lie
         name = "SCLDM" if pooling == arguments.poolings[0] else f"SCLDM, pooling {pooling}"
@@ -149,8 +154,8 @@ def run_scldm(task: Task, seed: int, arguments: argparse.Namespace) -> dict[str,
             sources[bound] = model.posterior_predictive_sample(held_out, seed=seed)
             if key is not None and (arguments.without_network or "mixture" in arguments.residuals):
                 sources["mixture of each condition" + name.removeprefix("SCLDM")] = mixture_of_each(task, model, seed)
-            if arguments.without_network:
-                return sources
+        if arguments.without_network:
+            continue
         sources[name] = model.sample(**options)
         for w in arguments.guidance:
             sources[f"{name}, guidance {w:g}"] = model.sample(guidance_weight=w, **options)
@@ -281,7 +286,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="epochs of each stage (default: sized to the data)")
     parser.add_argument("--without-scvi", action="store_true")
     parser.add_argument(
-        "--without-network", action="store_true", help="train the autoencoder alone: bound and mixtures"
+        "--without-network",
+        action="store_true",
+        help="train autoencoders alone: bounds, and mixtures of each condition",
     )
     parser.add_argument("--progress", action="store_true", help="show progress of training and evaluation")
     arguments = parse(parser, "generation")

@@ -124,7 +124,12 @@ def main() -> None:
         draw(read_results("scaling*.csv")[0], arguments.figure)
         return
     tables: list[pd.DataFrame] = []
-    for name, adata in datasets(arguments):
+    there = dict(datasets(arguments))
+    if unknown := set(arguments.only or ()) - set(there):
+        raise SystemExit(f"--only {sorted(unknown)}: the data sets that are there are {list(there)}.")
+    if not there:
+        raise SystemExit("There is no data set: give --papalexi, or --simulated above 0.")
+    for name, adata in there.items():
         if arguments.only and name not in arguments.only:
             continue
         adata = with_counts(adata)

@@ -70,7 +70,8 @@ def _column(table: pd.DataFrame, column: str, decimals: int, better: str | None,
     means = values.groupby("source").mean().mean(axis=1).round(decimals) + 0.0  # never -0
     by_seed = values.dropna().mean(axis=1).groupby("source")
     rivals = means[means.index.isin(tested)]
-    best = {"higher": rivals.max(), "lower": rivals.min()}.get(better) if len(rivals) > 1 else None
+    badness = {"higher": -rivals, "lower": rivals, "closer to 1": (rivals - 1).abs()}.get(better)
+    best = rivals[badness == badness.min()].max() if badness is not None and len(rivals) > 1 else None
     cells = {}
     for source, mean in means.items():
         cell = f"{mean:,.{decimals}f}"
