@@ -271,16 +271,43 @@ def test_how_many_groups_a_mean_is_over_is_said_where_some_are_nan():
 
 
 def test_a_summary_of_several_folds_has_their_means():
-    """A floor that one fold lacks has no mean, and the best floor is that of the means."""
+    """A floor that one fold lacks has no mean, which is said, and the best floor is that of the means."""
     first = finish(
         rows_of("generated", "generated", "mse", "lower", {"a": 1.0})
         + rows_of("x", "floor", "mse", "lower", {"a": 4.0})
     )
     second = finish(rows_of("generated", "generated", "mse", "lower", {"b": 3.0}))
-    wide = summarize(pd.concat([first, second]))
+    both = pd.concat([first.assign(fold="one"), second.assign(fold="two")])
+    with pytest.warns(UserWarning, match=r"lack folds or seeds that others have: 'x' \(1 of 2\)\."):
+        wide = summarize(both)
     assert list(wide.columns) == ["generated", "better"]
     assert wide.loc["mse", "generated"] == 2
-    assert summarize(pd.concat([first, second]), ["a"]).loc["mse", ["generated", "x"]].tolist() == [1, 4]
+    assert summarize(both, ["a"]).loc["mse", ["generated", "x"]].tolist() == [1, 4]
+    with pytest.warns(UserWarning, match="different values of a source .*: say by a column fold"):
+        assert summarize(pd.concat([first, second])).loc["mse", "generated"] == 2
+
+
+def test_sources_of_tables_below_one_another_are_all_shown():
+    """Floors that both tables have count once, and a source without one of the seeds is named."""
+
+    def table_of(source: str, seed: int) -> pd.DataFrame:
+        rows = rows_of(source, "generated", "mse", "lower", {"a": 1.0 + seed})
+        return finish(rows + rows_of("x", "floor", "mse", "lower", {"a": 4.0 + seed})).assign(fold="one", seed=seed)
+
+    wide = summarize(pd.concat([table_of("A", 0), table_of("B", 0)]))
+    assert wide.loc["mse", ["A", "B", "x"]].tolist() == [1, 1, 4]
+    with pytest.warns(UserWarning, match=r"that others have: 'B' \(1 of 2\)\."):
+        wide = summarize(pd.concat([table_of("A", 0), table_of("A", 1), table_of("B", 0)]))
+    assert wide.loc["mse", ["A", "x"]].tolist() == [1.5, 4.5]
+    assert "B" not in wide
+
+
+def test_the_best_mean_slope_is_the_one_closest_to_1_in_every_group():
+    slopes = {"wild": {"a": 0.2, "b": 1.8}, "good": {"a": 0.9, "b": 0.9}}
+    records = [row for name, values in slopes.items() for row in rows_of(name, "floor", "slope", "closer to 1", values)]
+    table = finish(records)
+    assert set(table.loc[table["condition"] == "mean", "floor"]) == {0.9}
+    assert "goodness" not in table
 
 
 def test_every_floor_is_described():

@@ -259,11 +259,12 @@ def test_metrics_heatmap_measures_a_slope_by_its_distance_from_1(table):
 
 
 def test_metrics_heatmap_draws_the_mean_over_folds(table):
-    other = table.assign(value=table["value"] + 2.0)
+    other = table.assign(value=table["value"] + 2.0, fold="other")
     axes = pl.metrics_heatmap(pd.concat([table, other]), metrics=["w2"], conditions=["B cells"], sources=["ours"])
     assert [ax.texts[0].get_text() for ax in axes] == ["21.0", "16.0", "11.0"]
     some = pd.concat([table, other[other["source"] != "cell mean"]])  # a floor that one fold lacks has no mean
-    axes = pl.metrics_heatmap(some, metrics=["w2"], conditions=["mean"], sources=["ours"], floor="cell mean")
+    with pytest.warns(UserWarning, match="lack folds or seeds that others have: 'cell mean'"):
+        axes = pl.metrics_heatmap(some, metrics=["w2"], conditions=["mean"], sources=["ours"], floor="cell mean")
     assert [len(ax.texts) for ax in axes] == [0, 1, 1]
 
 

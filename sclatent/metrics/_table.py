@@ -82,19 +82,21 @@ def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
         other than "all", those of the condition "mean": the unweighted mean over these conditions, NaN values left out
         with a warning, and the sums of their cells. A source that lacks one of them has no mean, which could not be
         compared with that of others. ``floor`` is the best value of the floors for the condition and metric,
-        ``ceiling`` that of the ceiling; NaN where there is none.
+        ``ceiling`` that of the ceiling; NaN where there is none. The best floor of a mean is the one that is better in
+        the mean: 0.9 and 0.9 is closer to 1 than 0.2 and 1.8.
     """
     if not records:
         raise ValueError("There is nothing to put into the table: no condition could be compared.")
     table = pd.DataFrame.from_records(records)
     table = table.astype(dict.fromkeys(COUNTS, "Int64"))  # with a place for what is not there
+    table["goodness"] = goodness(table["value"], table["better"])
     single = table[table["condition"] != ALL]
     if len(single):
         sums = dict.fromkeys(COUNTS[1:], "sum")
         same = dict.fromkeys(["kind", "better", "space", "n_components", "seed"], "first")
         of_source = single.groupby(["source", "metric"], sort=False)
         n_conditions = single.groupby("metric")["condition"].nunique()
-        mean = of_source.agg({"value": "mean", "condition": "size", **sums, **same}).reset_index()
+        mean = of_source.agg({"value": "mean", "goodness": "mean", "condition": "size", **sums, **same}).reset_index()
         mean = mean[mean["condition"] == mean["metric"].map(n_conditions)]
         _warn_of_nan(of_source["value"], "conditions")
         table = pd.concat([table, mean.assign(condition=MEAN)], ignore_index=True)
@@ -102,9 +104,9 @@ def finish(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _with_bounds(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the best value of the floors, and that of the ceiling, for every condition and metric."""
+    """The table with the best value of the floors by goodness, and of the ceiling, for every condition and metric."""
     key = ["condition", "metric"]
-    order = goodness(table["value"], table["better"]).sort_values(kind="stable").index
+    order = table["goodness"].sort_values(kind="stable").index
     best = table.loc[order].groupby([*key, "kind"])["value"].last().unstack()
     rows = pd.MultiIndex.from_frame(table[key])
     bounds = {kind: best[kind].reindex(rows).to_numpy() if kind in best else np.nan for kind in ("floor", "ceiling")}
@@ -122,29 +124,48 @@ def _warn_of_nan(values: SeriesGroupBy, units: str) -> None:
 
 
 def over_folds(table: pd.DataFrame) -> pd.DataFrame:
-    """Take means over the folds or seeds of a table, where it has several; else return it as it is.
+    """Take means over the folds and seeds of a table, where it has several; else return it as it is.
 
     Parameters
     ----------
     table
-        Tables of an evaluation below one another, or what :func:`benchmark` returned.
+        Tables of an evaluation below one another, or what :func:`benchmark` returned. The columns ``fold`` and
+        ``seed``, where it has them, tell what is of the same fold: floors that several tables of it have count once.
 
     Returns
     -------
     pd.DataFrame
         One row for every condition, source and metric, without what it was computed from. A source that lacks one of
-        the folds has no mean, which could not be compared with that of others.
+        the folds has no mean, which could not be compared with that of others; a warning says so.
     """
-    key = ["condition", "source", "metric"]
-    if not table.duplicated(key).any():
+    key, units = ["condition", "source", "metric"], [column for column in ("fold", "seed") if column in table]
+    if not table.duplicated(key).any() and len(table[units].drop_duplicates()) < 2:
         return table
-    of_source = table.groupby(key, sort=False)
-    n = of_source["value"].transform("size")
-    table = table[n == n.groupby([table["condition"], table["metric"]]).transform("max")]
-    of_source = table.groupby(key, sort=False)
+    table = table.assign(
+        unit=table.groupby(units, dropna=False).ngroup() if units else 0,
+        goodness=goodness(table["value"], table["better"]),
+    )
+    of_unit = table.groupby([*key, "unit"], sort=False)
+    least, most = of_unit["value"].min(), of_unit["value"].max()
+    if not np.allclose(least, most, equal_nan=True):  # other processors round otherwise
+        warn_user(
+            "The table has different values of a source for the same metric, fold and seed, of which the mean is "
+            "taken: say by a column fold what each table is of, or evaluate all sources together."
+        )
+    averaged = {"kind": "first", "better": "first", "value": "mean", "goodness": "mean"}
+    table = of_unit.agg(averaged).reset_index()
+    n = table.groupby(key)["unit"].transform("size")
+    n_units = table.groupby(["condition", "metric"])["unit"].transform("nunique")
+    lacks = n < n_units
+    if lacks.any():
+        some = table[lacks].assign(n=n, n_units=n_units).drop_duplicates("source")
+        named = ", ".join(
+            f"{s!r} ({k} of {of})" for s, k, of in zip(some["source"], some["n"], some["n_units"], strict=True)
+        )
+        warn_user(f"Without a mean, since they lack folds or seeds that others have: {named}.")
+    of_source = table[~lacks].groupby(key, sort=False)
     _warn_of_nan(of_source["value"], "folds or seeds")
-    mean = of_source.agg({"kind": "first", "better": "first", "value": "mean"}).reset_index()
-    return _with_bounds(mean)
+    return _with_bounds(of_source.agg(averaged).reset_index()).drop(columns="goodness")
 
 
 def summarize(table: pd.DataFrame, conditions: Sequence[str] = (MEAN, ALL)) -> pd.DataFrame:
@@ -154,8 +175,8 @@ def summarize(table: pd.DataFrame, conditions: Sequence[str] = (MEAN, ALL)) -> p
     ----------
     table
         What :func:`evaluate_generation`, or another evaluation, returned. Of several folds or seeds, as of
-        :func:`benchmark` or of tables below one another (``pd.concat``), the means are shown; a source that lacks one
-        of them has none.
+        :func:`benchmark` or of tables below one another (``pd.concat``), the means are shown. The columns ``fold`` and
+        ``seed`` tell them apart: floors that several tables have of the same count once.
     conditions
         The conditions to show; those that the table does not have are passed over.
 
@@ -169,6 +190,11 @@ def summarize(table: pd.DataFrame, conditions: Sequence[str] = (MEAN, ALL)) -> p
     ------
     ValueError
         If the table has none of the conditions.
+
+    Warns
+    -----
+    UserWarning
+        If sources have no mean, since they lack a fold or seed that others have, or values that are NaN are left out.
 
     Examples
     --------
