@@ -76,6 +76,7 @@ def test_models_see_no_cell_that_is_held_out_and_change_nothing_for_others(cells
         found = other_type(train, fold)
         train.X = train.X * 0
         train.obs[KEY] = "control"
+        fold.asked[TYPE] = "C"
         return {"one way": found, "another": found}
 
     table = benchmark({"spoils": spoils, "other": other_type}, cells, folds[0], **QUICK)
@@ -84,6 +85,7 @@ def test_models_see_no_cell_that_is_held_out_and_change_nothing_for_others(cells
     wide = summarize(table)
     assert list(wide.columns[:3]) == ["spoils, one way", "spoils, another", "other"]
     pd.testing.assert_series_equal(wide["spoils, one way"], wide["other"], check_names=False)
+    assert set(folds[0].asked[TYPE]) == {"A"}
 
 
 def test_cells_that_were_held_out_at_random_are_compared_as_such(cells):
@@ -100,7 +102,7 @@ def test_cells_that_were_held_out_at_random_are_compared_as_such(cells):
 
 def test_rows_of_finished_folds_are_kept_where_a_model_fails(cells, folds, tmp_path):
     def fails(train: AnnData, fold: split.Fold) -> AnnData:
-        if fold is folds[1]:
+        if fold.name == folds[1].name:
             raise RuntimeError("out of memory")
         return other_type(train, fold)
 
@@ -112,6 +114,28 @@ def test_rows_of_finished_folds_are_kept_where_a_model_fails(cells, folds, tmp_p
     assert set(pd.read_csv(tmp_path / "table.csv")["fold"]) == {"cell_type=A, condition=stimulated"}
 
 
+def test_what_a_model_returned_is_checked_before_the_next_is_trained(cells, folds):
+    def never(train: AnnData, fold: split.Fold) -> AnnData:
+        raise AssertionError("trained")
+
+    for error, message, returned in (
+        (TypeError, "must be an AnnData with raw counts, not NoneType", lambda train, fold: None),
+        (KeyError, "'cell_type' is not a column", lambda train, fold: AnnData(train.X, var=train.var)),
+        (ValueError, "lacks 1 of the 60 genes", lambda train, fold: {"way": train[:, 1:].copy()}),
+        (ValueError, "returned no predictions, but {}", lambda train, fold: {}),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            benchmark({"wrong": returned, "never": never}, cells, folds[0], **QUICK)
+        assert caught.value.__notes__[-1].startswith("This was raised by models['wrong'] in the fold 'cell_type=A")
+    same_name = {"a, way": other_type, "a": lambda train, fold: {"way": other_type(train, fold)}}
+    with pytest.raises(ValueError, match=r"Another model has the names \['a, way'\]"):
+        benchmark(same_name, cells, folds[0], **QUICK)
+    few = {"few": lambda train, fold: other_type(train, fold)[:5].copy()}
+    with pytest.raises(ValueError, match="too few cells") as caught:
+        benchmark(few, cells, folds[0], **QUICK)
+    assert caught.value.__notes__[-1].startswith("This was raised by the evaluation in the fold 'cell_type=A")
+
+
 def test_levels_may_be_numbers(cells):
     numbers = cells.copy()
     numbers.obs[KEY] = (numbers.obs[KEY] == "stimulated").astype("float32") / 10
@@ -120,13 +144,16 @@ def test_levels_may_be_numbers(cells):
     assert set(table["condition"]) == {"cell_type=A, condition=0.1", "mean"}
 
 
-def test_what_cannot_be_is_said_before_a_model_is_trained(cells, folds):
+def test_what_cannot_be_is_said_before_a_model_is_trained(cells, folds, tmp_path):
     def never(train: AnnData, fold: split.Fold) -> AnnData:
         raise AssertionError("trained")
 
     logs = cells.copy()
     logs.X = logs.X.log1p()
     ours = {"ours": never}
+    renamed = cells.copy()
+    renamed.obs[KEY] = renamed.obs[KEY].cat.rename_categories({"control": "ctrl"})
+    few = split.Fold("few", folds[0].train, folds[0].asked[:5], folds[0].groupby, KEY, "control")
     for error, message, arguments, options in (
         (TypeError, "models must be functions by name", (never, cells, folds), {}),
         (TypeError, "models must be functions by name", ({"ours": cells}, cells, folds), {}),
@@ -142,6 +169,17 @@ def test_what_cannot_be_is_said_before_a_model_is_trained(cells, folds):
         (ValueError, "different ones were expected", (ours, cells, [folds[0], folds[0]]), {}),
         (ValueError, "has 60 cells that are not in adata", (ours, cells[60:], folds), {}),
         (ValueError, "adata has values that are not whole numbers", (ours, logs, folds), {}),
+        (ValueError, "has no control='control', but", (ours, renamed, folds), {}),
+        (ValueError, "too few cells", (ours, cells, [folds[0], few]), {}),
+        (TypeError, "models must be functions by name", ({1: never}, cells, folds), {}),
+        (ValueError, "must be a file, in a folder that exists", (ours, cells, folds), {"save": tmp_path}),
+        (ValueError, "in a folder that exists", (ours, cells, folds), {"save": tmp_path / "no" / "table.csv"}),
+        (ValueError, "n_top=20 must be a list", (ours, cells, folds), {"n_top": 20}),
+        (ValueError, "n_top=0 must be at least 1", (ours, cells, folds), {"n_top": [0]}),
+        (ValueError, "max_cells=1 must be at least 10", (ours, cells, folds), {"max_cells": 1}),
+        (ValueError, "n_components=0 must be", (ours, cells, split.random(cells, TYPE)), {"n_components": 0}),
+        (ValueError, "floors='no' must be True or False", (ours, cells, folds), {"floors": "no"}),
+        (ValueError, "seed=-1 must be", (ours, cells, folds), {"seed": -1}),
     ):
         with pytest.raises(error, match=message):
             benchmark(*arguments, **options)

@@ -504,7 +504,7 @@ def test_input_that_cannot_be_compared_is_refused(screen, glio):
         evaluate(one, predicted, control, disjoint_controls="no")
     with pytest.raises(ValueError, match="floors=None must be True or False"):
         evaluate(one, predicted, control, floors=None)
-    with pytest.raises(ValueError, match="max_cells=5 is not possible: at least 10"):
+    with pytest.raises(ValueError, match="max_cells=5 must be at least 10"):
         evaluate(one, predicted, control, max_cells=5)
     twice = predicted.copy()
     twice.var_names = ["gene"] * 120

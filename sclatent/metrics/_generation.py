@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from sclatent.data import check_keys, random_stream
+from sclatent.data import check_keys, check_seed, check_whole, random_stream
 from sclatent.data._warnings import warn_user
 
 from ._cells import CellGroups, check_anndata, check_flags
@@ -160,8 +160,9 @@ def evaluate_generation(
     """
     keys = check_keys(groupby, "groupby")
     check_flags(floors=floors)
-    if max_cells < MIN_CELLS:
-        raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
+    check_whole("max_cells", max_cells, MIN_CELLS)
+    check_whole("n_components", n_components)
+    check_seed(seed)
     check_anndata(real, "real")
     real_cells = CellGroups(real, real.var_names, keys, "real", layer)
     if train is None:

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
-from sclatent.data import TARGET_SUM, check_keys, random_stream
+from sclatent.data import TARGET_SUM, check_keys, check_seed, check_whole, random_stream, short_repr
 from sclatent.data._warnings import warn_user
 
 from ._arms import MIN_CELLS, Controls, Source, kept
@@ -207,8 +207,13 @@ def evaluate_perturbation(
     check_flags(floors=floors, disjoint_controls=disjoint_controls)
     if seen is not None and not keys:
         raise ValueError("seen needs groupby, the column of obs that tells its groups from the one that is predicted.")
-    if max_cells < MIN_CELLS:
-        raise ValueError(f"max_cells={max_cells} is not possible: at least {MIN_CELLS} are needed.")
+    check_whole("max_cells", max_cells, MIN_CELLS)
+    check_whole("n_components", n_components)
+    check_seed(seed)
+    if np.ndim(n_top) != 1:
+        raise ValueError(f"n_top={short_repr(n_top)} must be a list of numbers of genes, such as [20, 50].")
+    for n in n_top:
+        check_whole("n_top", n)
     check_anndata(real, "real")
     genes = real.var_names
     truth = CellGroups(real, genes, keys, "real", layer).shuffled(seed)
