@@ -125,6 +125,14 @@ def test_conditions_seeds_and_cells_that_are_used(monkeypatch):
     assert list(gene_copula(cells, "type").obs["type"].value_counts()) == [200, 100]
     with pytest.raises(ValueError, match="n=0"):
         gene_copula(cells, n=0)
+    with pytest.raises(ValueError, match=r"n=2\.5 must be a whole number"):
+        gene_copula(cells, n=2.5)
+    with pytest.raises(ValueError, match="adata has no cells"):
+        gene_copula(cells[:0])
+    with pytest.raises(ValueError, match="adata has no genes"):
+        gene_copula(cells[:, :0])
+    with pytest.raises(ValueError, match="seed=None must be"):
+        gene_copula(cells, seed=None)
 
     used = []
     monkeypatch.setattr(

@@ -1,5 +1,7 @@
 """Folds: nothing that is held out is trained on, the same seed makes the same ones, and files bring them back."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from sclatent.metrics import split
 
 KEY, TYPE = "condition", "cell_type"
 LINES = ["control", "a", "b", "c", "d"]
+SEEDS = [None, "a", 1.5, -1]
 SINGLES, PAIRS = ["A", "B", "C", "D"], ["A+B", "C+A", "B+C", "D+B"]
 
 
@@ -149,6 +152,20 @@ def test_singles_stay_when_pairs_are_held_out(pairs):
         assert {"ctrl", "A", "B", "C", "D+ctrl", "B+E"} <= set(other.obs.loc[fold.train, KEY])
 
 
+def test_what_holds_a_pair_is_left_out_and_blanks_do_not_matter(pairs):
+    other = pairs.copy()
+    turned = np.arange(other.n_obs) % 2 == 0
+    names = other.obs[KEY].astype(str).replace({"D+B": "A+B+C", "D": "D "})
+    other.obs[KEY] = names.where((names != "A+B") | turned, "B + A")
+    for delimiter in ("+", " + "):
+        folds = split.unseen_pairs(other, KEY, "ctrl", delimiter, n_folds=4, min_cells=10)
+        held_out = {frozenset(fold.asked[KEY]): set(other.obs.loc[fold.train, KEY]) for fold in folds}
+        assert held_out.keys() == {frozenset(p) for p in (["A+B", "B + A"], ["C+A"], ["B+C"], ["A+B+C"])}
+        assert not any("A+B+C" in train for train in held_out.values())
+        for fold in split.unseen_perturbations(other, KEY, "ctrl", n_folds=4, delimiter=delimiter, min_cells=10):
+            assert not other.obs.loc[fold.train, KEY].str.contains(fold.name.strip()).any()
+
+
 def test_shares_of_groups_are_those_of_all_within_a_cell(lines):
     obs = lines.obs
     uneven = lines[(obs[TYPE] != "K") | (np.arange(300) < 17)].copy()
@@ -158,6 +175,8 @@ def test_shares_of_groups_are_those_of_all_within_a_cell(lines):
     held_out = fold.asked.groupby([TYPE, "rare"], observed=True).size().reindex(n.index, fill_value=0)
     assert ((held_out - 0.3 * n).abs() < 1).all()
     assert len(fold.train) + len(fold.asked) == uneven.n_obs
+    most = split.random(uneven, [TYPE, "rare"], test_size=0.9)
+    assert len(uneven.obs.loc[most.train, [TYPE, "rare"]].drop_duplicates()) == len(n)
 
 
 def test_windows_hold_every_number_out_once(lines):
@@ -168,6 +187,13 @@ def test_windows_hold_every_number_out_once(lines):
     assert sum(len(fold.asked) for fold in folds) == 300
     assert max(fold.asked["time"].max() for fold in folds[:2]) < folds[2].asked["time"].min()
     assert folds[0].groupby == (TYPE,)
+    late = lines.copy()
+    late.obs["time"] = (late.obs["time"] + 1_700_000_000).astype(int)
+    folds = split.windows(late, "time", n_windows=3)
+    assert folds[0].name == "time 1700000000 to 1700000018"
+    late.obs["time"] = (lines.obs["time"] / 10).astype("float32")
+    assert split.windows(late, "time", n_windows=3)[1].name == "time 1.8 to 3.6"
+    assert len(split.window(late, "time", 4.2, np.inf).asked) == 90
 
 
 def test_files_bring_folds_back(lines, pairs, tmp_path):
@@ -177,12 +203,34 @@ def test_files_bring_folds_back(lines, pairs, tmp_path):
         for fold, read in zip(folds, split.read_folds(tmp_path / "folds.json", more), strict=True):
             assert (read.name, read.groupby) == (fold.name, fold.groupby)
             assert (read.perturbation_key, read.control) == (fold.perturbation_key, fold.control)
-            assert set(read.train) == set(fold.train)
+            assert list(read.train) == [name for name in more.obs_names if name in set(fold.train)]
             pd.testing.assert_frame_equal(read.asked, fold.asked)
+    fold = split.random(lines)
+    split.write_folds(fold, tmp_path / "one.json")
+    assert list(split.read_folds(tmp_path / "one.json", lines)[0].train) == list(fold.train)
+    for text in ("no JSON", "[1]", "{}"):
+        (tmp_path / "wrong.json").write_text(text)
+        with pytest.raises(ValueError, match=r"wrong\.json is no file of folds"):
+            split.read_folds(tmp_path / "wrong.json", lines)
     with pytest.raises(ValueError, match="has 1 cells that adata lacks, such as"):
         split.read_folds(tmp_path / "folds.json", pairs[1:])
     with pytest.raises(ValueError, match=r"asks for the columns \['condition'\], which adata.obs lacks"):
         split.read_folds(tmp_path / "folds.json", AnnData(pairs.X, pd.DataFrame(index=pairs.obs_names)))
+
+
+def test_a_fold_with_leaks_or_of_other_labels_is_refused(lines):
+    fold = of_lines(lines, "unseen_contexts")[0]
+    leaks = split.Fold("leaks", fold.train.append(fold.asked.index[:2]), fold.asked, fold.groupby, KEY, "control")
+    with pytest.raises(ValueError, match="'leaks' has 2 cells that are both held out and trained on"):
+        leaks.split(lines)
+    other = lines.copy()
+    other.obs[KEY] = other.obs[KEY].cat.rename_categories({"c": "d", "d": "c"})
+    first = fold.asked.index[fold.asked[KEY].isin(["c", "d"])][0]
+    with pytest.raises(ValueError, match=rf"asks for condition='[cd]' of the cell '{first}', which has '[cd]'"):
+        fold.split(other)
+    del other.obs[TYPE]
+    with pytest.raises(ValueError, match=r"asks for the column 'cell_type', which adata\.obs lacks"):
+        fold.split(other)
 
 
 def test_cells_that_are_new_are_in_no_fold_of_a_file(lines, tmp_path):
@@ -225,7 +273,13 @@ def test_what_cannot_be_is_said(lines, pairs):
         (ValueError, "finite numbers were expected", lambda: split.windows(lines, TYPE)),
         (ValueError, "n_windows=11", lambda: split.windows(lines, "time", n_windows=11)),
         (ValueError, "test_size=1.5 must be", lambda: split.random(lines, TYPE, test_size=1.5)),
-        (ValueError, "holds out 300 of 300", lambda: split.random(lines, TYPE, test_size=1)),
+        (ValueError, "test_size=1 must be", lambda: split.random(lines, TYPE, test_size=1)),
+        (ValueError, "holds out none of 300", lambda: split.random(lines, TYPE, test_size=1e-3)),
+        *((ValueError, f"seed={seed!r} must be", partial(split.random, lines, seed=seed)) for seed in SEEDS),
+        *((ValueError, f"seed={s!r} must be", partial(of_lines, lines, "unseen_perturbations", seed=s)) for s in SEEDS),
+        (ValueError, "must be one level of", lambda: split.unseen_perturbations(lines, KEY, ["control"])),
+        (ValueError, "low='a' must be a number", lambda: split.window(lines, "time", "a", 2)),
+        (ValueError, "high=None must be a number", lambda: split.window(lines, "time", 1, None)),
         (ValueError, "cells of the same name", lambda: split.random(twice)),
         (TypeError, "adata must be an AnnData", lambda: split.random(lines.X)),
         (ValueError, "has 60 cells that are not in adata", lambda: split.random(lines).split(lines[60:])),

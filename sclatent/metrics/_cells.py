@@ -81,6 +81,8 @@ class CellGroups:
         whole: bool = True,
     ) -> None:
         check_anndata(adata, argument)
+        if not len(genes):
+            raise ValueError(f"{argument} has no genes: cells with counts of some were expected.")
         self._matrix, self._columns = _counts(adata, genes, argument, layer, whole)
         self.n_genes = len(genes)
         self.names: pd.Index = adata.obs_names

@@ -12,9 +12,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from sclatent.data import random_stream, totals
+from sclatent.data import check_seed, check_whole, random_stream, totals
 
-from ._cells import BLOCK, CellGroups
+from ._cells import BLOCK, CellGroups, check_anndata
 from ._copula import draw_counts, factor_loadings, normal_scores
 
 POISSON = 1e6  # inverse dispersion of a negative binomial that is a Poisson variable in all but name
@@ -206,8 +206,12 @@ def _draw_conditions(
     draw: Draw, purpose: str, adata: AnnData, groupby: str | None, n: int | None, seed: int, layer: str | None
 ) -> AnnData:
     """Cells of every condition, drawn by what is fitted to it."""
-    if n is not None and n < 1:
-        raise ValueError(f"n={n} is not possible: at least 1 cell must be generated for every condition.")
+    if n is not None:
+        check_whole("n", n)
+    check_seed(seed)
+    check_anndata(adata, "adata")
+    if not adata.n_obs:
+        raise ValueError("adata has no cells: some were expected, which others are made like.")
     cells = CellGroups(adata, adata.var_names, [] if groupby is None else [groupby], "adata", layer)
     rng = random_stream(seed, purpose)
     sizes = {level: len(rows) if n is None else n for level, rows in cells.rows.items()}

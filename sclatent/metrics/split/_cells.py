@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from anndata import AnnData
 
-from sclatent.data import check_categorical, check_keys, check_number, check_whole, is_number, random_stream
+from sclatent.data import check_categorical, check_keys, check_whole, is_number, short_repr
 from sclatent.data._levels import factorize
 
 from .._cells import rows_of_groups
-from ._fold import Fold, check_names, fold_of
+from ._fold import Fold, check_names, fold_of, stream_of_folds
 
 
 def random(adata: AnnData, groupby: str | Sequence[str] | None = None, test_size: float = 0.5, seed: int = 0) -> Fold:
@@ -24,7 +24,8 @@ def random(adata: AnnData, groupby: str | Sequence[str] | None = None, test_size
     groupby
         Column of obs, or several, whose combinations are the groups. None takes all cells as one.
     test_size
-        Share of the cells of a group that is held out, rounded to whole cells; of a single cell none.
+        Share of the cells of a group that is held out, rounded to whole cells. One at least stays in training; of a
+        single cell none is held out.
     seed
         Seed of the choice.
 
@@ -38,7 +39,7 @@ def random(adata: AnnData, groupby: str | Sequence[str] | None = None, test_size
     KeyError
         If there is no such column.
     ValueError
-        If levels are missing, or ``test_size`` is not between 0 and 1, or so small or large that one part is empty.
+        If levels are missing, or ``test_size`` is not between 0 and 1, or so small that no cells are held out.
 
     Examples
     --------
@@ -50,16 +51,15 @@ def random(adata: AnnData, groupby: str | Sequence[str] | None = None, test_size
     True
     """
     keys = _checked(adata, groupby)
-    check_number("test_size", test_size, 0, 1, above=True)
-    rng = random_stream(seed, "folds")
+    if not (is_number(test_size) and 0 < test_size < 1):
+        raise ValueError(f"test_size={short_repr(test_size)} must be a number above 0 and below 1.")
+    rng = stream_of_folds(seed)
     held_out = np.zeros(adata.n_obs, dtype=bool)
     # scikit-learn's stratified split refuses groups of one cell, which rare combinations have
     for rows in rows_of_groups(adata.obs, keys, "adata").values() if keys else [np.arange(adata.n_obs)]:
-        held_out[rng.permutation(rows)[: round(test_size * len(rows))]] = True
-    if not 0 < held_out.sum() < adata.n_obs:
-        raise ValueError(
-            f"test_size={test_size} holds out {held_out.sum()} of {adata.n_obs} cells: some were expected."
-        )
+        held_out[rng.permutation(rows)[: min(round(test_size * len(rows)), len(rows) - 1)]] = True
+    if not held_out.any():
+        raise ValueError(f"test_size={test_size} holds out none of {adata.n_obs} cells: some were expected.")
     return fold_of(adata, "random", held_out, ~held_out, keys, keys)
 
 
@@ -73,7 +73,7 @@ def window(adata: AnnData, key: str, low: float, high: float, groupby: str | Seq
     key
         Column of obs with the number.
     low, high
-        The window: numbers of at least ``low`` and below ``high``.
+        The window: numbers of at least ``low`` and below ``high``, which may be infinite.
     groupby
         Columns of obs with groups, such as cell types, that are asked for and compared one by one.
 
@@ -101,6 +101,9 @@ def window(adata: AnnData, key: str, low: float, high: float, groupby: str | Seq
     [12.0, 24.0]
     """
     keys = _checked(adata, groupby)
+    for argument, value in {"low": low, "high": high}.items():
+        if not is_number(value) and value not in (-np.inf, np.inf):
+            raise ValueError(f"{argument}={short_repr(value)} must be a number, the {argument} end of the window.")
     return _window(adata, key, _numbers(adata, key), low, high, keys)
 
 
@@ -156,7 +159,8 @@ def _window(adata: AnnData, key: str, values: np.ndarray, low: float, high: floa
             f"low={low}, high={high}: {held_out.sum()} of the {len(values)} cells have such a number in adata.obs"
             f"[{key!r}], which is {values.min():g} to {values.max():g}; some were expected, and others to train on."
         )
-    name = f"{key} from {low:g}" if np.isinf(high) else f"{key} {low:g} to {high:g}"
+    start, end = (np.format_float_positional(float(number), trim="-") for number in (low, high))  # all their digits
+    name = f"{key} from {start}" if np.isinf(high) else f"{key} {start} to {end}"
     return fold_of(adata, name, held_out, ~held_out, dict.fromkeys([*groupby, key]), groupby)
 
 
@@ -171,7 +175,7 @@ def _checked(adata: AnnData, groupby: str | Sequence[str] | None) -> list[str]:
 def _numbers(adata: AnnData, key: str) -> np.ndarray:
     """Values of a column of obs; raises unless they are finite numbers."""
     check_categorical(adata.obs, key, "key")
-    column = adata.obs[key]
-    if wrong := [level for level in factorize(column)[1] if not is_number(level)]:
+    codes, levels = factorize(adata.obs[key])
+    if wrong := [level for level in levels if not is_number(level)]:
         raise ValueError(f"key={key!r}: finite numbers were expected in adata.obs[{key!r}], not {wrong[0]!r}.")
-    return column.to_numpy(float)
+    return np.array(levels, dtype=float)[codes]

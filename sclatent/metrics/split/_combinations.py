@@ -7,11 +7,9 @@ from collections.abc import Hashable, Sequence
 
 from anndata import AnnData
 
-from sclatent.data import random_stream
-
 from .._groups import name_of
 from ._experiment import Experiment, Group, deal
-from ._fold import Fold
+from ._fold import Fold, stream_of_folds
 
 
 def unseen_combinations(
@@ -82,7 +80,7 @@ def unseen_combinations(
     groups = _of_several_contexts(experiment)
     if n_folds is None:
         return [experiment.fold(experiment.name(group), [group]) for group in groups]
-    rng = random_stream(seed, "folds")
+    rng = stream_of_folds(seed)
     contexts, of_perturbation = dict.fromkeys(group[:-1] for group in groups), defaultdict(list)
     place = dict(zip(contexts, rng.permutation(len(contexts)), strict=True))
     for group in sorted(groups, key=lambda group: place[group[:-1]]):

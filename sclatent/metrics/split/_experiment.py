@@ -55,6 +55,8 @@ class Experiment:
         if perturbation_key in contexts:
             raise ValueError(f"context_keys={contexts} has {perturbation_key!r}, which is the perturbation_key.")
         check_whole("min_cells", min_cells)
+        if not isinstance(control, Hashable):
+            raise ValueError(f"control={short_repr(control)} must be one level of adata.obs[{perturbation_key!r}].")
         check_names(adata)
         for argument, keys in {"context_keys": contexts, "perturbation_key": [perturbation_key]}.items():
             for key in keys:

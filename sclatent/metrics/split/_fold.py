@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sclatent.data import check_obs
+from sclatent.data import check_obs, check_seed, random_stream, short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,8 @@ class Fold:
         Raises
         ------
         ValueError
-            If some of the cells are not there, or names are there twice.
+            If some of the cells are not there, names are there twice, cells are both held out and trained on, or held
+            out with other levels than the fold asks for.
 
         Examples
         --------
@@ -115,7 +116,28 @@ class Fold:
                 f"The fold {self.name!r} has {n} cells that are not in adata, by obs_names: give the cells that it was "
                 "made of."
             )
+        if len(twice := self.asked.index.intersection(self.train)):
+            raise ValueError(
+                f"The fold {self.name!r} has {len(twice)} cells that are both held out and trained on, such as "
+                f"{twice[0]!r}: none was expected."
+            )
+        for key, column in self.asked.items():
+            if key not in adata.obs:
+                raise ValueError(f"The fold {self.name!r} asks for the column {key!r}, which adata.obs lacks.")
+            asked, present = column.astype(str).to_numpy(), adata.obs[key].iloc[held_out].astype(str).to_numpy()
+            if len(differ := np.flatnonzero(asked != present)):
+                k = differ[0]
+                raise ValueError(
+                    f"The fold {self.name!r} asks for {key}={asked[k]!r} of the cell {self.asked.index[k]!r}, which "
+                    f"has {present[k]!r} in adata ({len(differ)} differ): make the folds of these cells again."
+                )
         return train, held_out
+
+
+def stream_of_folds(seed: int) -> np.random.Generator:
+    """Random numbers that say which cells are held out together."""
+    check_seed(seed)
+    return random_stream(seed, "folds")
 
 
 def check_names(adata: AnnData) -> None:
@@ -143,13 +165,13 @@ def fold_of(
     return Fold(str(name), adata.obs_names[train], asked, tuple(groupby), perturbation_key, control)
 
 
-def write_folds(folds: Sequence[Fold], path: str | os.PathLike) -> None:
+def write_folds(folds: Fold | Sequence[Fold], path: str | os.PathLike) -> None:
     """Write folds to a JSON file, with the names of all their cells.
 
     Parameters
     ----------
     folds
-        The folds.
+        The folds, or one.
     path
         The file.
 
@@ -161,6 +183,7 @@ def write_folds(folds: Sequence[Fold], path: str | os.PathLike) -> None:
     >>> folds = split.unseen_contexts(adata, "condition", control="control", context_keys="cell_type")
     >>> split.write_folds(folds, "folds.json")
     """
+    folds = [folds] if isinstance(folds, Fold) else folds
     cells = pd.Index([])
     for fold in folds:
         cells = cells.append([fold.train, fold.asked.index]).unique()
@@ -192,12 +215,12 @@ def read_folds(path: str | os.PathLike, adata: AnnData) -> list[Fold]:
     Returns
     -------
     list[Fold]
-        The folds. What is asked for is read from ``adata.obs``.
+        The folds. What is asked for is read from ``adata.obs``; cells to train on are in its order.
 
     Raises
     ------
     ValueError
-        If cells or columns are missing.
+        If cells or columns are missing, or the file is another one.
 
     Examples
     --------
@@ -210,16 +233,20 @@ def read_folds(path: str | os.PathLike, adata: AnnData) -> list[Fold]:
     ['B', 'T']
     """
     check_names(adata)
-    saved = json.loads(Path(path).read_text())
-    cells = pd.Index(saved["cells"])
-    missing = cells.difference(adata.obs_names, sort=False)
+    try:
+        saved = json.loads(Path(path).read_text())
+        names, saved = pd.Index(saved["cells"]), saved["folds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of folds, which write_folds makes: {short_repr(error)}.") from error
+    missing = names.difference(adata.obs_names, sort=False)
     if len(missing):
         raise ValueError(
             f"{path} has {len(missing)} cells that adata lacks, such as {missing[0]!r}: give the cells that the folds "
             "were made of."
         )
+    cells = adata.obs_names[adata.obs_names.isin(names)]
     folds = []
-    for of_fold in saved["folds"]:
+    for of_fold in saved:
         if lacking := [key for key in of_fold["keys"] if key not in adata.obs]:
             raise ValueError(f"{path} asks for the columns {lacking}, which adata.obs lacks.")
         held_out, left_out = pd.Index(of_fold["held_out"]), of_fold["left_out"]

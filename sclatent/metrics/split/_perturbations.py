@@ -6,11 +6,10 @@ from collections.abc import Hashable, Sequence
 
 from anndata import AnnData
 
-from sclatent.data import random_stream
 from sclatent.data._kinds import Set
 
 from ._experiment import Experiment, Group, deal
-from ._fold import Fold
+from ._fold import Fold, stream_of_folds
 
 Members = tuple[Hashable, ...]
 
@@ -43,9 +42,9 @@ def unseen_perturbations(
     context_keys
         Columns of obs with contexts, such as cell types, in which a perturbation is asked for one by one.
     delimiter
-        What stands between perturbations that a cell has together (``"+"`` in ``"KLF1+MAP2K6"``). One alone is held
-        out then, and cells that have it together with others are left out of training. By default a level is one
-        perturbation, whatever it is called.
+        What stands between perturbations that a cell has together (``"+"`` in ``"KLF1+MAP2K6"``), with or without
+        blanks around. One alone is held out then, and cells that have it together with others are left out of training.
+        By default a level is one perturbation, whatever it is called.
     min_cells
         Cells at least of a perturbation, in a context, that is asked for. Those with fewer, or with fewer than 10
         control cells in their context, are not asked for.
@@ -102,15 +101,16 @@ def unseen_pairs(
 ) -> list[Fold]:
     """Hold out perturbations that were made together, each of them once; those made alone stay in training.
 
-    GEARS calls it ``combo_seen2``.
+    No training cell has all members of a pair that is held out, with or without others: where ``"A+B"`` is,
+    ``"A+B+C"`` is left out. GEARS calls it ``combo_seen2``.
 
     Parameters
     ----------
     adata, perturbation_key, control, n_folds, context_keys, min_cells, seed
         As of :func:`unseen_perturbations`.
     delimiter
-        What stands between perturbations that were made together: ``"KLF1+MAP2K6"`` and ``"MAP2K6+KLF1"`` are the same
-        pair, ``"KLF1+ctrl"`` is KLF1 alone with the control ``"ctrl"``. Three together are asked for as well.
+        What stands between perturbations that were made together: ``"KLF1+MAP2K6"`` and ``"MAP2K6 + KLF1"`` are the
+        same pair, ``"KLF1+ctrl"`` is KLF1 alone with the control ``"ctrl"``. Three together are asked for as well.
 
     Returns
     -------
@@ -151,20 +151,21 @@ def unseen_pairs(
     folds = []
     for k, held_out in enumerate(map(set, deal(_shuffled([*known], seed), n_folds, "pairs"))):
         asked = [g for g in experiment.enough if members[g] in held_out]
-        folds.append(experiment.fold(_name(asked, k), asked, [g for g in members if members[g] in held_out]))
+        out = [g for g, of_group in members.items() if any(set(pair).issubset(of_group) for pair in held_out)]
+        folds.append(experiment.fold(_name(asked, k), asked, out))
     return folds
 
 
 def _members(group: Group, delimiter: str, control: Hashable) -> Members:
     """Perturbations that the cells of a group have together, sorted."""
     try:
-        return Set(delimiter, str(control)).members_of(str(group[-1]))
+        return Set(delimiter.strip() or delimiter, str(control)).members_of(str(group[-1]))
     except ValueError as error:
         raise ValueError(f"delimiter={delimiter!r}: {error}.") from error
 
 
 def _shuffled(things: Sequence[Members], seed: int) -> list[Members]:
-    return [things[i] for i in random_stream(seed, "folds").permutation(len(things))]
+    return [things[i] for i in stream_of_folds(seed).permutation(len(things))]
 
 
 def _name(asked: Sequence[Group], number: int) -> str:
