@@ -6,7 +6,7 @@ from anndata import AnnData
 from scipy.stats import nbinom, norm
 
 from sclatent.metrics import _floors as floors
-from sclatent.metrics import gene_copula, independent_genes, log_normalize
+from sclatent.metrics import evaluate_generation, gene_copula, independent_genes, log_normalize
 from sclatent.metrics._copula import factor_loadings, normal_scores
 
 N_GENES, IN_PROGRAM = 60, 15
@@ -141,6 +141,9 @@ def test_conditions_seeds_and_cells_that_are_used(monkeypatch):
     monkeypatch.setattr(floors, "COPULA_VALUES", 70 * N_GENES)
     gene_copula(cells, n=5)
     assert [scores.shape for scores in used] == [(70, N_GENES)]
+    used.clear()
+    evaluate_generation(cells[:100], {}, train=cells[100:], n_components=5, max_cells=10, progress_bar=False)
+    assert [scores.shape for scores in used] == [(50, N_GENES)]  # a quick look is quick
 
 
 def dense(cells: AnnData) -> AnnData:

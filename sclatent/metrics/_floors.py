@@ -18,7 +18,7 @@ from ._cells import BLOCK, CellGroups, check_anndata
 from ._copula import draw_counts, factor_loadings, normal_scores
 
 POISSON = 1e6  # inverse dispersion of a negative binomial that is a Poisson variable in all but name
-COPULA_VALUES = 2**24  # of cells x genes, which the factors are found in
+COPULA_VALUES = 2**23  # of cells x genes, which the factors are found in
 
 Draw: TypeAlias = Callable[[CellGroups, np.ndarray, int, np.random.Generator], sparse.csr_matrix]
 """Fits rows of one condition, and draws n cells."""
@@ -77,7 +77,8 @@ def gene_copula(
     inflation of zeros beside the negative binomial (Svensson 2020). Library sizes are given, and are not among the
     factors. The loadings :math:`W` come from factor analysis of the expected normal variables behind the counts, its
     eigenvalues shrunk: few cells, or genes that are independent, leave no factors, and the cells are those of
-    independent genes. Of many cells 16 million counts are used for it, such as 8,000 cells of 2,000 genes.
+    independent genes. Of many cells 8 million counts are used for it, such as 4,000 cells of 2,000 genes, drawn at
+    random; the negative binomials are fitted to all.
 
     The idea is that of scDesign2 (Sun et al. 2021) and, with few factors, of PopPert (arXiv:2609.01357).
 
@@ -178,11 +179,13 @@ def draw_independent_genes(cells: CellGroups, rows: np.ndarray, n: int, rng: np.
     return sparse.vstack(blocks, format="csr")
 
 
-def draw_gene_copula(cells: CellGroups, rows: np.ndarray, n: int, rng: np.random.Generator) -> sparse.csr_matrix:
-    """Fit rows of one condition, and draw (n, genes); see :func:`gene_copula`."""
+def draw_gene_copula(
+    cells: CellGroups, rows: np.ndarray, n: int, rng: np.random.Generator, most: int | None = None
+) -> sparse.csr_matrix:
+    """Fit rows of one condition, for the factors ``most`` of them, and draw (n, genes); see :func:`gene_copula`."""
     fit = fit_negative_binomials(cells, rows)
     dispersion = np.minimum(fit.dispersion, POISSON)
-    some = rng.permutation(len(rows))[: max(2, COPULA_VALUES // cells.n_genes)]
+    some = rng.permutation(len(rows))[: max(2, COPULA_VALUES // cells.n_genes)][:most]
     scores = np.concatenate(
         [
             normal_scores(counts, fit.sizes[some][of, None] * fit.fraction, dispersion)

@@ -22,7 +22,7 @@ from ._samples import Comparison, Sample
 from ._table import ALL, finish, named_sources
 
 MIN_CELLS = 10  # in a half
-PCA_CELLS = 5  # times max_cells: the components are fitted on no more
+FIT_CELLS = 5  # times max_cells: components, and the factors of a copula, are fitted on no more
 FLOORS = OTHERS, CELL_MEAN, INDEPENDENT, COPULA = "other conditions", "cell mean", "independent genes", "gene copula"
 HALF = "real half"
 
@@ -75,8 +75,8 @@ def evaluate_generation(
         Principal components at most.
     max_cells
         Most cells of a half: m is the least of this, half the real cells (that were not set aside) and half the
-        generated cells of the condition. The components are fitted on 5 times as many at most. More are subsampled;
-        memory does not grow with the rest.
+        generated cells of the condition. The components, and the factors of a gene copula, are fitted on 5 times as
+        many at most. More are subsampled; memory does not grow with the rest.
     floors
         Whether to compute the floors.
     seed
@@ -180,7 +180,7 @@ def evaluate_generation(
         )
 
     some = random_stream(seed, "cells of the components").permutation(np.concatenate(list(train_cells.rows.values())))
-    projection = Projection(train_cells.values(some[: PCA_CELLS * max_cells]), n_components, seed)
+    projection = Projection(train_cells.values(some[: FIT_CELLS * max_cells]), n_components, seed)
 
     groups = [real_cells, *sources.values()]
     sizes = {level: _sizes([level], groups, max_cells) for level in levels} if keys else {}
@@ -191,7 +191,7 @@ def evaluate_generation(
         for number, (level, size) in enumerate(sizes.items()):
             condition = name_of(level, keys)
             bar.set_description(f"evaluate {condition}")
-            trial = _Trial(real_cells, train_cells, size, projection, seed, number)
+            trial = _Trial(real_cells, train_cells, size, projection, seed, number, FIT_CELLS * max_cells)
             tasks: list[Task] = [(name, "generated", partial(trial.source, cells)) for name, cells in sources.items()]
             tasks += [(name, "floor", partial(trial.floor, name)) for name in FLOORS if floors]
             tasks += [(HALF, "ceiling", trial.ceiling)]
@@ -261,6 +261,8 @@ class _Trial:
         The principal components.
     seed, number
         Seed, also that of the classifiers, and number of the trial.
+    most
+        Most cells of a condition that the factors of a copula are fitted on.
     """
 
     def __init__(
@@ -271,9 +273,10 @@ class _Trial:
         projection: Projection,
         seed: int,
         number: int,
+        most: int,
     ) -> None:
         self._real, self._train, self._size, self._projection = real, train, size, projection
-        self._seed, self._number = seed, number
+        self._seed, self._number, self._most = seed, number, most
         halves = self._split(real)
         one, other = (self._sample(real, rows) for rows in halves)
         self._halves = one, other
@@ -308,7 +311,7 @@ class _Trial:
             OTHERS: self._others,
             CELL_MEAN: self._cell_mean,
             INDEPENDENT: partial(self._drawn, draw_independent_genes),
-            COPULA: partial(self._drawn, draw_gene_copula),
+            COPULA: partial(self._drawn, partial(draw_gene_copula, most=self._most)),
         }
         sample = make[name](origin, rng)
         pair = self._halves[0].head(len(sample.sizes)), sample
