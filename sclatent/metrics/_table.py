@@ -139,12 +139,10 @@ def over_folds(table: pd.DataFrame) -> pd.DataFrame:
         the folds has no mean, which could not be compared with that of others; a warning says so.
     """
     key, units = ["condition", "source", "metric"], [column for column in ("fold", "seed") if column in table]
-    if not table.duplicated(key).any() and len(table[units].drop_duplicates()) < 2:
+    unit = table.groupby(units, dropna=False).ngroup() if units else pd.Series(0, table.index)
+    if unit.nunique() < 2 and not table.duplicated(key).any():
         return table
-    table = table.assign(
-        unit=table.groupby(units, dropna=False).ngroup() if units else 0,
-        goodness=goodness(table["value"], table["better"]),
-    )
+    table = table.assign(unit=unit.to_numpy(), goodness=goodness(table["value"], table["better"]))
     of_unit = table.groupby([*key, "unit"], sort=False)
     least, most = of_unit["value"].min(), of_unit["value"].max()
     if not np.allclose(least, most, equal_nan=True):  # other processors round otherwise
