@@ -86,7 +86,7 @@ def run(
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """A row of panels a data set, a panel a metric: by number of training cells, a line a size of the model."""
+    """Draw metrics by number of training cells: one row per data set, one column per metric, one line per size."""
     names = list(table["dataset"].unique())
     figure, axes = plt.subplots(len(names), len(METRICS), figsize=(12, 3.4 * len(names)), squeeze=False)
     styles = {"network": "o-", "mixture, no network": "x:", "held-out cells, encoded and decoded": ".--"}
