@@ -99,7 +99,7 @@ def _origin(table: pd.DataFrame, headers: dict[str, dict[str, str]]) -> str:
     seeds = ", ".join(map(str, sorted(table["seed"].unique())))
     lines = dict.fromkeys(
         f"<small>`{header['command']}`, commit {header['commit']}, {header['date']}, "
-        f"{header['processor']}, threads: {header['threads']}, torch {header['torch']}</small>"
+        f"{header['processor']}, threads: {header['threads']}, torch {header['torch']}{header.get('note', '') and '; '}{header.get('note', '')}</small>"
         for header in headers.values()
     )
     return "<br>\n".join([*lines, f"<small>Seeds: {seeds}</small>"])
