@@ -99,7 +99,8 @@ def _origin(table: pd.DataFrame, headers: dict[str, dict[str, str]]) -> str:
     seeds = ", ".join(map(str, sorted(table["seed"].unique())))
     lines = dict.fromkeys(
         f"<small>`{header['command']}`, commit {header['commit']}, {header['date']}, "
-        f"{header['processor']}, threads: {header['threads']}, torch {header['torch']}{header.get('note', '') and '; '}{header.get('note', '')}</small>"
+        f"{header['processor']}, threads: {header['threads']}, torch {header['torch']}"
+        f"{'; ' + header['note'] if 'note' in header else ''}</small>"
         for header in headers.values()
     )
     return "<br>\n".join([*lines, f"<small>Seeds: {seeds}</small>"])
